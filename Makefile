@@ -1,0 +1,42 @@
+# `make test` needs Python 3.10 to 3.12 and make, and sets up the rest by itself:
+#   .venv         every host framework, at the versions that fairchem-core 1.10 asks for (torch 2.4)
+#   .venv-latest  a recent torch and every host framework but fairchem-core
+# A second run installs nothing unless pyproject.toml or requirements-latest.txt has changed.
+
+PYTHON ?= python3
+PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: test lint test-pinned test-latest clean
+
+test: lint test-pinned test-latest
+
+lint: .venv/.installed
+	@echo "== ruff and pyright"
+	@.venv/bin/ruff check .
+	@.venv/bin/pyright
+
+test-pinned: .venv/.installed
+	@echo "== tests in .venv"
+	@.venv/bin/python -m pip check
+	@.venv/bin/python -m pytest
+
+test-latest: .venv-latest/.installed
+	@echo "== tests in .venv-latest"
+	@.venv-latest/bin/python -m pip check
+	@.venv-latest/bin/python -m pytest
+
+.venv/.installed: pyproject.toml
+	@echo "== setting up .venv: some minutes the first time"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/$(PIP_INSTALL) --editable '.[all,test]'
+	@touch $@
+
+.venv-latest/.installed: pyproject.toml requirements-latest.txt
+	@echo "== setting up .venv-latest: some minutes the first time"
+	@$(PYTHON) -m venv .venv-latest
+	@.venv-latest/bin/$(PIP_INSTALL) --editable '.[hippynn,chgnet,test]' -r requirements-latest.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-latest .pytest_cache .ruff_cache build dist
+	find src tests recipes -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,39 @@
+"""Fixtures, and the two things that must happen before a test module is imported.
+
+beartype checks shapes and types of `kd_plugins.core` in every test, and the tests of a host that is
+not installed are left out, which the head of the report says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+from tests.hosts import ABSENT_HOSTS, HOSTS
+from tests.shared import require_shared, shared_folder
+
+jaxtyping.install_import_hook("kd_plugins.core", "beartype.beartype")
+
+collect_ignore_glob = [f"{host}/*" for host in ABSENT_HOSTS]
+
+
+def pytest_report_header() -> list[str]:
+    """Say which folders of tests are skipped, and why."""
+    return [
+        f"skipped: tests/{host}, because {HOSTS[host]} is not installed" for host in ABSENT_HOSTS
+    ]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real reference data."""
+    return require_shared(shared_folder())
+
+
+@pytest.fixture(scope="session")
+def shared_file(shared_data: Path) -> Callable[[str], Path]:
+    """Find a file of the reference data: ``shared_file("metals/mlearn_Mo_test.extxyz.xz")``."""
+    return lambda name: require_shared(shared_data / name)
