@@ -1,0 +1,136 @@
+"""How far a student is from its teacher, item by item.
+
+Every distance takes two tensors of the same shape (I, ...) and returns one number an item, (I,).
+None averages over items: `kd_plugins.core.reduction.masked_mean` does. Those over several features
+say in their name whether they sum or average over them, because papers and codes differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+Items = Float[Tensor, "I ..."]
+PerItem = Float[Tensor, " I"]
+
+
+def squared_sum(student: Items, teacher: Items) -> PerItem:
+    """Return the squared difference, summed over features: ‖s - t‖².
+
+    This is the node-to-node loss of CRACK (Algorithm 1, line 16) before its mean over atoms.
+
+    >>> squared_sum(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
+    tensor([5.])
+    """
+    return _features(student, teacher).square().sum(dim=1)
+
+
+def squared_mean(student: Items, teacher: Items) -> PerItem:
+    """Return the squared difference, averaged over features, as ``torch.nn.MSELoss`` does.
+
+    >>> squared_mean(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
+    tensor([2.5000])
+    """
+    return _features(student, teacher).square().mean(dim=1)
+
+
+def absolute_sum(student: Items, teacher: Items) -> PerItem:
+    """Return the absolute difference, summed over features.
+
+    >>> absolute_sum(torch.tensor([[1.0, -2.0]]), torch.zeros(1, 2))
+    tensor([3.])
+    """
+    return _features(student, teacher).abs().sum(dim=1)
+
+
+def absolute_mean(student: Items, teacher: Items) -> PerItem:
+    """Return the absolute difference, averaged over features, as ``torch.nn.L1Loss`` does.
+
+    >>> absolute_mean(torch.tensor([[1.0, -2.0]]), torch.zeros(1, 2))
+    tensor([1.5000])
+    """
+    return _features(student, teacher).abs().mean(dim=1)
+
+
+def norm(student: Items, teacher: Items) -> PerItem:
+    """Return the Euclidean length of the difference; its gradient at zero is zero.
+
+    Over forces this is what fairchem calls ``l2mae``.
+
+    >>> norm(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
+    tensor([5.])
+    """
+    return torch.linalg.vector_norm(_features(student, teacher), dim=1)
+
+
+@dataclass(frozen=True)
+class Huber:
+    """Huber's distance, averaged over features: squared near zero, linear beyond ``delta``.
+
+    Args:
+        delta: where it turns linear, in the unit of the quantity; > 0.
+
+    Raises:
+        ValueError: if ``delta`` is not positive.
+
+    >>> Huber(delta=1.0)(torch.tensor([[3.0]]), torch.zeros(1, 1))
+    tensor([2.5000])
+    """
+
+    delta: float
+
+    def __post_init__(self) -> None:
+        """Refuse a delta that would make the distance zero or negative."""
+        if not self.delta > 0:
+            raise ValueError(f"huber: delta must be > 0, got {self.delta}")
+
+    def __call__(self, student: Items, teacher: Items) -> PerItem:
+        """Return one number an item."""
+        difference = _features(student, teacher).abs()
+        squared = 0.5 * difference.square()
+        linear = self.delta * (difference - 0.5 * self.delta)
+        return torch.where(difference <= self.delta, squared, linear).mean(dim=1)
+
+
+DISTANCES: Mapping[str, Distance] = MappingProxyType(
+    {
+        "squared_sum": squared_sum,
+        "squared_mean": squared_mean,
+        "absolute_sum": absolute_sum,
+        "absolute_mean": absolute_mean,
+        "norm": norm,
+    }
+)
+"""The distances that need no argument, by name; `Huber` needs its delta."""
+
+
+def cosine_similarity(student: Items, teacher: Items) -> PerItem:
+    """Return the cosine of the angle between two items' features; a measure, not a distance.
+
+    >>> cosine_similarity(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    tensor([1.])
+    """
+    _check_shapes(student, teacher)
+    rows = len(student)
+    return torch.cosine_similarity(student.reshape(rows, -1), teacher.reshape(rows, -1), dim=1)
+
+
+def _features(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the difference with all features on one axis, (I, F)."""
+    _check_shapes(student, teacher)
+    features = student[0].numel() if len(student) else 1
+    return (student - teacher).reshape(len(student), features)
+
+
+def _check_shapes(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student and teacher must have one shape, "
+            f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )

@@ -1,0 +1,59 @@
+"""The linear head that maps a student's embeddings to its teacher's width."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Projection(nn.Module):
+    """The linear projection head P of CRACK (section 3.1), one matrix a degree l.
+
+    Mixing only channels of one degree, with a bias for l = 0 alone, it commutes with rotations.
+    It starts as the identity when the widths agree, so that a student that begins as its teacher
+    has nothing to unlearn, and as a random orthogonal map otherwise. It is trained with the
+    student and thrown away afterwards.
+
+    Args:
+        student_width: channels of the student's embeddings, D_S.
+        teacher_width: channels of the teacher's embeddings, D_T.
+        lmax: highest degree; 0 if only l = 0 embeddings are compared.
+        seed: of the initial weights; the global random state is left alone.
+
+    Raises:
+        ValueError: if a width is not positive or ``lmax`` is negative.
+
+    >>> projection = Projection(student_width=4, teacher_width=4, lmax=1, seed=0)
+    >>> embeddings = torch.ones(2, 4, 4)
+    >>> torch.equal(projection(embeddings), embeddings)
+    True
+    """
+
+    def __init__(self, student_width: int, teacher_width: int, lmax: int, seed: int) -> None:
+        super().__init__()
+        if student_width < 1 or teacher_width < 1 or lmax < 0:
+            raise ValueError(
+                f"projection: expected widths >= 1 and lmax >= 0, "
+                f"got {student_width}, {teacher_width} and {lmax}"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        start = _starting_matrices(lmax + 1, teacher_width, student_width, generator)
+        self.weight = nn.Parameter(start)
+        self.bias = nn.Parameter(torch.zeros(teacher_width))
+        degrees = torch.arange(lmax + 1)
+        self.register_buffer("degree", degrees.repeat_interleave(2 * degrees + 1), persistent=False)
+
+    def forward(self, embeddings: Float[Tensor, "N M D_S"]) -> Float[Tensor, "N M D_T"]:
+        """Project all (l, m) rows, M = (lmax + 1)²; M may be smaller, down to the l = 0 row."""
+        degree = self.get_buffer("degree")[: embeddings.shape[1]]
+        projected = torch.einsum("nms,mts->nmt", embeddings, self.weight[degree])
+        return torch.cat([projected[:, :1] + self.bias, projected[:, 1:]], dim=1)
+
+
+def _starting_matrices(n: int, rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    if rows == columns:
+        return torch.eye(rows).repeat(n, 1, 1)
+    size = max(rows, columns)
+    orthogonal, _ = torch.linalg.qr(torch.randn(n, size, size, generator=generator))
+    return orthogonal[:, :rows, :columns].contiguous()
