@@ -1,0 +1,36 @@
+"""Distillation inside fairchem-core's own trainers: name one of these as the ``trainer`` of a YAML.
+
+Nothing of fairchem-core is imported, and no stand-in installed, before a trainer is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kd_plugins.fairchem.trainer import DistillTrainer as DistillTrainer
+    from kd_plugins.fairchem.trainer import EqV2DistillTrainer as EqV2DistillTrainer
+
+__all__ = ["DistillTrainer", "EqV2DistillTrainer"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a trainer when it is first asked for (PEP 562).
+
+    Raises:
+        AttributeError: for a name that is not in ``__all__``.
+        ImportError: naming the extra to install, if fairchem-core is missing.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from kd_plugins.fairchem import compat
+
+    compat.require_fairchem()
+    compat.install()
+    from kd_plugins.fairchem import trainer
+
+    return getattr(trainer, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

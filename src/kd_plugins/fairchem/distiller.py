@@ -1,0 +1,235 @@
+"""The distillation of one run: student, teacher, loss, projection and its optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairchem.core.common import distutils
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch_geometric.data import Batch
+
+from kd_plugins.core.loss import LossReport, Sample, Term
+from kd_plugins.core.targets import TeacherTargets
+from kd_plugins.fairchem import random_state
+from kd_plugins.fairchem.convert import Capture, Units, flatten_outputs
+from kd_plugins.fairchem.hessian import directions, force_derivatives
+from kd_plugins.fairchem.metrics import Metric, embedding_metrics, loss_metrics
+from kd_plugins.fairchem.settings import DistillSettings
+from kd_plugins.fairchem.student import (
+    build_projection,
+    compared_embeddings,
+    needs_projection,
+    student_values,
+    teacher_in_student_units,
+)
+from kd_plugins.fairchem.teacher import Teacher, given_graph
+
+
+class Distiller:
+    """Computes the distillation loss of a batch after the student's forward.
+
+    Args:
+        settings: of the run.
+        student: hooks on the student.
+        teacher: the frozen teacher.
+        device: of the run.
+    """
+
+    def __init__(
+        self, settings: DistillSettings, student: Capture, teacher: Teacher, device: torch.device
+    ) -> None:
+        self.settings, self.student, self.teacher, self.device = settings, student, teacher, device
+        self.loss = settings.terms.loss()
+        self.shares_graph = teacher.shares_graph_with(student.backbone)
+        self.projection = self._projection()
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._metrics: dict[str, Metric] = {}
+        self._student_drew_from: Tensor | None = None
+
+    def _projection(self) -> nn.Module | None:
+        if self.settings.projection == "none" or not needs_projection(self.loss):
+            return None
+        projection = build_projection(self.student, self.teacher, self.settings.seed)
+        projection = projection.to(self.device)
+        return DistributedDataParallel(projection) if distutils.initialized() else projection
+
+    def known_elements(self) -> dict[str, int]:
+        """Return how many elements each model knows."""
+        return {
+            "student": self.student.backbone.max_num_elements,
+            "teacher": self.teacher.backbone.max_num_elements,
+        }
+
+    def before_student(self) -> None:
+        """Note the random state from which the student's forward draws.
+
+        EquiformerV2 rolls every edge's frame at random. The teacher draws from the same state, so
+        that equal models give equal embeddings.
+        """
+        self._student_drew_from = random_state.current(self.device)
+
+    def __call__(
+        self,
+        out: dict[str, Tensor],
+        batch: Batch,
+        *,
+        step: int,
+        training: bool,
+        units: Units,
+        masks: Mapping[str, Tensor],
+    ) -> Tensor | None:
+        """Return the weighted loss of a batch, or None where training has nothing to add.
+
+        In training only terms with a weight are evaluated; in validation all are, for the log.
+
+        Args:
+            out: the student's normalised outputs.
+            batch: of fairchem's data loader.
+            step: at which the weights are taken.
+            training: or validation.
+            units: of the student.
+            masks: quantity name to the items that count.
+        """
+        terms = self.loss.active(step) if training else self.loss.terms
+        if training and not terms:
+            self.student.clear()
+            return None
+        values = student_values(out, self.student, units, batch)
+        targets = self._targets(batch)
+        edge_index = self.student.graph.edge_index
+        if any(term.quantity == "force_derivatives" for term in terms):
+            values, targets = self._with_derivatives(values, targets, batch, step, units)
+        with torch.autocast(self.device.type, enabled=False):
+            sample = self._sample(values, targets, units, batch)
+            sample = dataclasses.replace(sample, edge_index=edge_index, masks=masks)
+            report = self._report(sample, step, terms)
+        self.student.clear()
+        return report.total
+
+    def _targets(self, batch: Batch) -> TeacherTargets:
+        graph = self.student.graph if self.shares_graph else None
+        with random_state.drawing_from(self._student_drew_from, self.device):
+            return self.teacher(batch, graph)
+
+    def _with_derivatives(
+        self,
+        values: dict[str, Tensor],
+        targets: TeacherTargets,
+        batch: Batch,
+        step: int,
+        units: Units,
+    ) -> tuple[dict[str, Tensor], TeacherTargets]:
+        """Add force derivatives: the student's in normalised units, the teacher's in eV/Å²."""
+        settings, graph = self.settings.terms.hessian, self.student.graph
+        probes = directions(batch, settings, self.settings.seed, step)
+        with given_graph(self.student.backbone):
+            student = force_derivatives(self._student_forces, batch, graph, probes, settings.step)
+        with given_graph(self.teacher.backbone), torch.no_grad():
+            teacher = force_derivatives(self._teacher_forces, batch, graph, probes, settings.step)
+        teacher = teacher * self.teacher.units.rmsd("forces")
+        both = {**targets.values, "force_derivatives": teacher}
+        return {**values, "force_derivatives": student}, dataclasses.replace(targets, values=both)
+
+    def _student_forces(self, batch: Batch) -> Tensor:
+        return flatten_outputs(self.student.model(batch))["forces"]
+
+    def _teacher_forces(self, batch: Batch) -> Tensor:
+        return flatten_outputs(self.teacher.model(batch))["forces"]
+
+    def _sample(
+        self, values: dict[str, Tensor], targets: TeacherTargets, units: Units, batch: Batch
+    ) -> Sample:
+        """Return both sides in the student's normalised units and the teacher's width."""
+        teacher = teacher_in_student_units(dict(targets.values), units, batch)
+        embeddings = compared_embeddings(
+            values["equivariant_embeddings"], teacher["equivariant_embeddings"], self.projection
+        )
+        teacher["equivariant_embeddings"] = teacher["equivariant_embeddings"][
+            :, : embeddings.shape[1]
+        ]
+        student = {
+            **values,
+            "equivariant_embeddings": embeddings,
+            "node_embeddings": embeddings[:, 0],
+        }
+        return Sample(student, dataclasses.replace(targets, values=teacher))
+
+    def _report(self, sample: Sample, step: int, terms: tuple[Term, ...]) -> LossReport:
+        report = self.loss(sample, step=step, terms=terms)
+        self._metrics = {**loss_metrics(report), **embedding_metrics(sample)}
+        return report
+
+    def take_metrics(self) -> dict[str, Metric]:
+        """Return what the last batch added to the log, once."""
+        metrics, self._metrics = self._metrics, {}
+        return metrics
+
+    def load_optimizer(self, optim: Mapping[str, Any]) -> None:
+        """Give the projection an AdamW of its own, without weight decay.
+
+        It is not one of fairchem's parameter groups, so the student's checkpoint stays one that a
+        plain fairchem trainer can resume.
+        """
+        if self.projection is not None:
+            self.optimizer = torch.optim.AdamW(
+                self.projection.parameters(), lr=optim["lr_initial"], weight_decay=0.0
+            )
+
+    def zero_grad(self) -> None:
+        """Clear the projection's gradients."""
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
+
+    def step(self, learning_rate: float, scale: float, clip_grad_norm: float | None) -> None:
+        """Step the projection as fairchem has just stepped the student.
+
+        Args:
+            learning_rate: that the student had.
+            scale: by which mixed precision had multiplied the loss; a step whose gradients
+                overflowed is left out, as the student's is.
+            clip_grad_norm: largest gradient norm, or None.
+        """
+        if self.optimizer is None:
+            return
+        parameters = [p for p in self.projection.parameters() if p.grad is not None]
+        for parameter in parameters:
+            parameter.grad.div_(scale)
+        if not all(bool(torch.isfinite(parameter.grad).all()) for parameter in parameters):
+            return
+        if clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: the teacher's identity, the projection's state."""
+        state: dict[str, Any] = {"teacher": self.teacher.fingerprint}
+        if self.projection is not None:
+            state["projection"] = _unwrapped(self.projection).state_dict()
+            state["optimizer"] = self.optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any] | None, checkpoint: Path) -> None:
+        """Take up that state; without one the projection starts afresh, and says so."""
+        if self.projection is None:
+            return
+        if state is None or "projection" not in state:
+            logging.warning(
+                f"no projection lies beside {checkpoint.name}; it starts afresh (expected when the "
+                "checkpoint was not written by a distillation with a projection)"
+            )
+            return
+        _unwrapped(self.projection).load_state_dict(state["projection"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    return module.module if isinstance(module, DistributedDataParallel) else module

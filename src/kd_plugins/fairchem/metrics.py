@@ -1,0 +1,46 @@
+"""What the distillation adds to fairchem's training and validation logs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_plugins.core.distances import absolute_mean, cosine_similarity
+from kd_plugins.core.loss import LossReport, Sample
+
+Metric = dict[str, Any]
+
+
+def loss_metrics(report: LossReport) -> dict[str, Metric]:
+    """Return each term's unweighted mean, and the share of relations that CRACK masked."""
+    metrics = {f"kd_{term.name}": _mean(term.total, term.count) for term in report.terms}
+    for term in report.terms:
+        if term.name == "crack":
+            masked = torch.tensor(float(term.masked))
+            metrics["kd_masked_fraction"] = _mean(masked, term.masked + term.count)
+    return metrics
+
+
+@torch.no_grad()
+def embedding_metrics(sample: Sample) -> dict[str, Metric]:
+    """Return mean absolute error and cosine similarity of the embeddings, as in the paper's tables.
+
+    ``embedding_*`` are over all degrees l that both models have, ``embedding_*_l0`` over l = 0.
+    """
+    metrics: dict[str, Metric] = {}
+    for suffix, name in (("", "equivariant_embeddings"), ("_l0", "node_embeddings")):
+        student, teacher = sample.pair(name)
+        if student.shape == teacher.shape:
+            for measure, of in (("mae", absolute_mean), ("cosine", cosine_similarity)):
+                items = of(student.detach(), teacher)
+                metrics[f"embedding_{measure}{suffix}"] = _mean(items.sum(), len(items))
+    return metrics
+
+
+def _mean(total: Tensor, count: int) -> Metric:
+    """Return what fairchem's evaluator adds up; tensors, so that an empty batch divides to NaN."""
+    total = total.detach().double().cpu()
+    numel = torch.tensor(float(count), dtype=torch.float64)
+    return {"metric": total / numel, "total": total, "numel": numel}

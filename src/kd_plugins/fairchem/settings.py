@@ -1,0 +1,188 @@
+"""The ``task: distill:`` block of a fairchem YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from kd_plugins.config import ConfigError, distance, read_config, reader, weight
+from kd_plugins.core.distances import Distance
+from kd_plugins.core.loss import CrackTerm, DistanceTerm, DistillationLoss, InstanceTerm, Term
+from kd_plugins.core.relations import Crack, Instance
+from kd_plugins.core.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Where the teacher comes from.
+
+    Args:
+        checkpoint: path of a fairchem EquiformerV2 checkpoint, hydra or the older single class.
+        weights: which weights to take where the file holds both raw and averaged ones.
+        trust_pickle: allow the file to run code while it is read; for files you trust.
+    """
+
+    checkpoint: str
+    weights: Literal["ema", "raw"] | None = None
+    trust_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """How the student starts.
+
+    Args:
+        initialize: ``scratch`` as fairchem does, or ``teacher``: every tensor copied from the
+            teacher's tensor of the same name, so a shallower student gets its first blocks
+            (the paper's "pretrained"); it then also takes the teacher's normalizers.
+        freeze: shell-style patterns over parameter names that are not trained.
+    """
+
+    initialize: Literal["scratch", "teacher"]
+    freeze: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CrackSettings:
+    """CRACK over the student's edges; see `kd_plugins.core.Crack` for the settings."""
+
+    weight: Schedule = reader(weight)
+    temperature: float = 0.15
+    anchor: Literal["teacher", "student"] = "teacher"
+    edges: Literal["undirected", "directed"] = "undirected"
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Check the settings at once, not when the loss is built."""
+        self.term("crack")
+
+    def term(self, name: str) -> Term:
+        """Return the term of the loss."""
+        relation = Crack(self.temperature, self.anchor, self.edges, self.tolerance)
+        return CrackTerm(name, relation, self.weight)
+
+
+@dataclass(frozen=True)
+class InstanceSettings:
+    """Instance-level InfoNCE over atoms; see `kd_plugins.core.Instance`."""
+
+    weight: Schedule = reader(weight)
+    temperature: float = 0.15
+    anchor: Literal["teacher", "student"] = "teacher"
+
+    def __post_init__(self) -> None:
+        """Check the settings at once."""
+        self.term("instance")
+
+    def term(self, name: str) -> Term:
+        """Return the term of the loss."""
+        return InstanceTerm(name, Instance(self.temperature, self.anchor), self.weight)
+
+
+@dataclass(frozen=True)
+class NodeToNodeSettings:
+    """Matching node embeddings atom by atom, on all degrees l or on l = 0 only."""
+
+    features: Literal["all", "l0"]
+    weight: Schedule = reader(weight)
+    distance: Distance = reader(distance)
+
+    def term(self, name: str) -> Term:
+        """Return the term of the loss."""
+        quantity = "equivariant_embeddings" if self.features == "all" else "node_embeddings"
+        return DistanceTerm(name, quantity, self.distance, self.weight)
+
+
+@dataclass(frozen=True)
+class SoftTargetSettings:
+    """The teacher's own output as a target, in the student's normalised units."""
+
+    weight: Schedule = reader(weight)
+    distance: Distance = reader(distance)
+
+    def term(self, name: str) -> Term:
+        """Return the term of the loss."""
+        return DistanceTerm(name, name, self.distance, self.weight)
+
+
+@dataclass(frozen=True)
+class HessianSettings:
+    """Matching force derivatives along random directions, by central differences.
+
+    Args:
+        step: displacement h in Å; 5e-3 keeps float32 noise and curvature error near 1 %.
+        probes: directions a structure and step.
+    """
+
+    step: float
+    weight: Schedule = reader(weight)
+    distance: Distance = reader(distance)
+    probes: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a step or a number of probes that measures nothing."""
+        if not 0 < self.step < 0.5:
+            raise ValueError(f"step must be > 0 and < 0.5 Å, got {self.step}")
+        if self.probes < 1:
+            raise ValueError(f"probes must be >= 1, got {self.probes}")
+
+    def term(self, name: str) -> Term:
+        """Return the term of the loss."""
+        return DistanceTerm(name, "force_derivatives", self.distance, self.weight)
+
+
+@dataclass(frozen=True)
+class TermsSettings:
+    """The terms of the loss; one that is left out is not computed."""
+
+    crack: CrackSettings | None = None
+    instance: InstanceSettings | None = None
+    n2n: NodeToNodeSettings | None = None
+    atomic_energies: SoftTargetSettings | None = None
+    energy: SoftTargetSettings | None = None
+    forces: SoftTargetSettings | None = None
+    hessian: HessianSettings | None = None
+
+    def loss(self) -> DistillationLoss:
+        """Return the loss that the settings describe."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        return DistillationLoss(
+            tuple(settings.term(name) for name, settings in chosen.items() if settings is not None)
+        )
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """The whole block.
+
+    Args:
+        teacher: where it comes from.
+        student: how it starts.
+        terms: of the loss, beside fairchem's own ``loss_functions``.
+        projection: ``linear`` maps the student's embeddings to the teacher's width before they
+            are compared (paper, section 3.1); ``none`` compares them as they are.
+        seed: of the projection's first weights and the Hessian's directions.
+        preflight: how many structures have their labels checked before training starts.
+    """
+
+    teacher: TeacherSettings
+    student: StudentSettings
+    terms: TermsSettings
+    projection: Literal["linear", "none"] = "linear"
+    seed: int = 0
+    preflight: int = 1000
+
+
+def read_settings(task: Mapping[str, Any]) -> DistillSettings:
+    """Return the settings under ``task: distill:``.
+
+    Raises:
+        ConfigError: listing everything that is wrong with them.
+    """
+    if "distill" not in task:
+        raise ConfigError(
+            "task.distill is missing; the distillation trainers read their settings there "
+            "(fairchem passes no other top-level key on)"
+        )
+    return read_config(DistillSettings, task["distill"], "task.distill")

@@ -1,0 +1,206 @@
+"""fairchem trainers that add a distillation loss to fairchem's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairchem.core.common import distutils
+from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
+from fairchem.core.trainers import OCPTrainer
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch_geometric.data import Batch
+
+from kd_plugins.config import ConfigError
+from kd_plugins.fairchem import sidecar
+from kd_plugins.fairchem.checkpoint import read_checkpoint
+from kd_plugins.fairchem.convert import Capture, Units
+from kd_plugins.fairchem.distiller import Distiller
+from kd_plugins.fairchem.preflight import check_batch, check_dataset
+from kd_plugins.fairchem.random_state import StepState
+from kd_plugins.fairchem.settings import read_settings
+from kd_plugins.fairchem.student import check_pair, freeze, start_from_teacher
+from kd_plugins.fairchem.teacher import Teacher
+
+
+class DistillMixin:
+    """Distillation for an `OCPTrainer`, through the methods that fairchem has for extending it.
+
+    The teacher and the projection stand outside ``self.model``, so fairchem's EMA, clipping,
+    counting and saving see the student alone. While every weight is zero nothing is computed in
+    training, and the run is fairchem's own to the last bit.
+    """
+
+    def __init__(self, task: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("gp_gpus") is not None:
+            raise ConfigError("gp_gpus: distillation needs whole graphs on each rank; leave it out")
+        self.settings = read_settings(task)
+        self._checkpoint = read_checkpoint(self.settings.teacher)
+        super().__init__(task, *args, **kwargs)
+
+    def load_model(self) -> None:
+        """Build the student as fairchem does, then the teacher; start and freeze the student."""
+        super().load_model()
+        student = Capture(self._unwrapped_model, "student")
+        teacher = Teacher(self._checkpoint, self.device)
+        del self._checkpoint  # a second copy of the teacher's weights
+        check_pair(student, teacher, self.settings)
+        if self.settings.student.initialize == "teacher":
+            start_from_teacher(self._unwrapped_model, teacher.model)
+        if self.settings.student.freeze:
+            freeze(self._unwrapped_model, self.settings.student.freeze)
+            self._wrap_again()
+        self.distiller = Distiller(self.settings, student, teacher, self.device)
+        self.step_state = StepState(self._checkpoint_folder, distutils.get_rank())
+
+    def _wrap_again(self) -> None:
+        """Have DistributedDataParallel forget the parameters that are now frozen."""
+        if isinstance(self.model, DistributedDataParallel):
+            self.model = DistributedDataParallel(self._unwrapped_model)
+
+    def load_references_and_normalizers(self) -> None:
+        """Load them as fairchem does; a student that starts as its teacher speaks its units."""
+        super().load_references_and_normalizers()
+        if self.settings.student.initialize == "teacher":
+            _adopt(self.normalizers, self.distiller.teacher.units.normalizers, "normalizer")
+            _adopt(self.elementrefs, self.distiller.teacher.units.elementrefs, "references")
+
+    def load_optimizer(self) -> None:
+        """Add an optimizer of the projection's own; fairchem's keeps its shape on disk."""
+        super().load_optimizer()
+        self.distiller.load_optimizer(self.config["optim"])
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """Check the labels, then train as fairchem does."""
+        targets = [name for name, _ in self.loss_functions]
+        elements = self.distiller.known_elements()
+        for name, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
+            if dataset is not None:
+                check_dataset(dataset, name, targets, elements, self.settings.preflight)
+        super().train(*args, **kwargs)
+
+    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+        if self.model.training:
+            self.step_state.at_step(self.best_val_metric)
+        self.distiller.before_student()
+        return super()._forward(batch)
+
+    def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
+        check_batch(batch, [name for name, _ in self.loss_functions])
+        loss = super()._compute_loss(out, batch)
+        distillation = self.distiller(
+            out,
+            batch,
+            step=self.step,
+            training=self.model.training,
+            units=Units(self.normalizers, self.elementrefs),
+            masks=self._free_atoms(batch),
+        )
+        return loss if distillation is None else loss + distillation
+
+    def _free_atoms(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the atoms whose forces count, by the same rule as fairchem's own loss."""
+        forces = self.output_targets.get("forces", {})
+        if not forces.get("train_on_free_atoms", True):
+            return {}
+        return dict.fromkeys(("forces", "force_derivatives"), batch.fixed == 0)
+
+    def _compute_metrics(
+        self, out: dict[str, Tensor], batch: Batch, evaluator: Any, metrics: Any = None
+    ) -> dict[str, Any]:
+        metrics = super()._compute_metrics(out, batch, evaluator, metrics)
+        for name, value in self.distiller.take_metrics().items():
+            metrics = evaluator.update(name, value, metrics)
+        return metrics
+
+    def _backward(self, loss: Tensor) -> None:
+        self.distiller.zero_grad()
+        scale = self.scaler.get_scale() if self.scaler else 1.0
+        learning_rate = self.scheduler.get_lr()
+        super()._backward(loss)
+        self.distiller.step(learning_rate, scale, self.clip_grad_norm)
+
+    @property
+    def _checkpoint_folder(self) -> Path:
+        return Path(self.config["cmd"]["checkpoint_dir"])
+
+    def save(
+        self,
+        metrics: Any = None,
+        checkpoint_file: str = "checkpoint.pt",
+        training_state: bool = True,
+    ) -> str | None:
+        """Save as fairchem does, but whole or not at all, and the distillation state beside it."""
+        target = self._checkpoint_folder / checkpoint_file
+        state = {"step": self.step if training_state else 0, **self.distiller.state_dict()}
+        if distutils.is_master() and not self.is_debug:
+            sidecar.write_atomically(state, sidecar.pending_path(target))
+        partial = super().save(metrics, f"{checkpoint_file}.partial", training_state)
+        if partial is not None:
+            os.replace(partial, target)
+            os.replace(sidecar.pending_path(target), sidecar.sidecar_path(target))
+        if training_state and not self.is_debug:
+            self.step_state.checkpoint_written(self.step)
+        return None if partial is None else str(target)
+
+    def load_checkpoint(
+        self, checkpoint_path: str, checkpoint: Any = None, inference_only: bool = False
+    ) -> None:
+        """Load as fairchem does, then the projection, the schedule's step and the random state."""
+        super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+        step = 0 if inference_only else self.step
+        path = Path(checkpoint_path)
+        self.distiller.load_state_dict(
+            sidecar.read_sidecar(path, step, self.distiller.teacher.fingerprint), path
+        )
+        if step and not inference_only:
+            self._catch_up_schedule()
+            kept = self.step_state.checkpoint_read(step)
+            self.best_val_metric = kept.get("best_val_metric", self.best_val_metric)
+
+    def _catch_up_schedule(self) -> None:
+        """Take the schedule step that fairchem takes just after it has saved."""
+        if self.scheduler.scheduler_type in ("Null", "ReduceLROnPlateau"):
+            return
+        if self.scheduler.scheduler.last_epoch == self.step - 1:
+            self.scheduler.step()
+
+
+def _adopt(ours: dict[str, Any], theirs: dict[str, Any], kind: str) -> None:
+    """Replace the student's units by its teacher's and say so."""
+    for name, module in theirs.items():
+        if name in ours and _values(ours[name]) != _values(module):
+            logging.warning(
+                f"{kind} of {name}: the student starts from its teacher and takes over the "
+                f"teacher's {_values(module)} in place of {_values(ours[name])}"
+            )
+        ours[name] = module
+    for name in set(ours) - set(theirs):
+        logging.warning(
+            f"{kind} of {name}: the student starts from its teacher, which has none, and drops "
+            f"its own {_values(ours.pop(name))}"
+        )
+
+
+def _values(module: torch.nn.Module) -> str:
+    return ", ".join(
+        f"{name} {value.item():.6g}"
+        if value.numel() == 1
+        else f"{name} summing to {value.sum():.6g}"
+        for name, value in module.state_dict().items()
+    )
+
+
+class DistillTrainer(DistillMixin, OCPTrainer):
+    """`OCPTrainer` with distillation: ``trainer: kd_plugins.fairchem.DistillTrainer``."""
+
+
+class EqV2DistillTrainer(DistillMixin, EquiformerV2ForcesTrainer):
+    """`EquiformerV2ForcesTrainer` (cosine schedule in epochs) with distillation.
+
+    In YAML: ``trainer: kd_plugins.fairchem.EqV2DistillTrainer``.
+    """
