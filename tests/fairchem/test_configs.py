@@ -1,0 +1,134 @@
+"""The YAML files of configs/fairchem say what the paper says, and fairchem can read them."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fairchem", reason="needs the extra kd_plugins[fairchem]")
+
+from kd_plugins.fairchem import compat
+from kd_plugins.fairchem.settings import read_settings
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "fairchem"
+COMMAND = "python -m kd_plugins.fairchem --mode"
+SUBSETS = {"ostar": 459_715, "200k": 198_823}  # structures, Table 5
+ARMS = {
+    "vanilla": ("scratch", set()),
+    "pretrained": ("teacher", set()),
+    "n2n": ("teacher", {"n2n"}),
+    "hessian": ("teacher", {"hessian"}),
+    "crack": ("teacher", {"crack"}),
+    "crack_n2n": ("teacher", {"crack", "n2n"}),
+    "instance": ("teacher", {"instance"}),
+    "instance_n2n": ("teacher", {"instance", "n2n"}),
+}
+every_arm = pytest.mark.parametrize(
+    ("subset", "arm"), [(subset, arm) for subset in SUBSETS for arm in ARMS]
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fairchem() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compat.install()
+        from fairchem.core.common.utils import setup_imports
+
+        setup_imports()
+
+
+def load(name: str, overridden: tuple[str, ...] = ()) -> dict[str, Any]:
+    from fairchem.core.common.utils import load_config
+
+    config, overwritten, conflicts = load_config(str(CONFIGS / name))
+    assert conflicts == []
+    assert tuple(overwritten) == overridden
+    return config
+
+
+def build(config: dict[str, Any]) -> Any:
+    from fairchem.core.common.registry import registry
+
+    arguments = copy.deepcopy(config["model"])
+    return registry.get_model_class(arguments.pop("name"))(**arguments)
+
+
+def n_parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_every_file_opens_with_a_command_that_uses_it() -> None:
+    files = sorted(CONFIGS.rglob("*.yml"))
+    assert len(files) > 25
+    for file in files:
+        first = file.read_text().splitlines()[0]
+        named = first.partition("--config-yml ")[2].split()[0]
+        assert first.startswith(("# " + COMMAND, "# Part of: " + COMMAND)), file
+        assert (ROOT / named).is_file(), file
+        own = file.parent.name in SUBSETS or file.parent == CONFIGS
+        assert not own or ROOT / named == file, file
+
+
+@every_arm
+def test_arm_differs_from_its_base_in_the_distill_block_alone(subset: str, arm: str) -> None:
+    base, config = load(f"base/{subset}.yml"), load(f"{subset}/{arm}.yml")
+    shared = base["task"].pop("distill")
+    block = config["task"].pop("distill")
+    assert config == base
+    assert {key: block[key] for key in shared} == shared
+
+
+@every_arm
+def test_arm_has_the_start_and_terms_of_the_paper(subset: str, arm: str) -> None:
+    settings = read_settings(load(f"{subset}/{arm}.yml")["task"])
+    start, terms = ARMS[arm]
+    assert settings.student.initialize == start
+    assert settings.projection == "linear"
+    assert {name for name, term in vars(settings.terms).items() if term is not None} == terms
+
+
+def test_weights_and_temperature_are_those_of_table_6() -> None:
+    terms = load("ostar/crack_n2n.yml")["task"]["distill"]["terms"]
+    assert terms["crack"]["weight"] == 10.0
+    assert terms["crack"]["temperature"] == 0.15
+    assert terms["crack"]["anchor"] == "teacher"
+    assert terms["n2n"]["weight"] == 1.0
+    assert terms["n2n"]["distance"] == "squared_sum"
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_warm_up_takes_the_steps_of_table_6(subset: str) -> None:
+    optim = load(f"base/{subset}.yml")["optim"]
+    steps_an_epoch = math.ceil(SUBSETS[subset] / optim["batch_size"])
+    assert optim["batch_size"] == 4
+    assert optim["lr_initial"] == 5e-4
+    assert int(optim["scheduler_params"]["warmup_epochs"] * steps_an_epoch) == 30_000
+
+
+def test_student_has_22_million_parameters_and_the_forks_patterns_fit_it() -> None:
+    model = build(load("base/ostar.yml"))
+    assert n_parameters(model) == pytest.approx(21.98e6, rel=1e-3)
+    overridden = ("task.distill.projection", "optim.scheduler_params.warmup_epochs")
+    fork = load("ostar/fork.yml", overridden)["task"]["distill"]
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in fork["student"]["freeze"]:
+        assert fnmatch.filter(names, pattern), pattern
+    assert read_settings({"distill": fork}).projection == "none"
+    per_raw_output = model.output_heads["energy"].avg_num_nodes
+    assert fork["terms"]["atomic_energies"]["weight"] == pytest.approx(0.5 * per_raw_output**2)
+
+
+def test_teacher_has_153_million_parameters_and_the_students_architecture() -> None:
+    teacher, student = load("teacher_153m.yml"), load("base/ostar.yml")
+    assert n_parameters(build(teacher)) == pytest.approx(153.60e6, rel=1e-3)
+    assert teacher["model"]["backbone"].pop("num_layers") == 20
+    assert student["model"]["backbone"].pop("num_layers") == 2
+    assert teacher["model"] == student["model"]

@@ -1,0 +1,115 @@
+"""Two gloo ranks give the gradients of one process on the union of their batches."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.distributed.elastic.utils.distributed import get_free_port
+
+from kd_plugins.core.loss import DistillationLoss
+
+BATCHES = ([0, 1], [2, 3, 4])
+"""Structures of each rank, uneven on purpose."""
+TERMS = ("crack", "instance", "n2n", "atomic_energies", "energy", "forces")
+
+
+def gradients(trainer: Any, indices: list[int], seed: int, term: Any) -> tuple[dict, int]:
+    """Return the gradients of one term alone on one batch, and how many items counted."""
+    batch = trainer.collater([trainer.train_dataset[index] for index in indices])
+    trainer.distiller.loss = DistillationLoss((term,))
+    trainer.step = 1
+    trainer.model.train()
+    trainer.model.zero_grad()
+    trainer.distiller.zero_grad()
+    torch.manual_seed(seed)
+    trainer._compute_loss(trainer._forward(batch), batch).backward()
+    modules = {"student": trainer.model, "projection": trainer.distiller.projection}
+    found = {
+        f"{who}.{name}": parameter.grad.clone()
+        for who, module in modules.items()
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
+    metric = trainer.distiller.take_metrics()[f"kd_{term.name}"]
+    return found, int(metric["numel"])
+
+
+def all_gradients(trainer: Any, indices: list[int], seed: int) -> dict[str, Any]:
+    """Return the gradients of every term, each alone."""
+    terms = trainer.settings.terms.loss().terms
+    return {term.name: gradients(trainer, indices, seed, term) for term in terms}
+
+
+def rank_main(rank: int, port: int, settings: dict[str, Any], results: Path) -> None:
+    """Run one of two ranks."""
+    from kd_plugins.fairchem import compat
+
+    compat.install()
+    torch.set_num_threads(1)
+    os.environ.update(
+        MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank)
+    )
+    from tests.fairchem import tiny
+
+    found = tiny.run(settings, lambda trainer: all_gradients(trainer, BATCHES[rank], rank))
+    if rank == 0:
+        torch.save(found, results)
+
+
+@pytest.fixture
+def settings(make_config, teacher: Path) -> dict[str, Any]:
+    """Every term, fairchem's own losses switched off, nothing trained."""
+    from tests.fairchem import tiny
+
+    terms = {name: tiny.ALL_TERMS[name] for name in TERMS}
+    settings = make_config(
+        trainer="kd_plugins.fairchem.EqV2DistillTrainer", task=tiny.distill(teacher, terms)
+    )
+    settings["optim"]["max_epochs"] = 0
+    settings["dataset"].pop("val")
+    for function in settings["loss_functions"]:
+        next(iter(function.values()))["coefficient"] = 0.0
+    return settings
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_process(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Negatives are each rank's own, counts are global.
+
+    The reference adds up the two batches' sums and divides by the joint count, so for terms without
+    negatives it is the plain union batch.
+    """
+    from tests.fairchem import tiny
+
+    results = tmp_path / "gradients.pt"
+    both = {**settings, "world_size": 2, "timestamp_id": "two"}
+    mp.spawn(rank_main, (get_free_port(), both, results), nprocs=2)
+    two = torch.load(results, weights_only=True)
+    parts = tiny.run(
+        settings,
+        lambda trainer: [
+            all_gradients(trainer, indices, rank) for rank, indices in enumerate(BATCHES)
+        ],
+    )
+    for name in TERMS:
+        reference = union(*(part[name] for part in parts))
+        assert two[name][0].keys() == reference.keys()
+        assert relative_error(two[name][0], reference) < 1e-6, name
+
+
+def relative_error(ours: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:
+    """Return the length of the difference of two gradients over that of the second, at least 1."""
+    difference = torch.stack([(ours[name] - reference[name]).norm() for name in reference]).norm()
+    length = torch.stack([value.norm() for value in reference.values()]).norm()
+    return float(difference / length.clamp(min=1.0))
+
+
+def union(one: tuple[dict, int], other: tuple[dict, int]) -> dict[str, torch.Tensor]:
+    """Return the gradients of the mean over two batches from those of the two means."""
+    total = one[1] + other[1]
+    return {name: (one[0][name] * one[1] + other[0][name] * other[1]) / total for name in one[0]}
