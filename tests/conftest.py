@@ -6,14 +6,20 @@ not installed are left out, which the head of the report says.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import jaxtyping
 import pytest
+import torch
 
 from tests.hosts import ABSENT_HOSTS, HOSTS
 from tests.shared import require_shared, shared_folder
+
+# Tiny models gain nothing from threads, and threads that wait for a busy core cost them tenfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 jaxtyping.install_import_hook("kd_plugins.core", "beartype.beartype")
 

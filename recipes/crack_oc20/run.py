@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,13 @@ ARMS = (
 )
 TEACHER = "teacher"
 PACKAGES = ("kd_plugins", "fairchem-core", "torch")
+SHAPING = (
+    "teacher_checkpoint",
+    "teacher_weights",
+    "teacher_layers",
+    "teacher_epochs",
+    "max_epochs",
+)
 
 
 @dataclass(frozen=True)
@@ -114,26 +121,30 @@ def base_config(study: Study) -> dict[str, Any]:
     return load_config(str(study.config))[0]
 
 
-def claim_folder(study: Study) -> dict[str, Any]:
+def description(study: Study, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return all that decides the figures of a study, as JSON has it."""
+    content = {
+        "settings": {name: getattr(study, name) for name in SHAPING},
+        "data": manifest,
+        "base": base_config(study),
+        "arms": {arm: yaml.safe_load((ARM_FILES / f"{arm}.yml").read_text()) for arm in ARMS},
+    }
+    return json.loads(json.dumps(content, default=str))
+
+
+def claim_folder(study: Study, manifest: dict[str, Any]) -> None:
     """Note what is studied, or check that the folder already holds this very study.
 
     Raises:
         SystemExit: if it holds another one.
     """
-    manifest = json.loads((study.data / "manifest.json").read_text())
-    kept = {key: value for key, value in asdict(study).items() if key not in ("out", "cpu")}
-    shared = {key: str(value) if isinstance(value, Path) else value for key, value in kept.items()}
-    arms = {arm: yaml.safe_load((ARM_FILES / f"{arm}.yml").read_text()) for arm in ARMS}
-    claim = {"study": shared, "data": manifest, "base": base_config(study), "arms": arms}
-    path = study.out / "study.json"
+    path, ours = study.out / "study.json", description(study, manifest)
     if not path.is_file():
-        write_json(path, claim)
+        write_json(path, ours)
     found = json.loads(path.read_text())
-    differing = [key for key in claim if found[key] != json.loads(json.dumps(claim[key]))]
+    differing = " and ".join(key for key in ours if found[key] != ours[key])
     if differing:
-        different = " and ".join(differing)
-        raise SystemExit(f"{study.out} holds a study with other {different}; choose another --out")
-    return manifest
+        raise SystemExit(f"{study.out} holds a study with other {differing}; choose another --out")
 
 
 def dataset(study: Study, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +281,8 @@ def run(study: Study, arms: list[str], seeds: list[int]) -> None:
     from kd_plugins.fairchem import compat
 
     compat.install()
-    manifest = claim_folder(study)
+    manifest = json.loads((study.data / "manifest.json").read_text())
+    claim_folder(study, manifest)
     write_configs(study, manifest)
     runs = [(arm, seed) for seed in seeds for arm in arms]
     if study.teacher_checkpoint is None:

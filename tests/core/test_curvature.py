@@ -65,7 +65,7 @@ def test_the_error_falls_with_the_square_of_the_step(step: float) -> None:
 def test_it_is_the_derivative_of_forces() -> None:
     """Where autograd can be trusted, both agree."""
     positions, direction = normal(5, 3, seed=2), normal(5, 3, seed=3)
-    _, expected = torch.func.jvp(pairwise, (positions,), (direction,))
+    _, expected = torch.autograd.functional.jvp(pairwise, positions, direction)
     derivative = force_derivative(pairwise, positions, direction, step=1e-4)
     torch.testing.assert_close(derivative, expected, **FINITE_DIFFERENCE[torch.float64])
 

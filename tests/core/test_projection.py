@@ -53,7 +53,9 @@ def test_other_widths_start_orthonormal(student_width: int, teacher_width: int) 
 def test_it_commutes_with_rotations(student_width: int, teacher_width: int) -> None:
     """Channels are mixed, rows are not: any orthogonal matrix within a degree commutes."""
     projection, embeddings = trained(student_width, teacher_width), normal(6, N_ROWS, student_width)
-    turn = torch.block_diag(*(orthogonal(2 * degree + 1, seed=degree) for degree in range(LMAX + 1)))
+    turn = torch.block_diag(
+        *(orthogonal(2 * degree + 1, seed=degree) for degree in range(LMAX + 1))
+    )
     turn[0, 0] = 1.0
     close(projection(turn @ embeddings), turn @ projection(embeddings))
 

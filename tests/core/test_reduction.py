@@ -67,7 +67,9 @@ def test_what_does_not_count_may_be_anything() -> None:
     items.requires_grad_()
     mean = masked_mean(items, EVERY_SECOND)
     assert bool(mean.isfinite())
-    assert torch.equal(torch.autograd.grad(mean, items)[0], EVERY_SECOND / EVERY_SECOND.sum().double())
+    assert torch.equal(
+        torch.autograd.grad(mean, items)[0], EVERY_SECOND / EVERY_SECOND.sum().double()
+    )
 
 
 def model() -> nn.Module:

@@ -81,12 +81,6 @@ def test_a_row_holds_until_the_next() -> None:
     assert {step: schedule(step) for step in weights} == weights
 
 
-@pytest.mark.usefixtures("unchecked")
-def test_rows_from_yaml_are_lists() -> None:
-    """And become what was written in Python."""
-    assert Piecewise([2, 5, 9], [4.0, 0.0, 1.0]) == SAMPLES["piecewise"]
-
-
 NO_WEIGHTS = [
     (-1.0, "finite and >= 0, got -1.0"),
     (float("nan"), "finite and >= 0, got nan"),

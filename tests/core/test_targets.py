@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -176,3 +177,23 @@ def test_the_record_cannot_be_changed() -> None:
     values["forces"] = torch.zeros(5, 3)
     present.clear()
     assert list(targets.values) == list(targets.present) == ["energy"]
+
+
+@pytest.mark.xfail(raises=TypeError, reason="a mappingproxy cannot be pickled")
+def test_the_record_survives_the_trip_to_another_process() -> None:
+    """As what a worker of a data loader returns must."""
+    targets = record({"energy": torch.ones(3)}, energy=PRESENT)
+    copy = pickle.loads(pickle.dumps(targets))
+    assert torch.equal(copy.values["energy"], torch.ones(3))
+    assert torch.equal(copy.mask("energy"), PRESENT)
+
+
+@pytest.mark.parametrize(
+    "n_atoms", [torch.tensor([-1, 3, 3]), torch.tensor([2.0, 0.0, 3.0])], ids=["negative", "float"]
+)
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.xfail(reason="n_atoms is not looked at")
+def test_atoms_are_counted_in_whole_numbers(n_atoms: Tensor) -> None:
+    """From 0 on."""
+    with pytest.raises(ValueError, match="n_atoms: expected"):
+        TeacherTargets(IDS, n_atoms, {"forces": torch.zeros(5, 3)})

@@ -14,9 +14,9 @@ import yaml
 from tests.fairchem import tiny
 
 KEYS = (
-    "trainer task model dataset outputs loss_functions evaluation_metrics optim logger "
-    "hide_eval_progressbar"
-).split()
+    *("trainer", "task", "model", "dataset", "outputs", "optim", "logger"),
+    *("loss_functions", "evaluation_metrics", "hide_eval_progressbar"),
+)
 
 
 def command(folder: Path, settings: dict[str, Any], *words: str) -> subprocess.CompletedProcess:

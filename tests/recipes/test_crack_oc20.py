@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -325,25 +326,22 @@ def test_every_run_of_a_study_is_configured_by_its_arms_file(tmp_path: Path) -> 
             assert config["task"]["distill"]["teacher"]["weights"] == "ema"
 
 
-def study(data: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(RECIPE / "run.py"), "--data", str(data), "--out", str(out)]
-    command += ["--cpu", "--teacher-epochs", "1", "--max-epochs", "1", "--seeds", "0"]
-    return subprocess.run([*command, *words], capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
 def test_a_study_ends_in_its_table_and_does_nothing_twice(tmp_path: Path) -> None:
     frames = [frame(energy=-10.0 + 0.1 * fid, fid=fid) for fid in range(8)]
     source = write(tmp_path / "all.extxyz", frames)
-    prepare.prepare(settings(source, val_fraction=0.4), tmp_path / "data")
-    out = tmp_path / "study"
-    first = study(tmp_path / "data", out, "--arms", "crack")
-    assert first.returncode == 0, first.stderr
+    data, out, small = tmp_path / "data", tmp_path / "study", RECIPE / "small.yml"
+    manifest = prepare.prepare(settings(source, val_fraction=0.4), data)
+    command = [sys.executable, str(RECIPE / "run.py"), "--data", str(data), "--out", str(out)]
+    command += ["--arms", "crack", "--seeds", "0", "--teacher-epochs", "1", "--max-epochs", "1"]
+    done = subprocess.run([*command, "--cpu"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert "| crack | 1 | 121,682 |" in (out / "table.md").read_text()
     metrics = json.loads((out / "records" / "crack-seed0.json").read_text())["metrics"]
     assert {"kd_crack", "embedding_mae", "energy_mae", "forces_mae"} <= set(metrics)
-    written = (out / "records" / "crack-seed0.json").stat().st_mtime_ns
-    assert study(tmp_path / "data", out, "--arms", "crack").returncode == 0
-    assert (out / "records" / "crack-seed0.json").stat().st_mtime_ns == written
-    other = study(tmp_path / "data", out, "--arms", "crack", "--teacher-layers", "5")
-    assert "holds a study with other study; choose another --out" in other.stderr
+    same = run.Study(data, out, small, None, None, 4, 1, 1, cpu=True)
+    files = {file: file.stat().st_mtime_ns for file in (out / "fairchem").rglob("*.pt")}
+    run.run(same, ["crack"], [0])
+    assert files == {file: file.stat().st_mtime_ns for file in (out / "fairchem").rglob("*.pt")}
+    with pytest.raises(SystemExit, match="holds a study with other settings; choose another"):
+        run.claim_folder(replace(same, teacher_layers=5), manifest)

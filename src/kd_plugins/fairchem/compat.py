@@ -61,9 +61,10 @@ def _is_real(name: str, standin: Path) -> bool:
 
 def _append_to_path(folder: Path) -> bool:
     """Append to both paths what they lack, and say whether this process lacked it."""
-    inherited = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    if str(folder) not in inherited:
-        os.environ["PYTHONPATH"] = os.pathsep.join([*inherited, str(folder)])
+    inherited = os.environ.get("PYTHONPATH")
+    entries = inherited.split(os.pathsep) if inherited else []
+    if str(folder) not in entries:
+        os.environ["PYTHONPATH"] = os.pathsep.join([*entries, str(folder)])
     if str(folder) in sys.path:
         return False
     sys.path.append(str(folder))
