@@ -18,7 +18,7 @@ PACKAGE = SRC / "kd_plugins"
 FRAMEWORKS = ("fairchem", "hippynn", "chgnet", "ase", "torch_geometric", "e3nn", "pymatgen")
 LONGEST_FUNCTION, LONGEST_MODULE = 40, 250
 
-CORE = {"torch", "numpy", "jaxtyping", "kd_plugins.core"}
+CORE = {"torch", "numpy", "jaxtyping", "lmdb", "safetensors", "kd_plugins.core"}
 TEACHERS = CORE | {"ase", "tqdm", "kd_plugins.config", "kd_plugins.teachers"}
 ADAPTER = TEACHERS | {"yaml"}
 ALLOWED_IMPORTS = {

@@ -142,7 +142,7 @@ def claim_folder(study: Study, manifest: dict[str, Any]) -> None:
     if not path.is_file():
         write_json(path, ours)
     found = json.loads(path.read_text())
-    differing = " and ".join(key for key in ours if found[key] != ours[key])
+    differing = " and ".join(key for key in ours if found.get(key) != ours[key])
     if differing:
         raise SystemExit(f"{study.out} holds a study with other {differing}; choose another --out")
 

@@ -66,14 +66,17 @@ def weight(raw: object) -> Schedule:
     """
     if not isinstance(raw, Mapping):
         return Constant(_number(raw))
-    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()}
-    name = settings.pop("schedule", None)
-    if name not in SCHEDULES:
+    if "schedule" not in raw:
+        raise ValueError(f"schedule: missing; expected {' or '.join(SCHEDULES)}")
+    name = raw["schedule"]
+    if not isinstance(name, str) or name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}{suggestion(str(name), SCHEDULES)}")
-    try:
-        return SCHEDULES[name](**settings)
-    except TypeError as error:
-        raise ValueError(f"schedule {name}: {str(error).split('__init__() ')[-1]}") from error
+    errors: list[str] = []
+    settings = {key: value for key, value in raw.items() if key != "schedule"}
+    schedule = _dataclass(SCHEDULES[name], settings, name, errors)
+    if errors:
+        raise ValueError("; ".join(errors))
+    return typing.cast(Schedule, schedule)
 
 
 def distance(raw: object) -> Distance:
@@ -148,8 +151,8 @@ def _value(hint: Any, raw: Any, path: str, errors: list[str]) -> object:
         return _choice(typing.get_args(hint), raw)
     if hint is float:
         return _number(raw)
-    if hint == tuple[str, ...]:
-        return _strings(raw)
+    if typing.get_origin(hint) is tuple:
+        return _items(typing.get_args(hint)[0], raw, path, errors)
     if type(raw) is not hint:
         raise ValueError(f"expected {_expectation(hint)}, got {raw!r}")
     return raw
@@ -161,10 +164,10 @@ def _choice(choices: tuple[str, ...], raw: object) -> object:
     return raw
 
 
-def _strings(raw: object) -> tuple[str, ...]:
-    if not isinstance(raw, (list, tuple)) or not all(isinstance(item, str) for item in raw):
-        raise ValueError(f"expected a list of strings, got {raw!r}")
-    return tuple(raw)
+def _items(hint: Any, raw: object, path: str, errors: list[str]) -> tuple[object, ...]:
+    if not isinstance(raw, (list, tuple)):
+        raise ValueError(f"expected a list, got {raw!r}")
+    return tuple(_value(hint, item, path, errors) for item in raw)
 
 
 def _number(raw: object) -> float:

@@ -138,7 +138,6 @@ def test_rows_match_and_are_in_order(
 @pytest.mark.parametrize("name", ["linear", "cosine", "piecewise"])
 @pytest.mark.parametrize("step", ["3", 2.5, True])
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.xfail(reason="steps are not checked to be whole numbers")
 def test_a_step_is_a_whole_number(name: str, step: object) -> None:
     """Refused when the schedule is made, not in mid-training."""
     make = {

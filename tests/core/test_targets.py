@@ -179,7 +179,6 @@ def test_the_record_cannot_be_changed() -> None:
     assert list(targets.values) == list(targets.present) == ["energy"]
 
 
-@pytest.mark.xfail(raises=TypeError, reason="a mappingproxy cannot be pickled")
 def test_the_record_survives_the_trip_to_another_process() -> None:
     """As what a worker of a data loader returns must."""
     targets = record({"energy": torch.ones(3)}, energy=PRESENT)
@@ -192,7 +191,6 @@ def test_the_record_survives_the_trip_to_another_process() -> None:
     "n_atoms", [torch.tensor([-1, 3, 3]), torch.tensor([2.0, 0.0, 3.0])], ids=["negative", "float"]
 )
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.xfail(reason="n_atoms is not looked at")
 def test_atoms_are_counted_in_whole_numbers(n_atoms: Tensor) -> None:
     """From 0 on."""
     with pytest.raises(ValueError, match="n_atoms: expected"):

@@ -131,7 +131,9 @@ def test_a_lost_projection_is_named(
     checkpoint = Path(settings["run_dir"]) / "checkpoints" / "run" / "checkpoint.pt"
     sidecar.sidecar_path(checkpoint).unlink()
     tiny.run(settings)
-    assert "no projection lies beside checkpoint.pt; it starts afresh" in caplog.text
+    assert (
+        "no projection for this teacher lies beside checkpoint.pt; it starts afresh" in caplog.text
+    )
 
 
 def test_a_scheduled_weight_follows_the_step(make_config, teacher: Path) -> None:
@@ -158,17 +160,18 @@ def test_hessian_agrees_with_plain_differences(make_config, teacher: Path) -> No
     settings = untrained(make_config(trainer=EQV2, task=tiny.distill(teacher, terms)))
 
     def compare(trainer: Any) -> None:
-        from kd_plugins.fairchem.hessian import directions, force_derivatives
+        from kd_plugins.fairchem.hessian import draw_directions, force_derivatives
         from kd_plugins.fairchem.teacher import given_graph, with_graph
 
         batch = first_batch(trainer)
         trainer.model.eval()
         trainer._forward(batch)
         distiller, graph = trainer.distiller, trainer.distiller.student.graph
-        probes = directions(batch, trainer.settings.terms.hessian, 0, 1)
+        probes = draw_directions(batch, 2, seed=0, step=1)
         assert probes.shape == (2, len(batch.pos), 3)
         with given_graph(distiller.student.backbone):
-            ours = force_derivatives(distiller._student_forces, batch, graph, probes, 0.02)
+            batch = with_graph(batch, graph)
+            ours = force_derivatives(distiller._student_forces, batch, probes, 0.02, None)
             sides = []
             for sign in (1.0, -1.0):
                 moved = with_graph(batch, graph)
@@ -194,3 +197,35 @@ def test_distillation_leaves_the_random_state_alone(make_config, teacher: Path) 
         assert torch.equal(torch.get_rng_state(), before)
 
     tiny.run(settings, compare)
+
+
+def stepped(trainer: Any, scale: float) -> dict[str, torch.Tensor]:
+    """Return the projection after one step from gradients of one that were scaled up."""
+    distiller = trainer.distiller
+    for parameter in distiller.projection.parameters():
+        parameter.grad = torch.full_like(parameter, scale)
+    distiller.step(learning_rate=1e-2, scale=scale, clip_grad_norm=1.0)
+    return projection(trainer)
+
+
+@pytest.mark.parametrize("scale", [1.0, 65536.0])
+def test_the_projection_undoes_the_scale_of_mixed_precision(
+    make_config, teacher: Path, scale: float
+) -> None:
+    """A scaled loss gives the same step, clipped by its true norm."""
+    settings = untrained(make_config(trainer=EQV2, task=tiny.distill(teacher)))
+    expected = tiny.run(settings, lambda trainer: stepped(trainer, 1.0))
+    found = tiny.run(settings, lambda trainer: stepped(trainer, scale))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_projection_leaves_out_an_overflow(make_config, teacher: Path) -> None:
+    """As the student's own step is left out."""
+    settings = untrained(make_config(trainer=EQV2, task=tiny.distill(teacher)))
+
+    def unmoved(trainer: Any) -> bool:
+        before = projection(trainer)
+        after = stepped(trainer, float("inf"))
+        return all(torch.equal(before[name], after[name]) for name in before)
+
+    assert tiny.run(settings, unmoved)

@@ -176,7 +176,7 @@ ALL_TERMS = {
     "atomic_energies": {"weight": 0.1, "distance": "squared_sum"},
     "energy": {"weight": 0.1, "distance": "absolute_sum"},
     "forces": {"weight": 0.1, "distance": "norm"},
-    "hessian": {"weight": 0.01, "distance": "squared_sum", "step": 0.005},
+    "hessian": {"weight": 0.01, "distance": "squared_sum", "step": 0.005, "probes": 1},
 }
 
 

@@ -17,9 +17,11 @@ from kd_plugins.core.loss import InstanceTerm as InstanceTerm
 from kd_plugins.core.loss import LossReport as LossReport
 from kd_plugins.core.loss import Sample as Sample
 from kd_plugins.core.loss import TermReport as TermReport
+from kd_plugins.core.manifest import Manifest as Manifest
 from kd_plugins.core.projection import Projection as Projection
 from kd_plugins.core.quantities import QUANTITIES as QUANTITIES
 from kd_plugins.core.quantities import Quantity as Quantity
+from kd_plugins.core.record import Record as Record
 from kd_plugins.core.reduction import masked_mean as masked_mean
 from kd_plugins.core.relations import Crack as Crack
 from kd_plugins.core.relations import Instance as Instance
@@ -30,4 +32,7 @@ from kd_plugins.core.schedules import Constant as Constant
 from kd_plugins.core.schedules import Cosine as Cosine
 from kd_plugins.core.schedules import Linear as Linear
 from kd_plugins.core.schedules import Piecewise as Piecewise
+from kd_plugins.core.shard import StoreError as StoreError
+from kd_plugins.core.store import TargetStore as TargetStore
+from kd_plugins.core.structure import Structure as Structure
 from kd_plugins.core.targets import TeacherTargets as TeacherTargets

@@ -87,8 +87,8 @@ class Huber:
 
     def __post_init__(self) -> None:
         """Refuse a delta that would make the distance zero or negative."""
-        if not self.delta > 0:
-            raise ValueError(f"huber: delta must be > 0, got {self.delta}")
+        if not 0 < self.delta < float("inf"):
+            raise ValueError(f"huber: delta must be > 0 and finite, got {self.delta}")
 
     def __call__(self, student: Items, teacher: Items) -> PerItem:
         """Return one number an item."""
@@ -117,15 +117,17 @@ def cosine_similarity(student: Items, teacher: Items) -> PerItem:
     tensor([1.])
     """
     _check_shapes(student, teacher)
-    rows = len(student)
-    return torch.cosine_similarity(student.reshape(rows, -1), teacher.reshape(rows, -1), dim=1)
+    return torch.cosine_similarity(_rows(student), _rows(teacher), dim=1)
 
 
 def _features(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the difference with all features on one axis, (I, F)."""
     _check_shapes(student, teacher)
-    features = student[0].numel() if len(student) else 1
-    return (student - teacher).reshape(len(student), features)
+    return _rows(student - teacher)
+
+
+def _rows(items: Tensor) -> Tensor:
+    return items.unsqueeze(1).flatten(1)
 
 
 def _check_shapes(student: Tensor, teacher: Tensor) -> None:

@@ -10,14 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kd_plugins.core.distances import Distance
-from kd_plugins.core.quantities import quantity
+from kd_plugins.core.names import look_up
+from kd_plugins.core.quantities import QUANTITIES, quantity
 from kd_plugins.core.reduction import masked_mean
 from kd_plugins.core.relations import Crack, Instance, check_edge_index
 from kd_plugins.core.schedules import Schedule
 from kd_plugins.core.targets import TeacherTargets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """What a loss looks at: one batch, seen by the student and by its teacher.
 
@@ -35,6 +36,17 @@ class Sample:
     edge_index: Tensor | None = None
     masks: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse a mask that would be ignored or broadcast."""
+        n_structures, n_atoms = len(self.teacher.n_atoms), int(self.teacher.n_atoms.sum())
+        for name, mask in self.masks.items():
+            expected = (look_up(name, QUANTITIES, "masks entry").n_items(n_structures, n_atoms),)
+            if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+                raise ValueError(
+                    f"masks[{name!r}]: expected booleans {expected}, "
+                    f"got {mask.dtype} {tuple(mask.shape)}"
+                )
+
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
         """Return the student's and the teacher's tensor of a quantity.
 
@@ -44,7 +56,13 @@ class Sample:
         for source, values in (("student", self.student), ("teacher", self.teacher.values)):
             if name not in values:
                 raise KeyError(f"the {source} gives no {name!r}; it gives {', '.join(values)}")
-        return self.student[name], self.teacher.values[name]
+        student, teacher = self.student[name], self.teacher.values[name]
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f"{name}: student and teacher must have one shape, "
+                f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
+            )
+        return student, teacher
 
     def mask(self, name: str) -> Tensor:
         """Return which items of a quantity have a target and count."""
@@ -96,6 +114,10 @@ class CrackTerm:
     weight: Schedule
     quantity: str = "node_embeddings"
 
+    def __post_init__(self) -> None:
+        """Check the quantity's name."""
+        quantity(self.quantity)
+
     def items(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Return one number a relation kept, padded with a mask over the relations chosen."""
         if sample.edge_index is None:
@@ -122,6 +144,10 @@ class InstanceTerm:
     weight: Schedule
     quantity: str = "node_embeddings"
 
+    def __post_init__(self) -> None:
+        """Check the quantity's name."""
+        quantity(self.quantity)
+
     def items(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Return one number an atom, and which of the atoms count."""
         student, teacher = sample.pair(self.quantity)
@@ -142,7 +168,8 @@ class TermReport:
         weight: that it had at this step.
         total: sum of the items that count, unweighted, detached.
         count: how many count.
-        masked: how many were left out.
+        masked: how many were left out; for CRACK the relations that are too short to have a
+            direction, not those of atoms without a target.
     """
 
     name: str

@@ -46,9 +46,20 @@ class Projection(nn.Module):
 
     def forward(self, embeddings: Float[Tensor, "N M D_S"]) -> Float[Tensor, "N M D_T"]:
         """Project all (l, m) rows, M = (lmax + 1)²; M may be smaller, down to the l = 0 row."""
+        self._check_shape(embeddings)
         degree = self.get_buffer("degree")[: embeddings.shape[1]]
         projected = torch.einsum("nms,mts->nmt", embeddings, self.weight[degree])
         return torch.cat([projected[:, :1] + self.bias, projected[:, 1:]], dim=1)
+
+    def _check_shape(self, embeddings: Tensor) -> None:
+        degrees, _, width = self.weight.shape
+        whole = [(lmax + 1) ** 2 for lmax in range(degrees)]
+        fits = embeddings.ndim == 3 and embeddings.shape[2] == width
+        if not fits or embeddings.shape[1] not in whole:
+            raise ValueError(
+                f"embeddings: expected (N, M, {width}) with M one of {whole}, "
+                f"got {tuple(embeddings.shape)}"
+            )
 
 
 def _starting_matrices(n: int, rows: int, columns: int, generator: torch.Generator) -> Tensor:

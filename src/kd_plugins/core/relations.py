@@ -23,7 +23,7 @@ Edges = Literal["undirected", "directed"]
 NodeEmbeddings = Float[Tensor, "N D"]
 EdgeIndex = Int[Tensor, "2 E"]
 
-SHORTEST_EMBEDDING = 1e-6
+SHORTEST_EMBEDDING = 1e-3
 """An embedding shorter than this is not blown up to unit length, so gradients stay finite."""
 
 
@@ -64,7 +64,7 @@ class Crack:
         self, student: NodeEmbeddings, teacher: NodeEmbeddings, edge_index: EdgeIndex
     ) -> tuple[Float[Tensor, " E_kept"], Bool[Tensor, " E_chosen"]]:
         """Return the losses of the relations kept, and which of the chosen edges were kept."""
-        _check_embeddings(student, teacher)
+        student, teacher = _check_embeddings(student, teacher)
         pairs = choose_edges(edge_index, len(teacher), self.edges)
         teacher_relations, lengths = relations(teacher, pairs, self.tolerance)
         kept = lengths >= self.tolerance
@@ -95,7 +95,7 @@ class Instance:
 
     def __call__(self, student: NodeEmbeddings, teacher: NodeEmbeddings) -> Float[Tensor, " N"]:
         """Return one loss an atom."""
-        _check_embeddings(student, teacher)
+        student, teacher = _check_embeddings(student, teacher)
         return info_nce(_unit(student), _unit(teacher), self.temperature, self.anchor)
 
 
@@ -168,6 +168,7 @@ def choose_edges(edge_index: EdgeIndex, n_atoms: int, edges: Edges) -> Int[Tenso
             [1, 2, 0, 0]])
     """
     check_edge_index(edge_index, n_atoms)
+    edge_index = edge_index.long()
     edge_index = edge_index[:, edge_index[0] != edge_index[1]]
     if edges == "directed":
         return edge_index
@@ -209,7 +210,8 @@ def _unit(embeddings: Tensor) -> Tensor:
     return F.normalize(embeddings, dim=1, eps=SHORTEST_EMBEDDING)
 
 
-def _check_embeddings(student: Tensor, teacher: Tensor) -> None:
+def _check_embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both in the student's precision, which is at least float32."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"student_embeddings {tuple(student.shape)} and teacher_embeddings "
@@ -219,10 +221,17 @@ def _check_embeddings(student: Tensor, teacher: Tensor) -> None:
     for source, embeddings in (("student", student), ("teacher", teacher)):
         if not bool(torch.isfinite(embeddings).all()):
             raise ValueError(f"{source}_embeddings hold NaN or inf")
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    return student.to(dtype), teacher.to(dtype)
 
 
 def check_edge_index(edge_index: Tensor, n_atoms: int) -> None:
     """Raise a ValueError if an index of (2, E) does not point at one of ``n_atoms`` atoms."""
+    if edge_index.ndim != 2 or len(edge_index) != 2 or edge_index.is_floating_point():
+        raise ValueError(
+            f"edge_index: expected whole numbers (2, E), got {edge_index.dtype} "
+            f"{tuple(edge_index.shape)}"
+        )
     if edge_index.numel() == 0:
         return
     lowest, highest = int(edge_index.min()), int(edge_index.max())

@@ -94,13 +94,14 @@ class Piecewise:
     def __post_init__(self) -> None:
         """Refuse rows that do not match or are not in order."""
         _check_weights(*self.weights)
+        _check_steps(*self.steps)
         if not self.steps or len(self.steps) != len(self.weights):
             raise ValueError(
-                f"piecewise: expected as many steps as weights, at least one; "
+                f"expected as many steps as weights, at least one; "
                 f"got {len(self.steps)} and {len(self.weights)}"
             )
         if any(later <= sooner for sooner, later in zip(self.steps, self.steps[1:], strict=False)):
-            raise ValueError(f"piecewise: steps must increase, got {list(self.steps)}")
+            raise ValueError(f"steps must increase, got {list(self.steps)}")
 
     def __call__(self, step: int) -> float:
         """Return the weight at a step."""
@@ -126,7 +127,14 @@ def _check_weights(*weights: float) -> None:
             raise ValueError(f"a weight must be finite and >= 0, got {weight}")
 
 
+def _check_steps(*steps: int) -> None:
+    for step in steps:
+        if isinstance(step, bool) or not isinstance(step, int):
+            raise ValueError(f"a step must be a whole number, got {step!r}")
+
+
 def _check_interval(first_step: int, last_step: int) -> None:
+    _check_steps(first_step, last_step)
     if not 0 <= first_step < last_step:
         raise ValueError(
             f"a schedule needs 0 <= first_step < last_step, got {first_step} and {last_step}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -13,7 +14,7 @@ from torch import Tensor
 from kd_plugins.core.quantities import quantity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TeacherTargets:
     """Teacher targets of a batch; one structure is a batch of one.
 
@@ -49,12 +50,20 @@ class TeacherTargets:
                 f"structure_ids: expected {len(self.n_atoms)} (one a structure of n_atoms), "
                 f"got {len(self.structure_ids)}"
             )
+        counts = self.n_atoms
+        if counts.is_floating_point() or counts.ndim != 1 or bool((counts < 0).any()):
+            raise ValueError(f"n_atoms: expected whole numbers >= 0, (B,), got {counts}")
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
         object.__setattr__(self, "present", MappingProxyType(dict(self.present)))
         for name, mask in self.present.items():
             _check_presence(name, mask, self)
         for name, value in self.values.items():
             _check_value(name, value, self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let data loader workers send records: a mappingproxy cannot be pickled."""
+        fields = (self.structure_ids, self.n_atoms, dict(self.values), dict(self.present))
+        return TeacherTargets, fields
 
     def mask(self, name: str) -> Tensor:
         """Return booleans over the items (atoms or structures) of a quantity that has a target.

@@ -113,6 +113,12 @@ def _hydra_arguments(config: Mapping[str, Any], path: str) -> tuple[dict[str, An
 
 
 def _from_single_class(arguments: dict[str, Any]) -> dict[str, Any]:
+    if arguments.get("use_energy_lin_ref"):
+        raise ConfigError(
+            "the teacher adds per-element references inside the model (use_energy_lin_ref: true), "
+            "which today's EquiformerV2 does not; save it with use_energy_lin_ref: false and give "
+            "the references as fairchem's elementrefs"
+        )
     for unused in _UNUSED_OLD_ARGUMENTS:
         arguments.pop(unused, None)
     heads = {"energy": {"module": "equiformerV2_scalar_head"}}

@@ -147,9 +147,11 @@ def check_architecture(model: nn.Module, who: str) -> HydraModel:
 
 
 def energy_head(model: HydraModel) -> nn.Module | None:
-    """Return the head that sums atomic energies, or None."""
-    heads = [head for head in model.output_heads.values() if hasattr(head, "energy_block")]
-    return heads[0] if heads else None
+    """Return the head that sums atomic energies to the energy, or None."""
+    for head in model.output_heads.values():
+        if hasattr(head, "energy_block") and getattr(head, "output_name", "energy") == "energy":
+            return head
+    return None
 
 
 def flatten_outputs(out: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -158,6 +160,11 @@ def flatten_outputs(out: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, value in out.items():
         flat.update(value if isinstance(value, Mapping) else {name: value})
     return flat
+
+
+def at_least_float32(value: Tensor) -> Tensor:
+    """Return a half-precision tensor in float32, any other as it is."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def structure_ids(batch: Batch) -> tuple[str, ...]:

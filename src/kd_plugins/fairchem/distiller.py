@@ -18,17 +18,18 @@ from kd_plugins.core.loss import LossReport, Sample, Term
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.fairchem import random_state
 from kd_plugins.fairchem.convert import Capture, Units, flatten_outputs
-from kd_plugins.fairchem.hessian import directions, force_derivatives
+from kd_plugins.fairchem.hessian import draw_directions, force_derivatives
 from kd_plugins.fairchem.metrics import Metric, embedding_metrics, loss_metrics
 from kd_plugins.fairchem.settings import DistillSettings
 from kd_plugins.fairchem.student import (
+    EMBEDDINGS,
     build_projection,
     compared_embeddings,
     needs_projection,
     student_values,
     teacher_in_student_units,
 )
-from kd_plugins.fairchem.teacher import Teacher, given_graph
+from kd_plugins.fairchem.teacher import Teacher, given_graph, with_graph
 
 
 class Distiller:
@@ -72,6 +73,7 @@ class Distiller:
         EquiformerV2 rolls every edge's frame at random. The teacher draws from the same state, so
         that equal models give equal embeddings.
         """
+        self.student.clear()
         self._student_drew_from = random_state.current(self.device)
 
     def __call__(
@@ -101,16 +103,31 @@ class Distiller:
             self.student.clear()
             return None
         values = student_values(out, self.student, units, batch)
-        targets = self._targets(batch)
+        overflow = self._overflow(values)
         edge_index = self.student.graph.edge_index
-        if any(term.quantity == "force_derivatives" for term in terms):
-            values, targets = self._with_derivatives(values, targets, batch, step, units)
         with torch.autocast(self.device.type, enabled=False):
+            targets = self._targets(batch)
+            if any(term.quantity == "force_derivatives" for term in terms):
+                values, targets = self._with_derivatives(values, targets, batch, step, units)
             sample = self._sample(values, targets, units, batch)
             sample = dataclasses.replace(sample, edge_index=edge_index, masks=masks)
             report = self._report(sample, step, terms)
         self.student.clear()
-        return report.total
+        self.teacher.capture.clear()
+        return report.total * float("nan") if overflow else report.total
+
+    def _overflow(self, values: dict[str, Tensor]) -> bool:
+        """Replace what overflowed in mixed precision by numbers, and say whether anything did.
+
+        The loss then becomes NaN, so that fairchem's scaler leaves the step out; meanwhile all
+        ranks go through the same collective operations.
+        """
+        if not torch.is_autocast_enabled():
+            return False
+        finite = all(bool(torch.isfinite(value).all()) for value in values.values())
+        if not finite:
+            values.update({name: torch.nan_to_num(value) for name, value in values.items()})
+        return not finite
 
     def _targets(self, batch: Batch) -> TeacherTargets:
         graph = self.student.graph if self.shares_graph else None
@@ -126,12 +143,17 @@ class Distiller:
         units: Units,
     ) -> tuple[dict[str, Tensor], TeacherTargets]:
         """Add force derivatives: the student's in normalised units, the teacher's in eV/Å²."""
-        settings, graph = self.settings.terms.hessian, self.student.graph
-        probes = directions(batch, settings, self.settings.seed, step)
+        settings, drew_from = self.settings.terms.hessian, self._student_drew_from
+        probes = draw_directions(batch, settings.probes, self.settings.seed, step)
+        ours, theirs = self.student.graph, self.teacher.capture.graph
         with given_graph(self.student.backbone):
-            student = force_derivatives(self._student_forces, batch, graph, probes, settings.step)
+            student = force_derivatives(
+                self._student_forces, with_graph(batch, ours), probes, settings.step, drew_from
+            )
         with given_graph(self.teacher.backbone), torch.no_grad():
-            teacher = force_derivatives(self._teacher_forces, batch, graph, probes, settings.step)
+            teacher = force_derivatives(
+                self._teacher_forces, with_graph(batch, theirs), probes, settings.step, drew_from
+            )
         teacher = teacher * self.teacher.units.rmsd("forces")
         both = {**targets.values, "force_derivatives": teacher}
         return {**values, "force_derivatives": student}, dataclasses.replace(targets, values=both)
@@ -162,8 +184,18 @@ class Distiller:
 
     def _report(self, sample: Sample, step: int, terms: tuple[Term, ...]) -> LossReport:
         report = self.loss(sample, step=step, terms=terms)
-        self._metrics = {**loss_metrics(report), **embedding_metrics(sample)}
+        self._metrics = {**loss_metrics(report), **embedding_metrics(sample, self._degrees())}
         return report
+
+    def _degrees(self) -> tuple[str, ...]:
+        """Return the embeddings that can be measured: not those of degrees left to chance.
+
+        Between other widths the projection starts at random, and stays so where no term trains it.
+        """
+        if self.student.backbone.sphere_channels == self.teacher.backbone.sphere_channels:
+            return EMBEDDINGS
+        trained = {term.quantity for term in self.loss.terms}
+        return EMBEDDINGS if "equivariant_embeddings" in trained else EMBEDDINGS[:1]
 
     def take_metrics(self) -> dict[str, Metric]:
         """Return what the last batch added to the log, once."""
@@ -174,7 +206,7 @@ class Distiller:
         """Give the projection an AdamW of its own, without weight decay.
 
         It is not one of fairchem's parameter groups, so the student's checkpoint stays one that a
-        plain fairchem trainer can resume.
+        plain fairchem trainer can resume (unless parts of the student are frozen).
         """
         if self.projection is not None:
             self.optimizer = torch.optim.AdamW(
@@ -192,7 +224,7 @@ class Distiller:
         Args:
             learning_rate: that the student had.
             scale: by which mixed precision had multiplied the loss; a step whose gradients
-                overflowed is left out, as the student's is.
+                overflowed is left out.
             clip_grad_norm: largest gradient norm, or None.
         """
         if self.optimizer is None:
@@ -222,8 +254,8 @@ class Distiller:
             return
         if state is None or "projection" not in state:
             logging.warning(
-                f"no projection lies beside {checkpoint.name}; it starts afresh (expected when the "
-                "checkpoint was not written by a distillation with a projection)"
+                f"no projection for this teacher lies beside {checkpoint.name}; it starts afresh "
+                "(expected when the checkpoint comes from another kind of run)"
             )
             return
         _unwrapped(self.projection).load_state_dict(state["projection"])

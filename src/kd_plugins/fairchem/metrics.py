@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -24,15 +25,16 @@ def loss_metrics(report: LossReport) -> dict[str, Metric]:
 
 
 @torch.no_grad()
-def embedding_metrics(sample: Sample) -> dict[str, Metric]:
+def embedding_metrics(sample: Sample, quantities: Collection[str]) -> dict[str, Metric]:
     """Return mean absolute error and cosine similarity of the embeddings, as in the paper's tables.
 
-    ``embedding_*`` are over all degrees l that both models have, ``embedding_*_l0`` over l = 0.
+    ``embedding_*`` are over all degrees l that both models have, ``embedding_*_l0`` over l = 0. The
+    student's are taken as the terms see them, so after the projection where there is one.
     """
     metrics: dict[str, Metric] = {}
     for suffix, name in (("", "equivariant_embeddings"), ("_l0", "node_embeddings")):
-        student, teacher = sample.pair(name)
-        if student.shape == teacher.shape:
+        student, teacher = sample.student[name], sample.teacher.values[name]
+        if name in quantities and student.shape == teacher.shape:
             for measure, of in (("mae", absolute_mean), ("cosine", cosine_similarity)):
                 items = of(student.detach(), teacher)
                 metrics[f"embedding_{measure}{suffix}"] = _mean(items.sum(), len(items))

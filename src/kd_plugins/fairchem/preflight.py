@@ -38,7 +38,8 @@ def check_dataset(
     size = len(dataset)  # type: ignore[arg-type]
     if size == 0:
         raise ConfigError(f"dataset.{name} is empty")
-    chosen = torch.linspace(0, size - 1, min(limit, size)).round().long().tolist()
+    n_chosen = min(limit, size)
+    chosen = [index * (size - 1) // max(n_chosen - 1, 1) for index in range(n_chosen)]
     bar = tqdm(chosen, f"checking {name} labels", leave=False, disable=not distutils.is_master())
     for index in bar:
         where = f"dataset.{name}[{index}]"

@@ -35,12 +35,12 @@ def drawing_from(state: Tensor | None, device: torch.device) -> Iterator[None]:
 
 
 class StepState:
-    """Carries over a resume what fairchem's checkpoint does not: random numbers and best metric.
+    """Carries over a resume what fairchem's checkpoint lacks.
 
     EquiformerV2 rolls every edge at random, so without the random state a resumed run is another
-    run; and fairchem saves before it validates, so its file holds the best metric before last. Both
-    are written at the first training step *after* a checkpoint and given back at that step of the
-    resumed run.
+    run; and fairchem saves before it validates and steps its schedule, so its file holds the best
+    metric and the learning rate of one step before. All are written at the first training step
+    *after* a checkpoint and given back at that step of the resumed run.
 
     Args:
         folder: the checkpoint folder.
@@ -48,34 +48,38 @@ class StepState:
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
-        self.path = folder / f"kd_step_state_rank{rank}.pt"
+        self.folder, self.name = folder, f"kd_step_state_rank{rank}.pt"
         self._after: int | None = None
         self._restored: dict[str, Any] | None = None
+        self._missing = False
 
     def checkpoint_written(self, step: int) -> None:
         """Note that the state has to be written before the next training step."""
         self._after = step
 
-    def checkpoint_read(self, step: int) -> dict[str, Any]:
-        """Find the state that belongs to a checkpoint of a step; empty if there is none."""
-        if self.path.is_file():
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+    def checkpoint_read(self, step: int, folder: Path) -> dict[str, Any] | None:
+        """Return what belongs to a checkpoint of a step in a folder, if it is there."""
+        path = folder / self.name
+        if path.is_file():
+            state = torch.load(path, map_location="cpu", weights_only=True)
             self._restored = state if state["after"] == step else None
-        if self._restored is None:
-            logging.warning(
-                "no random state was kept for this checkpoint (the run stopped before its next "
-                "step): training goes on, but not bit for bit as if it had not been stopped"
-            )
-        return self._restored or {}
+        self._missing = self._restored is None
+        return self._restored["host"] if self._restored else None
 
-    def at_step(self, best_val_metric: float | None) -> None:
-        """Call before each training step's forward."""
+    def at_step(self, host: dict[str, Any]) -> None:
+        """Call before each training step's forward, with fairchem's best metric and schedule."""
         if self._restored is not None:
             _set_all(self._restored)
-            self._restored = None
+        elif self._missing:
+            logging.warning(
+                "no random state was kept for this checkpoint (its run stopped before the next "
+                "step): training goes on, but not bit for bit as if it had not been stopped"
+            )
+        self._restored, self._missing = None, False
         if self._after is not None:
-            state = {"after": self._after, "best_val_metric": best_val_metric, **_get_all()}
-            write_atomically(state, self.path)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            state = {"after": self._after, "host": host, **_get_all()}
+            write_atomically(state, self.folder / self.name)
             self._after = None
 
 

@@ -111,14 +111,17 @@ class HessianSettings:
     """Matching force derivatives along random directions, by central differences.
 
     Args:
-        step: displacement h in Å; 5e-3 keeps float32 noise and curvature error near 1 %.
-        probes: directions a structure and step.
+        step: length h in Å of the displacement of a whole structure, whose direction has unit
+            length over all its atoms; 5e-3 keeps float32 noise and curvature error near 1 % in
+            small cells, larger ones bear a larger h.
+        probes: directions a structure and training step; a distance that sums over features adds
+            them up, one that averages does not.
     """
 
     step: float
+    probes: int
     weight: Schedule = reader(weight)
     distance: Distance = reader(distance)
-    probes: int = 1
 
     def __post_init__(self) -> None:
         """Refuse a step or a number of probes that measures nothing."""
@@ -172,6 +175,11 @@ class DistillSettings:
     projection: Literal["linear", "none"] = "linear"
     seed: int = 0
     preflight: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuse a check of nothing."""
+        if self.preflight < 1:
+            raise ValueError(f"preflight must be >= 1, got {self.preflight}")
 
 
 def read_settings(task: Mapping[str, Any]) -> DistillSettings:

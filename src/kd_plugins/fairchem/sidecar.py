@@ -28,26 +28,35 @@ def pending_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"kd_{checkpoint.name}.pending")
 
 
-def read_sidecar(checkpoint: Path, step: int, fingerprint: str) -> dict[str, Any] | None:
+def read_sidecar(checkpoint: Path, step: int) -> dict[str, Any] | None:
     """Return the distillation state that belongs to a checkpoint of a step, or None.
 
     A run killed between the two files has it in the pending one.
-
-    Raises:
-        ConfigError: if the run had another teacher.
     """
     for path in (pending_path(checkpoint), sidecar_path(checkpoint)):
         if path.is_file():
             state = torch.load(path, map_location="cpu", weights_only=True)
             if state["step"] == step:
-                _check_teacher(state["teacher"], fingerprint, path)
                 return state
     return None
 
 
-def _check_teacher(found: str, expected: str, path: Path) -> None:
-    if found != expected:
+def fits(state: dict[str, Any], fingerprint: str, checkpoint: Path, *, refuse: bool) -> bool:
+    """Return whether a state was written with this teacher.
+
+    Args:
+        state: beside the checkpoint.
+        fingerprint: of the teacher of this run.
+        checkpoint: for messages.
+        refuse: another teacher, because this is the run that had it.
+
+    Raises:
+        ConfigError: if a run is to be resumed with another teacher than it had.
+    """
+    found = state["teacher"]
+    if found != fingerprint and refuse:
         raise ConfigError(
-            f"{path.name} was written with another teacher (weights {found[:12]}, now "
-            f"{expected[:12]}); resume with that teacher or start under a new --timestamp-id"
+            f"{checkpoint.name} was written with another teacher (weights {found[:12]}, now "
+            f"{fingerprint[:12]}); resume with that teacher or start under a new --timestamp-id"
         )
+    return bool(found == fingerprint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 from fairchem.core.models.base import HydraModel
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from kd_plugins.config import ConfigError
-from kd_plugins.core.loss import DistillationLoss, Term
+from kd_plugins.core.loss import DistillationLoss
 from kd_plugins.core.projection import Projection
-from kd_plugins.fairchem.convert import Capture, Units
+from kd_plugins.fairchem.convert import Capture, Units, at_least_float32
 from kd_plugins.fairchem.settings import DistillSettings
 from kd_plugins.fairchem.teacher import Teacher
 
@@ -77,8 +77,16 @@ def freeze(student: nn.Module, patterns: Sequence[str]) -> int:
     return frozen
 
 
-def check_pair(student: Capture, teacher: Teacher, settings: DistillSettings) -> None:
+def check_pair(
+    student: Capture, teacher: Teacher, settings: DistillSettings, outputs: Collection[str]
+) -> None:
     """Refuse a pair of models that the chosen terms cannot compare.
+
+    Args:
+        student: hooks on the student.
+        teacher: the teacher.
+        settings: of the run.
+        outputs: names of the outputs that fairchem trains.
 
     Raises:
         ConfigError: naming the term and what does not fit.
@@ -100,14 +108,28 @@ def check_pair(student: Capture, teacher: Teacher, settings: DistillSettings) ->
             f"terms.{quantities['equivariant_embeddings']}.features: all needs equal lmax; the "
             f"student has {degrees[0]}, the teacher {degrees[1]}; use features: l0"
         )
+    for name in ("energy", "forces"):
+        if name in quantities and name not in outputs:
+            raise ConfigError(
+                f"terms.{name} needs an output of that name; the YAML's outputs: {list(outputs)}"
+            )
     _check_heads(student, "student", quantities)
     _check_heads(teacher.capture, "teacher", quantities)
+    if "force_derivatives" in quantities and student.backbone.activation_checkpoint:
+        raise ConfigError(
+            f"terms.{quantities['force_derivatives']} cannot be trained with "
+            "model.backbone.activation_checkpoint: true: EquiformerV2 keeps the edge rotations of "
+            "its latest forward, and recomputed blocks would take those of a displaced structure"
+        )
 
 
 def _check_heads(capture: Capture, who: str, quantities: dict[str, str]) -> None:
     heads = list(capture.model.output_heads)
-    if capture.energy_head is None and {"atomic_energies", "energy"} & set(quantities):
-        raise ConfigError(f"the {who} has no energy head to compare; its heads: {heads}")
+    if capture.energy_head is None and "atomic_energies" in quantities:
+        raise ConfigError(
+            f"terms.{quantities['atomic_energies']} needs an energy head that sums atomic energies "
+            f"(equiformerV2_scalar_head); the {who}'s heads: {heads}"
+        )
     forces = any(hasattr(head, "force_block") for head in capture.model.output_heads.values())
     needs_forces = [quantities[q] for q in ("forces", "force_derivatives") if q in quantities]
     if needs_forces and not forces:
@@ -115,13 +137,8 @@ def _check_heads(capture: Capture, who: str, quantities: dict[str, str]) -> None
 
 
 def needs_projection(loss: DistillationLoss) -> bool:
-    """Return whether a term compares embeddings and may ever have a weight."""
-    return any(term.quantity in EMBEDDINGS and may_weigh(term) for term in loss.terms)
-
-
-def may_weigh(term: Term) -> bool:
-    """Return whether a term's weight is ever other than zero."""
-    return getattr(term.weight, "value", 1.0) != 0
+    """Return whether a term compares embeddings, with a weight or for the log."""
+    return any(term.quantity in EMBEDDINGS for term in loss.terms)
 
 
 def build_projection(student: Capture, teacher: Teacher, seed: int) -> Projection:
@@ -149,7 +166,7 @@ def student_values(
     if capture.node_energies is not None:
         energies = units.atomic_energies(capture.energy_shares(batch), batch)
         values["atomic_energies"] = energies / units.rmsd("energy")
-    return {name: value.float() for name, value in values.items()}
+    return {name: at_least_float32(value) for name, value in values.items()}
 
 
 def compared_embeddings(

@@ -19,12 +19,16 @@ from kd_plugins.fairchem.checkpoint import Checkpoint
 from kd_plugins.fairchem.convert import (
     Capture,
     Units,
+    at_least_float32,
     check_architecture,
     flatten_outputs,
     structure_ids,
 )
 
-_GRAPH_SETTINGS = ("cutoff", "max_neighbors", "use_pbc", "use_pbc_single")
+_GRAPH_SETTINGS = (
+    *("cutoff", "max_neighbors", "enforce_max_neighbors_strictly"),
+    *("use_pbc", "use_pbc_single", "otf_graph"),
+)
 
 
 class Teacher:
@@ -42,7 +46,7 @@ class Teacher:
         self.model = _build(checkpoint).to(device)
         self.units = Units.of(checkpoint, device)
         self.capture = Capture(self.model, "teacher")
-        self.fingerprint = _fingerprint(self.model)
+        self.fingerprint = _fingerprint(self.model, self.units)
 
     @property
     def backbone(self) -> EquiformerV2Backbone:
@@ -68,8 +72,7 @@ class Teacher:
             values["atomic_energies"] = self.units.atomic_energies(shares, batch)
         values["equivariant_embeddings"] = self.capture.embeddings
         values["node_embeddings"] = self.capture.embeddings[:, 0]
-        values = {name: value.detach().float() for name, value in values.items()}
-        self.capture.clear()
+        values = {name: at_least_float32(value.detach()) for name, value in values.items()}
         return TeacherTargets(structure_ids(batch), batch.natoms, values)
 
     @torch.no_grad()
@@ -83,8 +86,7 @@ class Teacher:
     def shares_graph_with(self, student: EquiformerV2Backbone) -> bool:
         """Return whether both models would build the same neighbour graph."""
         return all(
-            getattr(self.backbone, name) == getattr(student, name)
-            for name in (*_GRAPH_SETTINGS, "enforce_max_neighbors_strictly")
+            getattr(self.backbone, name) == getattr(student, name) for name in _GRAPH_SETTINGS
         )
 
 
@@ -128,7 +130,10 @@ def _load_weights(model: HydraModel, checkpoint: Checkpoint) -> None:
     try:
         model.load_state_dict(checkpoint.state)
     except RuntimeError as error:
-        raise ConfigError(f"{checkpoint.path.name}: {error}") from error
+        first = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"{checkpoint.path.name}: its weights do not fit the model in its config: {first}"
+        ) from error
     if checkpoint.averages is not None:
         _load_averages(model, checkpoint)
     for name, parameter in model.named_parameters():
@@ -156,10 +161,13 @@ def _load_averages(model: HydraModel, checkpoint: Checkpoint) -> None:
             parameter.copy_(average)
 
 
-def _fingerprint(model: HydraModel) -> str:
-    """Return a hash of all parameters, the teacher's identity."""
+def _fingerprint(model: HydraModel, units: Units) -> str:
+    """Return a hash of all parameters and units, the teacher's identity."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    modules = {"model": model, **units.normalizers, **units.elementrefs}
+    for module_name, module in modules.items():
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            digest.update(f"{module_name}.{name}".encode())
+            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(raw.numpy())
     return digest.hexdigest()

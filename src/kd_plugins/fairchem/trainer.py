@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from pathlib import Path
@@ -48,7 +49,7 @@ class DistillMixin:
         student = Capture(self._unwrapped_model, "student")
         teacher = Teacher(self._checkpoint, self.device)
         del self._checkpoint  # a second copy of the teacher's weights
-        check_pair(student, teacher, self.settings)
+        check_pair(student, teacher, self.settings, self.output_targets)
         if self.settings.student.initialize == "teacher":
             start_from_teacher(self._unwrapped_model, teacher.model)
         if self.settings.student.freeze:
@@ -85,7 +86,7 @@ class DistillMixin:
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         if self.model.training:
-            self.step_state.at_step(self.best_val_metric)
+            self.step_state.at_step(self._between_steps())
         self.distiller.before_student()
         return super()._forward(batch)
 
@@ -122,7 +123,9 @@ class DistillMixin:
         scale = self.scaler.get_scale() if self.scaler else 1.0
         learning_rate = self.scheduler.get_lr()
         super()._backward(loss)
-        self.distiller.step(learning_rate, scale, self.clip_grad_norm)
+        overflowed = self.scaler is not None and self.scaler.get_scale() < scale
+        if not overflowed:
+            self.distiller.step(learning_rate, scale, self.clip_grad_norm)
 
     @property
     def _checkpoint_folder(self) -> Path:
@@ -150,43 +153,55 @@ class DistillMixin:
     def load_checkpoint(
         self, checkpoint_path: str, checkpoint: Any = None, inference_only: bool = False
     ) -> None:
-        """Load as fairchem does, then the projection, the schedule's step and the random state."""
+        """Load as fairchem does, then the projection and what fairchem's file lacks."""
         super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
-        step = 0 if inference_only else self.step
-        path = Path(checkpoint_path)
-        self.distiller.load_state_dict(
-            sidecar.read_sidecar(path, step, self.distiller.teacher.fingerprint), path
-        )
-        if step and not inference_only:
-            self._catch_up_schedule()
-            kept = self.step_state.checkpoint_read(step)
-            self.best_val_metric = kept.get("best_val_metric", self.best_val_metric)
-
-    def _catch_up_schedule(self) -> None:
-        """Take the schedule step that fairchem takes just after it has saved."""
-        if self.scheduler.scheduler_type in ("Null", "ReduceLROnPlateau"):
+        if inference_only:
             return
-        if self.scheduler.scheduler.last_epoch == self.step - 1:
-            self.scheduler.step()
+        path = Path(checkpoint_path)
+        state = sidecar.read_sidecar(path, self.step)
+        own_run = path.parent == self._checkpoint_folder
+        if state is not None and not sidecar.fits(
+            state, self.distiller.teacher.fingerprint, path, refuse=own_run
+        ):
+            state = None
+        self.distiller.load_state_dict(state, path)
+        between = self.step_state.checkpoint_read(self.step, path.parent) if self.step else None
+        if between is not None:
+            self._set_between_steps(between)
+
+    def _between_steps(self) -> dict[str, Any]:
+        """Return what fairchem changes between its checkpoint and its next step."""
+        schedule = getattr(self.scheduler, "scheduler", None)
+        return {
+            "best_val_metric": self.best_val_metric,
+            "learning_rates": [group["lr"] for group in self.optimizer.param_groups],
+            "schedule": schedule.state_dict() if schedule else None,
+        }
+
+    def _set_between_steps(self, between: dict[str, Any]) -> None:
+        self.best_val_metric = between["best_val_metric"]
+        for group, rate in zip(self.optimizer.param_groups, between["learning_rates"], strict=True):
+            group["lr"] = rate
+        if between["schedule"] is not None:
+            self.scheduler.scheduler.load_state_dict(between["schedule"])
 
 
 def _adopt(ours: dict[str, Any], theirs: dict[str, Any], kind: str) -> None:
-    """Replace the student's units by its teacher's and say so."""
-    for name, module in theirs.items():
-        if name in ours and _values(ours[name]) != _values(module):
+    """Replace the student's units of energy and forces by copies of its teacher's and say so."""
+    for name in ("energy", "forces"):
+        here, there = ours.pop(name, None), theirs.get(name)
+        if here is not None and (there is None or _values(here) != _values(there)):
             logging.warning(
                 f"{kind} of {name}: the student starts from its teacher and takes over the "
-                f"teacher's {_values(module)} in place of {_values(ours[name])}"
+                f"teacher's {_values(there)} in place of {_values(here)}"
             )
-        ours[name] = module
-    for name in set(ours) - set(theirs):
-        logging.warning(
-            f"{kind} of {name}: the student starts from its teacher, which has none, and drops "
-            f"its own {_values(ours.pop(name))}"
-        )
+        if there is not None:
+            ours[name] = copy.deepcopy(there)
 
 
-def _values(module: torch.nn.Module) -> str:
+def _values(module: torch.nn.Module | None) -> str:
+    if module is None:
+        return "none"
     return ", ".join(
         f"{name} {value.item():.6g}"
         if value.numel() == 1

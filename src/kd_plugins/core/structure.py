@@ -1,0 +1,99 @@
+"""What makes two structures the same: elements, cell and positions up to lattice translations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+
+Array = np.ndarray[Any, Any]
+
+SAME_POSITION = 1e-3
+"""Å by which positions and cell vectors may differ: more than float32 loses, less than a move."""
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """A structure as far as its identity goes.
+
+    Args:
+        atomic_numbers: (N,).
+        positions: (N, 3) in Å.
+        cell: (3, 3) in Å, rows are the lattice vectors; zeros where there is none.
+        pbc: (3,), along which lattice vectors it is periodic.
+
+    Raises:
+        ValueError: for shapes that do not match, or a number that is not finite.
+
+    >>> Structure([29], [[0.0, 0.0, 0.0]], np.eye(3) * 3.6, [True, True, True]).n_atoms
+    1
+    """
+
+    atomic_numbers: Int[Array, " N"]
+    positions: Float[Array, "N 3"]
+    cell: Float[Array, "3 3"]
+    pbc: Bool[Array, "3"]
+
+    def __init__(
+        self, atomic_numbers: object, positions: object, cell: object, pbc: object
+    ) -> None:
+        object.__setattr__(self, "atomic_numbers", np.asarray(atomic_numbers, dtype=np.int64))
+        object.__setattr__(self, "positions", np.asarray(positions, dtype=np.float64))
+        object.__setattr__(self, "cell", np.asarray(cell, dtype=np.float64))
+        object.__setattr__(self, "pbc", np.asarray(pbc, dtype=bool))
+        expected = {
+            "atomic_numbers": (self.n_atoms,),
+            "positions": (self.n_atoms, 3),
+            "cell": (3, 3),
+            "pbc": (3,),
+        }
+        for name, shape in expected.items():
+            _check_array(name, getattr(self, name), shape)
+
+    @property
+    def n_atoms(self) -> int:
+        """How many atoms it has."""
+        return len(self.atomic_numbers)
+
+    def difference(self, other: Structure) -> str | None:
+        """Return in words how another structure differs, or None if it is the same.
+
+        >>> one = Structure([29], [[0.0, 0.0, 0.0]], np.eye(3), [True] * 3)
+        >>> one.difference(Structure([29], [[1.0, 0.0, 0.0]], np.eye(3), [True] * 3))
+        >>> one.difference(Structure([78], [[0.0, 0.0, 0.0]], np.eye(3), [True] * 3))
+        'atom 0 is element 29 here and 78 there'
+        """
+        if self.n_atoms != other.n_atoms:
+            return f"it has {self.n_atoms} atoms here and {other.n_atoms} there"
+        elements = np.flatnonzero(self.atomic_numbers != other.atomic_numbers)
+        if len(elements):
+            atom = elements[0]
+            here, there = self.atomic_numbers[atom], other.atomic_numbers[atom]
+            return f"atom {atom} is element {here} here and {there} there"
+        if not np.array_equal(self.pbc, other.pbc):
+            return f"it is periodic along {self.pbc.tolist()} here and {other.pbc.tolist()} there"
+        if np.abs(self.cell - other.cell).max() > SAME_POSITION:
+            return f"its cell differs by {np.abs(self.cell - other.cell).max():.4f} Å"
+        return self._moved(other)
+
+    def _moved(self, other: Structure) -> str | None:
+        distances = np.linalg.norm(self._apart(other), axis=1)
+        if self.n_atoms and distances.max() > SAME_POSITION:
+            return f"atom {distances.argmax()} is {distances.max():.4f} Å away from where it was"
+        return None
+
+    def _apart(self, other: Structure) -> NDArray[np.float64]:
+        """Return each atom's displacement without whole lattice vectors, (N, 3)."""
+        apart = self.positions - other.positions
+        translations = np.round(apart @ np.linalg.pinv(self.cell)) * self.pbc
+        return apart - translations @ self.cell
+
+
+def _check_array(name: str, array: NDArray[np.generic], shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected {shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds NaN or inf")
