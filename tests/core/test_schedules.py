@@ -131,7 +131,7 @@ def test_rows_match_and_are_in_order(
     steps: tuple[int, ...], weights: tuple[float, ...], says: str
 ) -> None:
     """Naming the lengths or the steps."""
-    with pytest.raises(ValueError, match=f"piecewise: .*{says}"):
+    with pytest.raises(ValueError, match=f".*{says}"):
         Piecewise(steps, weights)
 
 
