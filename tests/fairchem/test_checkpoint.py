@@ -13,6 +13,7 @@ from fairchem.core.common.utils import setup_imports
 from fairchem.core.models.equiformer_v2.equiformer_v2_deprecated import EquiformerV2
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 
+from kd_plugins.config import ConfigError
 from kd_plugins.fairchem.checkpoint import read_checkpoint
 from kd_plugins.fairchem.settings import TeacherSettings
 from kd_plugins.fairchem.teacher import Teacher
@@ -147,3 +148,38 @@ def test_reading_a_teacher_leaves_the_random_state_alone(teacher: Path) -> None:
     before = torch.get_rng_state()
     Teacher(read_checkpoint(TeacherSettings(str(teacher), "raw")), torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_atomic_energies_come_from_the_energy_head(
+    teacher: Path, tmp_path: Path, batch: Any
+) -> None:
+    """Not from another scalar head that stands before it in the alphabet."""
+    setup_imports()
+    state = tiny.load(teacher)
+    model = copy.deepcopy(state["config"]["model"])
+    model.pop("name")
+    model["heads"]["band_gap"] = {
+        "module": "equiformerV2_scalar_head",
+        "output_name": "band_gap",
+        "reduce": "mean",
+    }
+    hydra = registry.get_model_class("hydra")(**copy.deepcopy(model))
+    hydra.load_state_dict(
+        {k.removeprefix("module."): v for k, v in state["state_dict"].items()}, strict=False
+    )
+    state["state_dict"] = hydra.state_dict()
+    state["config"]["model"] = {"name": "hydra", **model}
+    torch.save(state, tmp_path / "band_gap.pt")
+    plain = teach(teacher, batch, weights="raw")
+    ours = teach(tmp_path / "band_gap.pt", batch, weights="raw")
+    assert torch.allclose(ours["atomic_energies"], plain["atomic_energies"], atol=1e-5)
+
+
+def test_references_inside_the_model_are_refused(tmp_path: Path) -> None:
+    """The single class could add them itself; today's model cannot."""
+    _, path = single_class_file(tmp_path)
+    state = tiny.load(path)
+    state["config"]["model_attributes"]["use_energy_lin_ref"] = True
+    torch.save(state, path)
+    with pytest.raises(ConfigError, match="use_energy_lin_ref: true"):
+        read_checkpoint(TeacherSettings(str(path), "raw"))

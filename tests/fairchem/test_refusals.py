@@ -92,6 +92,18 @@ SETTINGS: dict[str, tuple[Change, str]] = {
     "huber without delta": (term("energy", distance="huber"), "huber needs its delta"),
     "hessian step": (term("hessian", step=0.0), "step must be > 0 and < 0.5 Å"),
     "hessian probes": (term("hessian", probes=0), "probes must be >= 1"),
+    "preflight of nothing": (lambda s: block(s).update(preflight=-1), "preflight must be >= 1"),
+    "hessian with recomputed blocks": (
+        backbone(activation_checkpoint=True),
+        "hessian cannot be trained with model.backbone.activation_checkpoint",
+    ),
+    "soft target without its output": (
+        lambda s: (
+            s["outputs"].update(total={"level": "system", "property": "energy"}),
+            s["outputs"].pop("energy"),
+        ),
+        "terms.energy needs an output of that name",
+    ),
     "seed as text": (lambda s: block(s).update(seed="one"), "expected a whole number, got 'one'"),
     "graph parallel": (lambda s: s.update(gp_gpus=1), "gp_gpus: distillation needs whole graphs"),
     "no such initialisation": (

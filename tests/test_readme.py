@@ -1,0 +1,32 @@
+"""What README shows is run."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from kd_plugins.config import read_config
+from kd_plugins.fairchem.settings import DistillSettings
+from tests.house import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str, holding: str) -> list[str]:
+    """Return the fenced blocks of a language that hold some text."""
+    found = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return [block for block in found if holding in block]
+
+
+def test_python_of_the_core_runs() -> None:
+    """As a reader would paste it."""
+    (block,) = blocks("python", "from kd_plugins")
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_yaml_of_fairchem_is_valid() -> None:
+    """Every key of the block is one that the adapter knows."""
+    yaml = pytest.importorskip("yaml")
+    (block,) = blocks("yaml", "distill")
+    read_config(DistillSettings, yaml.safe_load(block)["task"]["distill"], "task.distill")
