@@ -18,15 +18,31 @@ BATCHES = ([0, 1], [2, 3, 4])
 TERMS = ("crack", "instance", "n2n", "atomic_energies", "energy", "forces")
 
 
-def gradients(trainer: Any, indices: list[int], seed: int, term: Any) -> tuple[dict, int]:
+WITHOUT_NEGATIVES = ("n2n", "atomic_energies", "energy", "forces")
+
+
+def collate(trainer: Any, indices: list[int]) -> Any:
+    """Return a batch of chosen structures."""
+    return trainer.collater([trainer.train_dataset[index] for index in indices])
+
+
+def draw_as_in_the_union(trainer: Any, rank: int) -> None:
+    """Bring the random state to where this rank's edges stand in the union of all batches."""
+    torch.manual_seed(0)
+    for indices in BATCHES[:rank]:
+        with torch.no_grad():
+            trainer._unwrapped_model(collate(trainer, indices))
+
+
+def gradients(trainer: Any, indices: list[int], rank: int, term: Any) -> tuple[dict, int]:
     """Return the gradients of one term alone on one batch, and how many items counted."""
-    batch = trainer.collater([trainer.train_dataset[index] for index in indices])
+    batch = collate(trainer, indices)
     trainer.distiller.loss = DistillationLoss((term,))
     trainer.step = 1
     trainer.model.train()
     trainer.model.zero_grad()
     trainer.distiller.zero_grad()
-    torch.manual_seed(seed)
+    draw_as_in_the_union(trainer, rank)
     trainer._compute_loss(trainer._forward(batch), batch).backward()
     modules = {"student": trainer.model, "projection": trainer.distiller.projection}
     found = {
@@ -39,10 +55,10 @@ def gradients(trainer: Any, indices: list[int], seed: int, term: Any) -> tuple[d
     return found, int(metric["numel"])
 
 
-def all_gradients(trainer: Any, indices: list[int], seed: int) -> dict[str, Any]:
+def all_gradients(trainer: Any, indices: list[int], rank: int) -> dict[str, Any]:
     """Return the gradients of every term, each alone."""
     terms = trainer.settings.terms.loss().terms
-    return {term.name: gradients(trainer, indices, seed, term) for term in terms}
+    return {term.name: gradients(trainer, indices, rank, term) for term in terms}
 
 
 def rank_main(rank: int, port: int, settings: dict[str, Any], results: Path) -> None:
@@ -82,8 +98,8 @@ def settings(make_config, teacher: Path) -> dict[str, Any]:
 def test_two_ranks_equal_one_process(settings: dict[str, Any], tmp_path: Path) -> None:
     """Negatives are each rank's own, counts are global.
 
-    The reference adds up the two batches' sums and divides by the joint count, so for terms without
-    negatives it is the plain union batch.
+    The reference adds up the two batches' sums and divides by the joint count. Terms without
+    negatives are compared with the plain union batch as well.
     """
     from tests.fairchem import tiny
 
@@ -91,16 +107,19 @@ def test_two_ranks_equal_one_process(settings: dict[str, Any], tmp_path: Path) -
     both = {**settings, "world_size": 2, "timestamp_id": "two"}
     mp.spawn(rank_main, (get_free_port(), both, results), nprocs=2)
     two = torch.load(results, weights_only=True)
-    parts = tiny.run(
-        settings,
-        lambda trainer: [
-            all_gradients(trainer, indices, rank) for rank, indices in enumerate(BATCHES)
-        ],
-    )
+    *parts, whole = tiny.run(settings, one_process)
     for name in TERMS:
-        reference = union(*(part[name] for part in parts))
-        assert two[name][0].keys() == reference.keys()
-        assert relative_error(two[name][0], reference) < 1e-6, name
+        found, reference = two[name][0], union(*(part[name] for part in parts))
+        assert found.keys() == reference.keys()
+        assert relative_error(found, reference) < 1e-6, name
+        if name in WITHOUT_NEGATIVES:
+            assert relative_error(found, whole[name][0]) < 1e-6, name
+
+
+def one_process(trainer: Any) -> list[dict[str, Any]]:
+    """Return the gradients on each rank's batch, and those on the union of the batches."""
+    parts = [all_gradients(trainer, indices, rank) for rank, indices in enumerate(BATCHES)]
+    return [*parts, all_gradients(trainer, sum(BATCHES, []), 0)]
 
 
 def relative_error(ours: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:
