@@ -275,7 +275,7 @@ def test_a_students_other_graph_is_not_forced_on_the_teacher(
         trainer.model.eval()
         trainer._forward(batch)
         found = distiller._targets(batch)
-        _, with_derivatives = distiller._with_derivatives({}, found, batch, 1, units(trainer))
+        _, with_derivatives = distiller._with_derivatives({}, found, batch, 1)
         probes = draw_directions(batch, 1, seed=0, step=1)
         torch.set_rng_state(distiller._student_drew_from)
         own = teaching(batch)

@@ -31,52 +31,46 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Linear:
+class _Ramp:
+    start: float
+    end: float
+    first_step: int
+    last_step: int
+
+    def __post_init__(self) -> None:
+        _check_weights(self.start, self.end)
+        _check_interval(self.first_step, self.last_step)
+
+    def _fraction(self, step: int) -> float:
+        fraction = (step - self.first_step) / (self.last_step - self.first_step)
+        return min(max(fraction, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class Linear(_Ramp):
     """From ``start`` at ``first_step`` straight to ``end`` at ``last_step``; constant outside.
 
     >>> Linear(start=0.0, end=10.0, first_step=0, last_step=4)(1)
     2.5
     """
 
-    start: float
-    end: float
-    first_step: int
-    last_step: int
-
-    def __post_init__(self) -> None:
-        """Refuse negative weights and an empty interval."""
-        _check_weights(self.start, self.end)
-        _check_interval(self.first_step, self.last_step)
-
     def __call__(self, step: int) -> float:
         """Return the weight at a step."""
-        return self.start + (self.end - self.start) * _fraction(
-            step, self.first_step, self.last_step
-        )
+        return self.start + (self.end - self.start) * self._fraction(step)
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(_Ramp):
     """As `Linear`, along half a cosine.
 
     >>> Cosine(start=10.0, end=0.0, first_step=0, last_step=4)(2)
     5.0
     """
 
-    start: float
-    end: float
-    first_step: int
-    last_step: int
-
-    def __post_init__(self) -> None:
-        """Refuse negative weights and an empty interval."""
-        _check_weights(self.start, self.end)
-        _check_interval(self.first_step, self.last_step)
-
     def __call__(self, step: int) -> float:
         """Return the weight at a step."""
-        fraction = _fraction(step, self.first_step, self.last_step)
-        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * fraction))
+        remaining = 0.5 * (1.0 + math.cos(math.pi * self._fraction(step)))
+        return self.end + (self.start - self.end) * remaining
 
 
 @dataclass(frozen=True)
@@ -113,10 +107,6 @@ SCHEDULES: Mapping[str, type] = MappingProxyType(
     {"constant": Constant, "linear": Linear, "cosine": Cosine, "piecewise": Piecewise}
 )
 """The schedules by name, as a YAML's ``schedule:`` key gives it."""
-
-
-def _fraction(step: int, first_step: int, last_step: int) -> float:
-    return min(max((step - first_step) / (last_step - first_step), 0.0), 1.0)
 
 
 def _check_weights(*weights: float) -> None:

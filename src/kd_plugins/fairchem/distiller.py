@@ -108,7 +108,7 @@ class Distiller:
         with torch.autocast(self.device.type, enabled=False):
             targets = self._targets(batch)
             if any(term.quantity == "force_derivatives" for term in terms):
-                values, targets = self._with_derivatives(values, targets, batch, step, units)
+                values, targets = self._with_derivatives(values, targets, batch, step)
             sample = self._sample(values, targets, units, batch)
             sample = dataclasses.replace(sample, edge_index=edge_index, masks=masks)
             report = self._report(sample, step, terms)
@@ -135,12 +135,7 @@ class Distiller:
             return self.teacher(batch, graph)
 
     def _with_derivatives(
-        self,
-        values: dict[str, Tensor],
-        targets: TeacherTargets,
-        batch: Batch,
-        step: int,
-        units: Units,
+        self, values: dict[str, Tensor], targets: TeacherTargets, batch: Batch, step: int
     ) -> tuple[dict[str, Tensor], TeacherTargets]:
         """Add force derivatives: the student's in normalised units, the teacher's in eV/Å²."""
         settings, drew_from = self.settings.terms.hessian, self._student_drew_from
