@@ -67,7 +67,7 @@ SETTINGS: dict[str, tuple[Change, str]] = {
     ),
     "schedule without its keys": (
         term("n2n", weight={"schedule": "linear", "start": 0.0}),
-        "schedule linear: missing",
+        "linear.end: missing; expected a number",
     ),
     "schedule back to front": (
         term(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kd_plugins.fairchem import sidecar
+from kd_plugins.fairchem.student import replace_overflow
 from tests.fairchem import tiny
 from tests.fairchem.test_laws import EQV2, first_batch
 
@@ -229,3 +230,12 @@ def test_the_projection_leaves_out_an_overflow(make_config, teacher: Path) -> No
         return all(torch.equal(before[name], after[name]) for name in before)
 
     assert tiny.run(settings, unmoved)
+
+
+def test_an_overflow_becomes_numbers_and_is_told() -> None:
+    """What is finite stays as it is, and is no overflow."""
+    values = {"energy": torch.tensor([1.0, float("inf")]), "forces": torch.ones(1, 3)}
+    assert replace_overflow(values)
+    assert all(bool(torch.isfinite(value).all()) for value in values.values())
+    assert torch.equal(values["forces"], torch.ones(1, 3))
+    assert not replace_overflow(values)

@@ -26,6 +26,7 @@ from kd_plugins.fairchem.student import (
     build_projection,
     compared_embeddings,
     needs_projection,
+    replace_overflow,
     student_values,
     teacher_in_student_units,
 )
@@ -103,7 +104,7 @@ class Distiller:
             self.student.clear()
             return None
         values = student_values(out, self.student, units, batch)
-        overflow = self._overflow(values)
+        overflow = torch.is_autocast_enabled() and replace_overflow(values)
         edge_index = self.student.graph.edge_index
         with torch.autocast(self.device.type, enabled=False):
             targets = self._targets(batch)
@@ -115,19 +116,6 @@ class Distiller:
         self.student.clear()
         self.teacher.capture.clear()
         return report.total * float("nan") if overflow else report.total
-
-    def _overflow(self, values: dict[str, Tensor]) -> bool:
-        """Replace what overflowed in mixed precision by numbers, and say whether anything did.
-
-        The loss then becomes NaN, so that fairchem's scaler leaves the step out; meanwhile all
-        ranks go through the same collective operations.
-        """
-        if not torch.is_autocast_enabled():
-            return False
-        finite = all(bool(torch.isfinite(value).all()) for value in values.values())
-        if not finite:
-            values.update({name: torch.nan_to_num(value) for name, value in values.items()})
-        return not finite
 
     def _targets(self, batch: Batch) -> TeacherTargets:
         graph = self.student.graph if self.shares_graph else None

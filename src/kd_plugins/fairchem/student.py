@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from fairchem.core.models.base import HydraModel
 from torch import Tensor, nn
 from torch_geometric.data import Batch
@@ -167,6 +168,18 @@ def student_values(
         energies = units.atomic_energies(capture.energy_shares(batch), batch)
         values["atomic_energies"] = energies / units.rmsd("energy")
     return {name: at_least_float32(value) for name, value in values.items()}
+
+
+def replace_overflow(values: dict[str, Tensor]) -> bool:
+    """Replace what overflowed in mixed precision by numbers, and say whether anything did.
+
+    The loss is then made NaN, so that fairchem's scaler leaves the step out; meanwhile all ranks go
+    through the same collective operations.
+    """
+    finite = all(bool(torch.isfinite(value).all()) for value in values.values())
+    if not finite:
+        values.update({name: torch.nan_to_num(value) for name, value in values.items()})
+    return not finite
 
 
 def compared_embeddings(
