@@ -109,7 +109,7 @@ def crack_loss(
     edges: Edges = "undirected",
     tolerance: float = 1e-3,
 ) -> Float[Tensor, ""]:
-    """Return CRACK's loss, the mean of equation 3.2.2 over the E relations of a batch, in E² memory.
+    """Return CRACK's loss, the mean of equation 3.2.2 over E relations, in memory of order E².
 
     Args:
         student_embeddings: (N, D) l = 0 node embeddings, already projected to the teacher's width.
