@@ -162,6 +162,12 @@ def flatten_outputs(out: Mapping[str, Any]) -> dict[str, Tensor]:
     return flat
 
 
+def energy_and_forces(out: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those of energy (B,) and forces (N, 3) that a model gives, in these shapes."""
+    shapes = {"energy": (-1,), "forces": (-1, 3)}
+    return {name: out[name].reshape(shape) for name, shape in shapes.items() if name in out}
+
+
 def at_least_float32(value: Tensor) -> Tensor:
     """Return a half-precision tensor in float32, any other as it is."""
     return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,12 @@ class StepState:
         self._missing = self._restored is None
         return self._restored["host"] if self._restored else None
 
-    def at_step(self, host: dict[str, Any]) -> None:
-        """Call before each training step's forward, with fairchem's best metric and schedule."""
+    def at_step(self, host: Callable[[], dict[str, Any]]) -> None:
+        """Call before each training step's forward.
+
+        Args:
+            host: gives fairchem's best metric and schedule; called only where they are written.
+        """
         if self._restored is not None:
             _set_all(self._restored)
         elif self._missing:
@@ -78,7 +82,7 @@ class StepState:
         self._restored, self._missing = None, False
         if self._after is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            state = {"after": self._after, "host": host, **_get_all()}
+            state = {"after": self._after, "host": host(), **_get_all()}
             write_atomically(state, self.folder / self.name)
             self._after = None
 

@@ -14,7 +14,7 @@ from torch_geometric.data import Batch
 from kd_plugins.config import ConfigError
 from kd_plugins.core.loss import DistillationLoss
 from kd_plugins.core.projection import Projection
-from kd_plugins.fairchem.convert import Capture, Units, at_least_float32
+from kd_plugins.fairchem.convert import Capture, Units, at_least_float32, energy_and_forces
 from kd_plugins.fairchem.settings import DistillSettings
 from kd_plugins.fairchem.teacher import Teacher
 
@@ -159,11 +159,7 @@ def student_values(
 
     Atomic energies are in eV divided by the energy normalizer's rmsd, references included.
     """
-    values = {"equivariant_embeddings": capture.embeddings}
-    if "energy" in out:
-        values["energy"] = out["energy"].reshape(-1)
-    if "forces" in out:
-        values["forces"] = out["forces"].reshape(-1, 3)
+    values = {"equivariant_embeddings": capture.embeddings, **energy_and_forces(out)}
     if capture.node_energies is not None:
         energies = units.atomic_energies(capture.energy_shares(batch), batch)
         values["atomic_energies"] = energies / units.rmsd("energy")

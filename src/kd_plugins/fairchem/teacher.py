@@ -21,6 +21,7 @@ from kd_plugins.fairchem.convert import (
     Units,
     at_least_float32,
     check_architecture,
+    energy_and_forces,
     flatten_outputs,
     structure_ids,
 )
@@ -63,9 +64,8 @@ class Teacher:
         """
         out = self.forward(batch, graph)
         values = {
-            name: self.units.physical(name, _shaped(name, out[name]), batch)
-            for name in ("energy", "forces")
-            if name in out
+            name: self.units.physical(name, output, batch)
+            for name, output in energy_and_forces(out).items()
         }
         if self.capture.node_energies is not None:
             shares = self.capture.energy_shares(batch)
@@ -108,10 +108,6 @@ def with_graph(batch: Batch, graph: GraphData) -> Batch:
     batch.cell_offsets = graph.cell_offsets
     batch.neighbors = graph.neighbors
     return batch
-
-
-def _shaped(name: str, output: Tensor) -> Tensor:
-    return output.reshape(-1) if name == "energy" else output.reshape(-1, 3)
 
 
 def _build(checkpoint: Checkpoint) -> HydraModel:

@@ -77,21 +77,24 @@ class DistillMixin:
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Check the labels, then train as fairchem does."""
-        targets = [name for name, _ in self.loss_functions]
         elements = self.distiller.known_elements()
         for name, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
             if dataset is not None:
-                check_dataset(dataset, name, targets, elements, self.settings.preflight)
+                check_dataset(dataset, name, self._labels, elements, self.settings.preflight)
         super().train(*args, **kwargs)
+
+    @property
+    def _labels(self) -> list[str]:
+        return [name for name, _ in self.loss_functions]
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         if self.model.training:
-            self.step_state.at_step(self._between_steps())
+            self.step_state.at_step(self._between_steps)
         self.distiller.before_student()
         return super()._forward(batch)
 
     def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
-        check_batch(batch, [name for name, _ in self.loss_functions])
+        check_batch(batch, self._labels)
         loss = super()._compute_loss(out, batch)
         distillation = self.distiller(
             out,
