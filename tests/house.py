@@ -19,7 +19,7 @@ FRAMEWORKS = ("fairchem", "hippynn", "chgnet", "ase", "torch_geometric", "e3nn",
 LONGEST_FUNCTION, LONGEST_MODULE = 40, 250
 
 CORE = {"torch", "numpy", "jaxtyping", "lmdb", "safetensors", "kd_plugins.core"}
-TEACHERS = CORE | {"ase", "tqdm", "kd_plugins.config", "kd_plugins.teachers"}
+TEACHERS = CORE | {"ase", "ijson", "tqdm", "kd_plugins.config", "kd_plugins.teachers"}
 ADAPTER = TEACHERS | {"yaml"}
 ALLOWED_IMPORTS = {
     "kd_plugins/__init__.py": {"kd_plugins.core"},
@@ -28,11 +28,13 @@ ALLOWED_IMPORTS = {
     "kd_plugins/testing.py": TEACHERS | {"pytest"},
     "kd_plugins/core/": CORE,
     "kd_plugins/teachers/": TEACHERS,
+    "kd_plugins/teachers/builtin.py": TEACHERS | {"pfp_api_client"},
+    "kd_plugins/teachers/ray_engine.py": TEACHERS | {"ray"},
     "kd_plugins/fairchem/": ADAPTER | {"kd_plugins.fairchem", "fairchem", "torch_geometric"},
     "kd_plugins/fairchem/standins/scatter/": {"torch", "torch_scatter"},
     "kd_plugins/fairchem/standins/sparse/": set(),
     "kd_plugins/hippynn/": ADAPTER | {"kd_plugins.hippynn", "hippynn"},
-    "kd_plugins/chgnet/": ADAPTER | {"kd_plugins.chgnet", "chgnet", "pymatgen"},
+    "kd_plugins/chgnet/": ADAPTER | {"kd_plugins.chgnet", "chgnet", "dftd3", "pymatgen"},
     "kd_plugins/evaluate/": CORE | {"kd_plugins.evaluate", "ase", "scipy"},
     "kd_plugins/report/": CORE | {"kd_plugins.evaluate", "kd_plugins.report", "matplotlib"},
 }

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from kd_plugins.core.manifest import Manifest
-from kd_plugins.core.record import Record
+from kd_plugins.core.record import Record, pack
 from kd_plugins.core.shard import ShardWriter, StoreError
 from kd_plugins.core.store import TargetStore
 from kd_plugins.core.structure import Structure
@@ -61,8 +61,7 @@ def store(tmp_path: Path) -> TargetStore:
 
 def content(store: TargetStore) -> dict[str, bytes]:
     """Return id to the packed record."""
-    fresh = TargetStore(Path("nowhere"), store.manifest)
-    return {name: fresh.pack([store.record(name)])[name] for name in store.ids()}
+    return {name: pack(store.record(name), store.manifest) for name in store.ids()}
 
 
 def test_what_was_written_is_read(store: TargetStore) -> None:
@@ -348,3 +347,12 @@ def test_a_shard_grows_beyond_its_first_map(
         for index in range(40):
             writer.append({f"id-{index}": bytes(8000)})
     assert (tmp_path / "small.lmdb").stat().st_size > 1 << 18
+
+
+def test_merging_refuses_one_id_for_two_records(store: TargetStore, tmp_path: Path) -> None:
+    """Rather than keep whichever came first."""
+    other = TargetStore.create(tmp_path / "other", MANIFEST)
+    other.append([Record("structure-3", structure(4), record(4).values)])
+    with pytest.raises(StoreError, match="'structure-3' stands for another record in"):
+        store.merge([other])
+    assert store.read("structure-3", structure(3)).structure_ids == ("structure-3",)

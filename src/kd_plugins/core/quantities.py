@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -63,8 +63,17 @@ _ROWS = (
     Quantity("force_derivatives", "atom", ("K", 3), "eV/Å²"),
 )
 
-QUANTITIES: Mapping[str, Quantity] = MappingProxyType({row.name: row for row in _ROWS})
+_SPREADS = tuple(
+    replace(row, name=f"{row.name}_std")
+    for row in _ROWS
+    if row.name in ("energy", "forces", "stress", "atomic_energies", "magmoms")
+)
+
+QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
+    {row.name: row for row in (*_ROWS, *_SPREADS)}
+)
 """Name to row. ``stress`` is Voigt (xx, yy, zz, yz, xz, xy), tension positive, as in ASE.
+``<name>_std`` is the standard deviation of a quantity over several teachers, number by number.
 ``equivariant_embeddings`` holds all (l, m) rows, M = (lmax + 1)², row 0 being l = 0, which is
 ``node_embeddings``. ``force_derivatives`` are K directional derivatives of the forces."""
 

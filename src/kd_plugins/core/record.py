@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
 from torch import Tensor
 
 from kd_plugins.core.manifest import DTYPES, Manifest
@@ -63,22 +63,27 @@ def pack(record: Record, manifest: Manifest) -> bytes:
         )
     record.targets()
     structure = record.structure
-    tensors = {
-        name: value.detach().cpu().to(DTYPES[manifest.dtypes[name]]).contiguous()
+    arrays = {
+        name: _cast(value, manifest.dtypes[name], f"structure {record.structure_id!r}: {name}")
         for name, value in record.values.items()
     }
-    identity = {
-        "atomic_numbers": structure.atomic_numbers.astype(np.int16),
-        "positions": structure.positions.astype(np.float32),
-        "cell": structure.cell.astype(np.float32),
-        "pbc": structure.pbc,
-    }
-    tensors.update({f"structure.{name}": torch.tensor(array) for name, array in identity.items()})
-    return save_tensors(tensors)
+    arrays["structure.atomic_numbers"] = structure.atomic_numbers.astype(np.int16)
+    arrays["structure.positions"] = structure.positions.astype(np.float32)
+    arrays["structure.cell"] = structure.cell.astype(np.float32)
+    arrays["structure.pbc"] = structure.pbc
+    return save(arrays)
+
+
+def _cast(value: Tensor, dtype: str, what: str) -> NDArray[np.generic]:
+    array = value.detach().cpu().to(DTYPES[dtype]).contiguous().numpy()
+    if dtype == "float16" and not np.isfinite(array).all():
+        raise ValueError(f"{what} has numbers beyond float16's 65504; keep it as float32")
+    return array
 
 
 def unpack(structure_id: str, payload: bytes) -> Record:
     """Return the record that `pack` made."""
-    tensors = load_tensors(payload)
-    structure = Structure(*(tensors.pop(f"structure.{name}").numpy() for name in _IDENTITY))
-    return Record(structure_id, structure, tensors)
+    arrays = load(payload)
+    structure = Structure(*(arrays.pop(f"structure.{name}") for name in _IDENTITY))
+    values = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    return Record(structure_id, structure, values)

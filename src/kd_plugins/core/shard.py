@@ -22,6 +22,10 @@ class StoreError(Exception):
     """Something is wrong with a store on disk; the message says what and how to mend it."""
 
 
+class ShardBusy(StoreError):
+    """Another process is writing."""
+
+
 class ShardWriter:
     """Appends records to a shard, a batch at a time: all of a batch is kept, or nothing.
 
@@ -31,13 +35,14 @@ class ShardWriter:
         path: of the LMDB file; made if it is not there.
 
     Raises:
-        StoreError: if another process is writing to it, the folder is read-only, or it is damaged.
+        ShardBusy: if another process is writing to it.
+        StoreError: if the folder is read-only, or the file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         try:
-            self._lock = _exclusive_lock(path)
+            self._lock = exclusive_lock(path)
             _environment(self.path, write=True)
         except (lmdb.Error, OSError) as error:
             raise StoreError(f"{path.name} cannot be written: {error}") from error
@@ -101,15 +106,28 @@ class ShardReader:
         Raises:
             StoreError: if the bytes are not those that were written.
         """
-        with _reading(self.path) as transaction:
-            stored = transaction.get(key(structure_id))
+        stored = self._stored(structure_id)
         return None if stored is None else self._checked(structure_id, bytes(stored))
+
+    def __contains__(self, structure_id: str) -> bool:
+        """Look at the key only: a damaged record is there, and says so when it is read."""
+        return self._stored(structure_id) is not None
 
     def ids(self) -> Iterator[str]:
         """Yield all ids in order."""
         with _reading(self.path) as transaction:
             for stored in transaction.cursor().iternext(keys=True, values=False):
                 yield bytes(stored).decode()
+
+    def _stored(self, structure_id: str) -> bytes | None:
+        try:
+            with _reading(self.path) as transaction:
+                return transaction.get(key(structure_id))
+        except lmdb.Error as error:
+            raise StoreError(
+                f"{self.path.name} is damaged ({error}); restore it from a copy, or remove it and "
+                "label its structures again"
+            ) from error
 
     def _checked(self, structure_id: str, stored: bytes) -> bytes:
         digest, payload = stored[:DIGEST_SIZE], stored[DIGEST_SIZE:]
@@ -130,6 +148,8 @@ def key(structure_id: str) -> bytes:
     >>> key("mp-149")
     b'mp-149'
     """
+    if not isinstance(structure_id, str):
+        raise ValueError(f"a structure id must be text, got {structure_id!r}")
     encoded = structure_id.encode()
     if not 0 < len(encoded) <= LONGEST_ID:
         raise ValueError(
@@ -193,13 +213,18 @@ def _reading(path: Path) -> lmdb.Transaction:
         return environment.begin()
 
 
-def _exclusive_lock(path: Path) -> IO[str]:
+def exclusive_lock(path: Path) -> IO[str]:
+    """Return a lock beside ``path`` that ends when it is closed, or with its process.
+
+    Raises:
+        ShardBusy: if another process has it.
+    """
     file = path.with_name(f"{path.name}.writer").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise StoreError(
+        raise ShardBusy(
             f"{path.name} is being written by another process; give each writer its own shard"
         ) from None
     return file

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from kd_plugins.core.manifest import Manifest, check_same
 from kd_plugins.core.record import Record, pack, unpack
-from kd_plugins.core.shard import ShardReader, ShardWriter, StoreError
+from kd_plugins.core.shard import (
+    ShardBusy,
+    ShardReader,
+    ShardWriter,
+    StoreError,
+    exclusive_lock,
+)
 from kd_plugins.core.structure import Structure
 from kd_plugins.core.targets import TeacherTargets
 
@@ -134,7 +142,7 @@ class TargetStore:
         return record.targets()
 
     def __contains__(self, structure_id: str) -> bool:
-        return any(shard.get(structure_id) is not None for shard in self._shards())
+        return any(structure_id in shard for shard in self._shards())
 
     def __len__(self) -> int:
         return sum(1 for _ in self.ids())
@@ -162,22 +170,65 @@ class TargetStore:
         """Copy what other stores of the same teacher hold and this one does not.
 
         Raises:
-            StoreError: if a store has another teacher or other quantities.
+            StoreError: if a store has another teacher or other quantities, or if one id stands for
+                different records; what was copied before stays.
         """
         for other in others:
             check_same(self.manifest, other.manifest, other.folder)
         with self.writer("merged") as writer:
             for other in others:
-                missing = [name for name in other.ids() if name not in self]
+                missing = [name for name in other.ids() if not self._has_same(name, other)]
                 for start in range(0, len(missing), batch):
                     chunk = missing[start : start + batch]
                     writer.append(self.pack(other.record(name) for name in chunk))
 
+    def _has_same(self, structure_id: str, other: TargetStore) -> bool:
+        """Return whether this store has a record, which must then be the other store's."""
+        if structure_id not in self:
+            return False
+        ours, theirs = self.record(structure_id), other.record(structure_id)
+        if pack(ours, self.manifest) != pack(theirs, self.manifest):
+            raise StoreError(
+                f"structure id {structure_id!r} stands for another record in {other.folder} than "
+                f"in {self.folder}; give each structure an id of its own, or leave that store out"
+            )
+        return True
+
+    @contextmanager
+    def only_writer(self, patience: float = 0.0) -> Iterator[None]:
+        """Keep every other command from writing while this one's processes write their shards.
+
+        Args:
+            patience: seconds to wait for writers that a killed command has left behind.
+
+        Raises:
+            ShardBusy: if another command is writing.
+            StoreError: if the folder cannot be written.
+        """
+        try:
+            lock = exclusive_lock(self.folder / "store")
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be written: {error.strerror}") from error
+        with lock:
+            for shard in self._shards():
+                _wait_until_free(shard.path, time.monotonic() + patience)
+            yield
+
     def _shards(self) -> list[ShardReader]:
-        for path in sorted(self.folder.glob("*.lmdb")):
-            if path.name not in self._readers:
-                self._readers[path.name] = ShardReader(path)
+        for name in sorted(os.listdir(self.folder)):
+            if name.endswith(".lmdb") and name not in self._readers:
+                self._readers[name] = ShardReader(self.folder / name)
         return list(self._readers.values())
+
+
+def _wait_until_free(shard: Path, deadline: float) -> None:
+    while True:
+        try:
+            return exclusive_lock(shard).close()
+        except ShardBusy:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -103,8 +103,8 @@ def _check_value(name: str, value: Tensor, targets: TeacherTargets) -> None:
         raise ValueError(f"{name}: expected ({axis}={n_items}{trailing}), got {tuple(value.shape)}")
     if value.requires_grad:
         raise ValueError(f"{name}: a teacher target must not require grad; detach it")
-    finite = torch.isfinite(value).flatten(1).all(dim=1) if value.ndim > 1 else value.isfinite()
-    if not bool(finite.all()):
+    if not bool(torch.isfinite(value).all()):
+        finite = torch.isfinite(value).flatten(1).all(dim=1) if value.ndim > 1 else value.isfinite()
         where = _where_bad(row.scope, ~finite, targets)
         raise ValueError(
             f"{name}: {where} is not finite (NaN or inf); mark missing targets in `present`"

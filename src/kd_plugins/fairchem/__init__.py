@@ -5,17 +5,19 @@ Nothing of fairchem-core is imported, and no stand-in installed, before a traine
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kd_plugins.fairchem.labelling import eqv2 as eqv2
     from kd_plugins.fairchem.trainer import DistillTrainer as DistillTrainer
     from kd_plugins.fairchem.trainer import EqV2DistillTrainer as EqV2DistillTrainer
 
-__all__ = ["DistillTrainer", "EqV2DistillTrainer"]
+__all__ = ["DistillTrainer", "EqV2DistillTrainer", "eqv2"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a trainer when it is first asked for (PEP 562).
+    """Import a trainer or the teacher when it is first asked for (PEP 562).
 
     Raises:
         AttributeError: for a name that is not in ``__all__``.
@@ -27,9 +29,8 @@ def __getattr__(name: str) -> Any:
 
     compat.require_fairchem()
     compat.install()
-    from kd_plugins.fairchem import trainer
-
-    return getattr(trainer, name)
+    module = "labelling" if name == "eqv2" else "trainer"
+    return getattr(import_module(f"{__name__}.{module}"), name)
 
 
 def __dir__() -> list[str]:

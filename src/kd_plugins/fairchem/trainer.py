@@ -26,6 +26,7 @@ from kd_plugins.fairchem.random_state import StepState
 from kd_plugins.fairchem.settings import read_settings
 from kd_plugins.fairchem.student import check_pair, freeze, start_from_teacher
 from kd_plugins.fairchem.teacher import Teacher
+from kd_plugins.fairchem.teacher_check import check_teacher
 
 
 class DistillMixin:
@@ -76,11 +77,18 @@ class DistillMixin:
         self.distiller.load_optimizer(self.config["optim"])
 
     def train(self, *args: Any, **kwargs: Any) -> None:
-        """Check the labels, then train as fairchem does."""
+        """Check the labels and the teacher against them, then train as fairchem does."""
         elements = self.distiller.known_elements()
         for name, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
             if dataset is not None:
                 check_dataset(dataset, name, self._labels, elements, self.settings.preflight)
+        check_teacher(
+            self.train_dataset,
+            self.distiller.teacher,
+            self.distiller.loss.terms,
+            self.settings.preflight,
+            self.device,
+        )
         super().train(*args, **kwargs)
 
     @property

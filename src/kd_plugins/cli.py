@@ -1,0 +1,230 @@
+"""The command ``kd-plugins``: teacher targets from making them to trusting them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from kd_plugins.core.shard import StoreError
+
+DESCRIPTION = "Teacher targets for knowledge distillation of interatomic potentials."
+IDS = (
+    "how structures are named: auto (structure_id, frame_id, sid/fid, or the file's name), path, "
+    "or keys of their info such as mp_id,step"
+)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 fine, 1 faults were found, 2 it could not run."""
+    sys.path.append(os.getcwd())  # last, lest a file here passes for a package that we import
+    arguments = _parser().parse_args(words)
+    try:
+        return arguments.run(arguments)
+    except (StoreError, ValueError, KeyError, OSError) as error:
+        print(f"error: {_text(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was written is kept, the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _text(error: Exception) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
+def _label(arguments: argparse.Namespace) -> int:
+    from kd_plugins import teachers
+    from kd_plugins.teachers.counting import count_structures
+    from kd_plugins.teachers.spec import TeacherSpec, teacher_name
+
+    name = teacher_name([TeacherSpec.parse(words) for words in arguments.teacher])
+    report = teachers.label(
+        teachers.read_structures(arguments.structures, arguments.ids),
+        name,
+        arguments.store,
+        _quantities(arguments.quantities),
+        engine=arguments.engine,
+        workers=arguments.workers,
+        total=count_structures(arguments.structures),
+    )
+    print(
+        f"labelled {report.labelled}, there already {report.skipped}, failed {len(report.failed)}"
+        f" in {report.seconds:.1f} s: {arguments.store}"
+    )
+    if report.failed:
+        print(f"why they failed stands in {arguments.store}/failures.jsonl", file=sys.stderr)
+    return 1 if report.failed else 0
+
+
+def _quantities(words: Sequence[str] | None) -> dict[str, str] | None:
+    """Read ``energy node_embeddings:float16``."""
+    from kd_plugins.core.quantities import quantity
+    from kd_plugins.teachers.precision import DEFAULT_DTYPES
+
+    pairs = [word.partition(":") for word in words or ()]
+    chosen = {name: dtype or DEFAULT_DTYPES[quantity(name).name] for name, _, dtype in pairs}
+    return chosen or None
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from kd_plugins.teachers import import_labels
+
+    store = import_labels(
+        arguments.labels,
+        arguments.store,
+        arguments.teacher,
+        arguments.quantities,
+        arguments.optional,
+        arguments.ids,
+    )
+    print(f"{arguments.store} holds {len(store)} structures")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from kd_plugins import TargetStore
+    from kd_plugins.teachers import export_extxyz
+
+    export_extxyz(TargetStore.open(arguments.store), arguments.file)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from kd_plugins import TargetStore
+    from kd_plugins.teachers import failures
+
+    store = TargetStore.open(arguments.store)
+    manifest, faults, failed = store.manifest, store.verify(), failures(store)
+    print(f"teacher:     {manifest.teacher}\nfingerprint: {manifest.fingerprint}")
+    print(
+        f"quantities:  {', '.join(f'{name} ({dtype})' for name, dtype in manifest.dtypes.items())}"
+    )
+    print(f"structures:  {len(store)}, failed to be labelled: {len(failed)}")
+    print("\n".join(faults) or "every record is whole")
+    return 1 if faults else 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from kd_plugins import TargetStore
+    from kd_plugins.teachers import load_teacher, read_structures
+    from kd_plugins.teachers.align import align
+    from kd_plugins.teachers.doctor import diagnose, frames_of
+    from kd_plugins.teachers.verdict import render
+
+    store = TargetStore.open(arguments.store)
+    labels = arguments.labels
+    diagnosis = diagnose(
+        read_structures(labels, arguments.ids) if labels else frames_of(store),
+        store,
+        load_teacher(store.manifest.teacher) if arguments.ask_teacher else None,
+        arguments.limit,
+        arguments.seed,
+    )
+    print(render(diagnosis), end="")
+    if arguments.fix is None or diagnosis.exit_code:
+        return diagnosis.exit_code
+    if diagnosis.references is None:
+        raise ValueError("--fix needs labels with energies, to whose zero it moves the targets")
+    align(store, diagnosis.references, arguments.fix)
+    print(f"{arguments.fix} holds the same targets with the labels' energy zero")
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from kd_plugins import TargetStore
+
+    stores = [TargetStore.open(folder) for folder in arguments.stores]
+    merged = TargetStore.create(arguments.into, stores[0].manifest)
+    merged.merge(stores)
+    print(f"{arguments.into} holds {len(merged)} structures")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("kd-plugins", description=DESCRIPTION)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_label(commands)
+    _add_import(commands)
+    _add_doctor(commands)
+    command = commands.add_parser("export", help="write a store as extended xyz")
+    command.add_argument("store")
+    command.add_argument("file", help="to write, such as targets.extxyz")
+    command.set_defaults(run=_export)
+    command = commands.add_parser("verify", help="read everything and say what is damaged")
+    command.add_argument("store")
+    command.set_defaults(run=_verify)
+    command = commands.add_parser("merge", help="copy stores of one teacher into one")
+    command.add_argument("stores", nargs="+")
+    command.add_argument("--into", required=True, metavar="DIR")
+    command.set_defaults(run=_merge)
+    return parser
+
+
+def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "label",
+        help="let a teacher label structures",
+        description="Label structures into a store. Run it again to go on after a stop.",
+    )
+    command.add_argument("structures", nargs="+", help="any file ASE reads, or an MPtrj JSON")
+    command.add_argument(
+        "--teacher",
+        required=True,
+        nargs="+",
+        action="append",
+        metavar=("NAME", "KEY=VALUE"),
+        help="a short name (emt, chgnet, chgnet+d3, eqv2, pfp, ...) or package.module:factory of "
+        "an ASE calculator, then its arguments; several make an ensemble",
+    )
+    command.add_argument("--store", required=True, metavar="DIR")
+    command.add_argument(
+        "--quantities",
+        nargs="+",
+        metavar="NAME[:DTYPE]",
+        help="what to keep, such as energy forces node_embeddings:float16",
+    )
+    command.add_argument("--ids", default="auto", help=IDS)
+    command.add_argument("--engine", choices=("serial", "process", "ray"), default="serial")
+    command.add_argument("--workers", type=int, default=1, metavar="N")
+    command.set_defaults(run=_label)
+
+
+def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "import",
+        help="take in labels that a teacher made elsewhere",
+        description="Take in labels, in eV, eV/Å and eV/Å³, from extended xyz, an ASE database, an "
+        "MPtrj JSON, or a CSV with an npz.",
+    )
+    command.add_argument("labels", nargs="+")
+    command.add_argument("--teacher", required=True, metavar="NAME", help="with version and mode")
+    command.add_argument("--store", required=True, metavar="DIR")
+    command.add_argument("--quantities", nargs="+", metavar="NAME", help="all must have")
+    command.add_argument("--optional", nargs="+", default=(), metavar="NAME", help="some have")
+    command.add_argument("--ids", default="auto", help=IDS)
+    command.set_defaults(run=_import)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="find wrong units, signs, references and mix-ups",
+        description="Examine a store beside the labels. Exit code 1 if something is wrong for "
+        "certain, 0 for warnings or nothing.",
+    )
+    command.add_argument(
+        "--labels", nargs="+", metavar="DATA", help="left out, the store is examined by itself"
+    )
+    command.add_argument("--store", required=True, metavar="DIR")
+    command.add_argument("--ids", default="auto", help=IDS)
+    command.add_argument(
+        "--ask-teacher",
+        action="store_true",
+        help="also compare forces and stress with differences of the teacher's energy",
+    )
+    command.add_argument("--fix", metavar="DIR", help="write a store with the labels' energy zero")
+    command.add_argument("--limit", type=int, default=2000, help="structures to examine")
+    command.add_argument("--seed", type=int, default=0, help="of the sample and the directions")
+    command.set_defaults(run=_doctor)

@@ -1,0 +1,116 @@
+"""A teacher's energies beside the labels, each less what its elements explain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from kd_plugins.core.agreement import cosine, rms
+from kd_plugins.core.cases import Case, Values, paired
+from kd_plugins.core.references import Compositions, References, fit_references
+from kd_plugins.core.structure import Array
+
+FEWEST_FREE = 8
+"""Structures beyond the elements to fit, below which nothing is said of energies."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What may be wrong with energies.
+
+    Args:
+        code: of the finding.
+        words: of the finding.
+        teacher: what makes the teacher's energies total ones in eV; one number or (B,).
+        labels: the same of the labels.
+    """
+
+    code: str
+    words: str
+    teacher: float | Values = 1.0
+    labels: float | Values = 1.0
+
+
+PLAIN = Explanation("", "nothing is wrong")
+"""Both sides hold total energies in eV."""
+
+
+@dataclass(frozen=True, eq=False)
+class Energies:
+    """Both energies of the cases that have them.
+
+    Args:
+        cases: B of them.
+        teachers: (B,) total energies as they came.
+        labels: (B,) the same of the labels.
+    """
+
+    cases: Sequence[Case]
+    teachers: Float[Array, " B"]
+    labels: Float[Array, " B"]
+
+    @classmethod
+    def of(cls, cases: Sequence[Case]) -> Energies:
+        """Collect the cases with both."""
+        kept, teachers, labels = paired(cases, "energy")
+        return cls(kept, np.array(teachers, np.float64), np.array(labels, np.float64))
+
+    @cached_property
+    def n_atoms(self) -> Values:
+        """How many atoms each structure has, (B,)."""
+        return np.array([case.n_atoms for case in self.cases], np.float64)
+
+    @cached_property
+    def compositions(self) -> Compositions:
+        """Of all structures."""
+        return Compositions.of([case.structure.atomic_numbers for case in self.cases])
+
+    @cached_property
+    def references(self) -> References:
+        """The teacher's offset to the labels, element by element."""
+        elements = [case.structure.atomic_numbers for case in self.cases]
+        return fit_references(elements, self.teachers, self.labels)
+
+    def part(self, rows: Bool[Array, " B"]) -> Energies:
+        """Return those of some structures."""
+        cases = [self.cases[row] for row in np.arange(len(self.cases))[rows]]
+        return Energies(cases, self.teachers[rows], self.labels[rows])
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are so many that the fit to the elements leaves something to compare."""
+        return len(self.cases) - self.compositions.rank >= FEWEST_FREE
+
+    def spreads(self, explanation: Explanation) -> tuple[Values, Values]:
+        """Return teacher and label, eV/atom, less what the elements of all others explain."""
+        usable = self.compositions.leverages < 0.9
+        left_out = [
+            self.compositions.left_out(values * factor / self.n_atoms)[usable]
+            for values, factor in (
+                (self.teachers, explanation.teacher),
+                (self.labels, explanation.labels),
+            )
+        ]
+        return left_out[0], left_out[1]
+
+    def unexplained(self, explanation: Explanation) -> float:
+        """Return the part of the labels' spread that remains under an explanation.
+
+        It is 1 for a teacher that says nothing, so the labels' own spread is the null hypothesis.
+        """
+        teacher, label = self.spreads(explanation)
+        null = np.median(np.abs(label))
+        return float(np.median(np.abs(teacher - label)) / null) if null > 1e-9 else np.inf
+
+    @cached_property
+    def slope(self) -> float | None:
+        """By how much the teacher's spread is larger than the labels', if it follows them."""
+        if not self.enough:
+            return None
+        teacher, label = self.spreads(PLAIN)
+        follows = rms(label) > 1e-6 and cosine(teacher, label) > 0.95
+        return rms(teacher) / rms(label) if follows else None

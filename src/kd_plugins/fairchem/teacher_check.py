@@ -1,0 +1,93 @@
+"""The doctor before training: does the teacher agree with the labels in unit, sign and kind?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from fairchem.core.common import distutils
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch_geometric.data import Batch
+from tqdm import tqdm
+
+from kd_plugins.config import ConfigError
+from kd_plugins.core.cases import Case, Finding
+from kd_plugins.core.doctor import examine
+from kd_plugins.core.loss import Term
+from kd_plugins.core.structure import Structure
+from kd_plugins.fairchem.convert import structure_ids
+from kd_plugins.fairchem.teacher import Teacher
+
+EXAMINED = 64
+"""Structures on which the teacher is asked, at most."""
+_CONCERNS = {"atomic_energies": "energy", "force_derivatives": "forces"}
+logger = logging.getLogger(__name__)
+
+
+def check_teacher(
+    dataset: Dataset[Any], teacher: Teacher, terms: Iterable[Term], limit: int, device: torch.device
+) -> None:
+    """Compare the teacher's energies and forces with the labels of some structures.
+
+    What is wrong for certain with a quantity that a term of the loss teaches ends the run; all
+    else is logged. Nothing of the run's random state is used.
+
+    Args:
+        dataset: to train on.
+        teacher: whose targets are examined.
+        terms: of the loss.
+        limit: how many structures the user wants checked; `EXAMINED` at most are.
+        device: of the teacher.
+
+    Raises:
+        ConfigError: with the doctor's findings.
+    """
+    size = len(dataset)  # type: ignore[arg-type]
+    n_chosen = min(limit, EXAMINED, size)
+    chosen = [index * (size - 1) // max(n_chosen - 1, 1) for index in range(n_chosen)]
+    bar = tqdm(chosen, "asking the teacher", leave=False, disable=not distutils.is_master())
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        cases = [_case(Batch.from_data_list([dataset[index]]), teacher, device) for index in bar]
+    taught = {_CONCERNS.get(term.quantity, term.quantity) for term in terms}
+    _report(examine(cases), taught)
+
+
+def _report(findings: Iterable[Finding], taught: set[str]) -> None:
+    fatal = []
+    for finding in findings:
+        if finding.severity == "error" and finding.quantity in taught:
+            fatal.append(finding.message)
+        elif finding.code != "energy-too-few":
+            logger.warning(f"teacher and labels: {finding.message}")
+    if fatal:
+        raise ConfigError("\n  ".join(["the teacher's targets cannot be right:", *fatal]))
+
+
+def _case(batch: Batch, teacher: Teacher, device: torch.device) -> Case:
+    targets = teacher(batch.to(device)).values
+    labels = {name: batch[name] for name in ("energy", "forces") if name in batch}
+    pairs = {
+        "labels": {name: _array(name, value, batch) for name, value in labels.items()},
+        "teacher": {name: _array(name, targets[name], batch) for name in ("energy", "forces")},
+    }
+    return Case(structure_ids(batch)[0], _structure(batch), **pairs)
+
+
+def _array(name: str, value: Tensor, batch: Batch) -> Any:
+    """Return a value without its batch axis; forces of fixed atoms, which nobody fits, as 0."""
+    value = value.double()
+    if name == "energy":
+        return value.flatten()[0].cpu().numpy()
+    free = batch.fixed == 0 if "fixed" in batch else torch.ones_like(batch.batch, dtype=torch.bool)
+    return (value * free[:, None]).cpu().numpy()
+
+
+def _structure(batch: Batch) -> Structure:
+    periodic = batch.pbc.flatten().bool().cpu() if "pbc" in batch else [True] * 3
+    cell = batch.cell.reshape(3, 3).cpu()
+    return Structure(batch.atomic_numbers.long().cpu(), batch.pos.cpu(), cell, periodic)

@@ -1,0 +1,49 @@
+"""Compressed files: .gz, .xz and .bz2, told by their suffix."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+_OPENERS: Mapping[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+}
+
+
+def plain_name(path: Path) -> str:
+    """Return a file's name without the suffix of its compression.
+
+    >>> plain_name(Path("data/train.extxyz.xz")), plain_name(Path("POSCAR"))
+    ('train.extxyz', 'POSCAR')
+    """
+    return path.stem if path.suffix in _OPENERS else path.name
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """Open a file for reading bytes, decompressed on the way."""
+    return _OPENERS.get(path.suffix, open)(path, "rb")
+
+
+@contextmanager
+def decompressed(path: Path) -> Iterator[Path]:
+    """Give the path of the file's plain content: itself, or a temporary copy of that name.
+
+    ASE seeks in what it reads, which on a compressed stream takes quadratic time.
+    """
+    if path.suffix not in _OPENERS:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / plain_name(path)
+        with open_binary(path) as source, plain.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        yield plain

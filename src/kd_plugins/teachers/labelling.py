@@ -1,0 +1,104 @@
+"""Labelling: structures through a teacher into a store, resumable and in parallel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from kd_plugins.core.manifest import Manifest
+from kd_plugins.core.store import MANIFEST, TargetStore
+from kd_plugins.teachers.calculator import check_quantities
+from kd_plugins.teachers.engines import Engine, SerialEngine
+from kd_plugins.teachers.label_run import LabelReport, LabelRun
+from kd_plugins.teachers.precision import DEFAULT_DTYPES
+from kd_plugins.teachers.process_engine import ProcessEngine
+from kd_plugins.teachers.ray_engine import RayEngine
+from kd_plugins.teachers.spec import load_teacher
+from kd_plugins.teachers.structures import Frame
+from kd_plugins.teachers.teacher import Teacher, TeacherError
+
+EngineName = Literal["serial", "process", "ray"]
+USUAL = ("energy", "forces", "stress", "atomic_energies")
+"""Quantities that are kept if nobody says which, as far as the teacher gives them."""
+PATIENCE = 30.0
+"""Seconds that the workers of a killed command are given to notice."""
+
+
+def label(
+    frames: Iterable[Frame],
+    teacher: str | Teacher,
+    store: str | Path,
+    quantities: Sequence[str] | Mapping[str, str] | None = None,
+    *,
+    engine: EngineName = "serial",
+    workers: int = 1,
+    total: int | None = None,
+    progress: bool = True,
+) -> LabelReport:
+    """Label structures into a store; those that are there already are skipped.
+
+    Killed at any moment, the same call goes on where it stopped: batches of about a second are
+    committed as a whole. A structure that the teacher fails on is written to ``failures.jsonl``
+    with the reason, does not stop the run, and is tried again by the next one.
+
+    Args:
+        frames: structures with their ids, such as `read_structures` yields.
+        teacher: a name that `load_teacher` knows, or a teacher (then ``engine`` is ``serial``).
+        store: folder of the store; made if it is not there.
+        quantities: what to keep, perhaps with precision ``{"node_embeddings": "float16"}``. Left
+            out: what the store has, or for a new one energy, forces, stress and atomic energies as
+            far as the teacher gives them.
+        engine: ``serial``, ``process`` (workers on this machine) or ``ray`` (a Ray cluster).
+        workers: how many processes or actors.
+        total: how many structures there are, for the time left.
+        progress: show a bar.
+
+    Raises:
+        TeacherError: if the teacher cannot be made, lacks a quantity, or fails on everything.
+        StoreError: if the store has another teacher or other quantities, cannot be written, or is
+            being written.
+        ValueError: if one id stands for two different structures.
+    """
+    if engine != "serial" and not isinstance(teacher, str):
+        raise TeacherError(
+            f"engine {engine!r}: give the teacher by name, each worker makes its own"
+        )
+    if workers < 1 or (engine == "serial" and workers != 1):
+        raise ValueError(f"workers: engine {engine!r} cannot have {workers}; see `engine`")
+    made = load_teacher(teacher) if isinstance(teacher, str) else teacher
+    name = teacher if isinstance(teacher, str) else type(teacher).__name__
+    opened = TargetStore.create(store, _manifest(name, made, Path(store), quantities))
+    with opened.only_writer(PATIENCE):
+        running = _engine(engine, made, name, opened, workers)
+        bar = tqdm(total=total, desc=f"labelling with {name}", disable=not progress, unit="")
+        try:
+            return LabelRun(running, opened, bar).all(frames)
+        finally:
+            running.close()
+            bar.close()
+
+
+def _manifest(
+    name: str, teacher: Teacher, folder: Path, quantities: Sequence[str] | Mapping[str, str] | None
+) -> Manifest:
+    if quantities is None and (folder / MANIFEST).exists():
+        quantities = TargetStore.open(folder).manifest.dtypes
+    if quantities is None:
+        usual = [*USUAL, *(f"{quantity}_std" for quantity in USUAL)]
+        quantities = [quantity for quantity in usual if quantity in teacher.quantities]
+    check_quantities(list(quantities), teacher.quantities, f"teacher {name!r}")
+    chosen = quantities if isinstance(quantities, Mapping) else {}
+    dtypes = {quantity: chosen.get(quantity, DEFAULT_DTYPES[quantity]) for quantity in quantities}
+    return Manifest(name, teacher.fingerprint, dtypes, versions=teacher.versions)
+
+
+def _engine(
+    engine: EngineName, teacher: Teacher, name: str, store: TargetStore, workers: int
+) -> Engine:
+    if engine == "serial":
+        return SerialEngine(teacher, store)
+    kind = {"process": ProcessEngine, "ray": RayEngine}[engine]
+    return kind(name, store.folder, workers)

@@ -1,0 +1,107 @@
+"""Workers in processes of their own on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kd_plugins.core.shard import StoreError
+from kd_plugins.core.store import TargetStore
+from kd_plugins.teachers.spec import load_teacher
+from kd_plugins.teachers.structures import Frame
+from kd_plugins.teachers.teacher import TeacherError
+from kd_plugins.teachers.worker import Outcome, Worker
+
+
+class ProcessEngine:
+    """Workers in processes of their own, each with its teacher; a dead one is replaced.
+
+    Args:
+        teacher: its name, since each process makes its own.
+        folder: of the store.
+        n_workers: how many.
+    """
+
+    def __init__(self, teacher: str, folder: Path, n_workers: int) -> None:
+        self.n_workers = n_workers
+        self._job = (teacher, folder, max(1, (os.cpu_count() or 1) // n_workers))
+        # Forked from a process that has imported everything and computed nothing.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__])
+        self._processes: dict[int, Any] = {}
+        self._pipes: dict[int, Any] = {}
+        for worker in range(n_workers):
+            self._start(worker)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process id of each worker."""
+        return [self._processes[worker].pid for worker in range(self.n_workers)]
+
+    def submit(self, worker: int, batch: Sequence[Frame]) -> None:
+        """Send a batch; whether the worker lives shows in `wait`."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._pipes[worker].send(batch)
+
+    def wait(self) -> list[tuple[int, Outcome | None]]:
+        """Return the outcomes that have come, at least one."""
+        ready = connection.wait(list(self._pipes.values()))
+        workers = [worker for worker, pipe in self._pipes.items() if pipe in ready]
+        return [(worker, self._receive(worker)) for worker in workers]
+
+    def close(self) -> None:
+        """Kill the workers: a shard is never left with half a batch."""
+        for process in self._processes.values():
+            process.kill()
+            process.join()
+        for pipe in self._pipes.values():
+            pipe.close()
+
+    def _receive(self, worker: int) -> Outcome | None:
+        try:
+            answer = self._pipes[worker].recv()
+        except (EOFError, ConnectionResetError):
+            self._processes[worker].join()
+            self._pipes[worker].close()
+            self._start(worker)
+            return None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _start(self, worker: int) -> None:
+        here, there = self._context.Pipe()
+        arguments = (there, *self._job, f"worker-{worker}")
+        process = self._context.Process(target=_serve, args=arguments, daemon=True)
+        process.start()
+        there.close()
+        self._processes[worker], self._pipes[worker] = process, here
+
+
+def _serve(pipe: Any, teacher: str, folder: Path, n_threads: int, shard: str) -> None:
+    """Label what comes through a pipe until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(n_threads)
+    try:
+        worker = Worker(load_teacher(teacher), TargetStore.open(folder), shard)
+        while True:
+            pipe.send(worker.label(pipe.recv()))
+    except (TeacherError, StoreError) as error:
+        pipe.send(error)
+    except (EOFError, BrokenPipeError):
+        pass
+
+
+def _die_with_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

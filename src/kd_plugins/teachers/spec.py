@@ -1,0 +1,175 @@
+"""Teachers by name, as they stand on a command line and in a store's manifest."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from kd_plugins.core.names import suggestion
+from kd_plugins.teachers.calculator import CalculatorTeacher
+from kd_plugins.teachers.ensemble import Ensemble
+from kd_plugins.teachers.teacher import Teacher, TeacherError
+
+GROUP = "kd_plugins.teachers"
+"""Entry-point group: a name to a function that returns an ASE calculator or a `Teacher`."""
+AND = " & "
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """How to make a teacher, in a form that another process or a later year can use.
+
+    Args:
+        name: a short name of the entry-point group ``kd_plugins.teachers``, or
+            ``package.module:factory``.
+        arguments: keyword arguments of the factory.
+
+    >>> str(TeacherSpec("mace.calculators:mace_mp", {"model": "small", "dispersion": True}))
+    'mace.calculators:mace_mp model=small dispersion=true'
+    >>> TeacherSpec.parse("chgnet model=r2scan")
+    TeacherSpec(name='chgnet', arguments={'model': 'r2scan'})
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str | Sequence[str]) -> TeacherSpec:
+        """Read ``NAME key=value ...``; a value is JSON, or else a string.
+
+        Raises:
+            TeacherError: if there is no name, or for a word after it that is no ``key=value``.
+        """
+        name, *words = (_words(text) if isinstance(text, str) else text) or [""]
+        if not name:
+            raise TeacherError(f"expected a teacher's name and perhaps key=value, got {text!r}")
+        arguments = {}
+        for word in words:
+            key, equals, value = word.partition("=")
+            if not equals or not key.isidentifier():
+                raise TeacherError(
+                    f"teacher {name!r}: expected key=value, got {word!r} (structures stand before "
+                    "--teacher)"
+                )
+            arguments[key] = _value(value)
+        return cls(name, arguments)
+
+    def __str__(self) -> str:
+        words = [f"{key}={_text(value)}" for key, value in self.arguments.items()]
+        return shlex.join([self.name, *words])
+
+    def load(self) -> Teacher:
+        """Return the teacher.
+
+        Raises:
+            TeacherError: if it cannot be found, or its factory fails.
+        """
+        made = self._make(_factory(self.name))
+        if hasattr(made, "fingerprint") and hasattr(made, "quantities"):
+            return made
+        try:
+            return CalculatorTeacher(made)
+        except TeacherError as error:
+            raise TeacherError(f"teacher {self.name!r}: {error}") from error
+
+    def _make(self, factory: Any) -> Any:
+        try:
+            return factory(**self.arguments)
+        except TeacherError:
+            raise
+        except Exception as error:  # each factory fails in its own way
+            raise TeacherError(
+                f"teacher {str(self)!r} cannot be made: {type(error).__name__}: {error}"
+            ) from error
+
+
+def parse_teachers(text: str) -> tuple[TeacherSpec, ...]:
+    """Read what a manifest calls its teacher: one, or several with " & " between them."""
+    members: list[list[str]] = [[]]
+    for word in _words(text):
+        if word == AND.strip():
+            members.append([])
+        else:
+            members[-1].append(word)
+    return tuple(TeacherSpec.parse(words) for words in members)
+
+
+def teacher_name(specs: Sequence[TeacherSpec]) -> str:
+    """Return what `parse_teachers` reads."""
+    return AND.join(map(str, specs))
+
+
+def load_teacher(teacher: str | Sequence[TeacherSpec]) -> Teacher:
+    """Return a teacher, or an `Ensemble` of several.
+
+    Args:
+        teacher: such as ``"chgnet+d3"``, ``"mace.calculators:mace_mp model=small"``, or several
+            with ``" & "`` between them.
+
+    Raises:
+        TeacherError: if one cannot be found, or its factory fails.
+
+    >>> load_teacher("emt").quantities
+    ('energy', 'energy_per_atom', 'forces', 'stress', 'atomic_energies', 'magmoms')
+    """
+    specs = parse_teachers(teacher) if isinstance(teacher, str) else tuple(teacher)
+    members = [spec.load() for spec in specs]
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def _factory(name: str) -> Any:
+    module, colon, attribute = name.partition(":")
+    if colon:
+        return _from_module(module, attribute, name)
+    known = {point.name: point for point in metadata.entry_points(group=GROUP)}
+    if name not in known:
+        raise TeacherError(
+            f"unknown teacher {name!r}{suggestion(name, known)}; any ASE calculator is "
+            "package.module:factory"
+        )
+    try:
+        return known[name].load()
+    except ImportError as error:
+        raise TeacherError(f"teacher {name!r} is not installed: {error}") from error
+    except AttributeError as error:
+        raise TeacherError(f"teacher {name!r} is named by a package, but {error}") from error
+
+
+def _from_module(module: str, attribute: str, name: str) -> Any:
+    try:
+        found = importlib.import_module(module)
+        factory = getattr(found, attribute, None)
+    except Exception as error:  # whatever importing a foreign module leads to
+        why = f"{type(error).__name__}: {error}"
+        raise TeacherError(f"teacher {name!r}: {module!r} cannot be imported: {why}") from error
+    if not callable(factory):
+        names = [known for known, value in vars(found).items() if callable(value)]
+        raise TeacherError(
+            f"teacher {name!r}: {module} has no factory {attribute!r}{suggestion(attribute, names)}"
+        )
+    return factory
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise TeacherError(f"teacher {text!r} cannot be read: {error}") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _text(value: Any) -> str:
+    """Return what `_value` reads back: a string that looks like JSON keeps its quotes."""
+    plain = isinstance(value, str) and _value(value) == value
+    return value if plain else json.dumps(value)

@@ -1,0 +1,279 @@
+"""CHGNet's forces and stress are derivatives of its energy, its embeddings belong to the atoms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_stress
+from chgnet.model import CHGNet
+from dftd3.ase import DFTD3
+
+from kd_plugins.chgnet.teacher import EmbeddingCalculator, chgnet
+from kd_plugins.teachers import CalculatorTeacher, TeacherError, load_teacher, read_structures
+
+SINGLE = {"rtol": 1e-4, "atol": 1e-4}
+"""Of energies (eV), forces, stress and embeddings that differ by float32's rounding."""
+TURNED = {"rtol": 1e-3, "atol": 2e-3}
+"""Of forces (eV/Å) of a crystal and of its turned copy."""
+SLOPE = {"rtol": 5e-3, "atol": 5e-3}
+"""Of slopes in eV/Å: a total of -100 eV is known to 1e-5 eV, over a step of 0.02 Å."""
+STRAIN = {"rtol": 2e-2, "atol": 2e-5}
+"""Of stresses in eV/Å³, over a strain of 0.004."""
+
+
+@pytest.fixture(scope="module")
+def teachers() -> dict[str, CalculatorTeacher]:
+    """Both teachers."""
+    return {name: load_teacher(name) for name in ("chgnet", "chgnet+d3")}
+
+
+@pytest.fixture(scope="module")
+def crystals(shared_data: Path) -> dict[str, Atoms]:
+    """Two molecular crystals, rattled a little."""
+    found = {}
+    for name in ("urea", "co2"):
+        path = shared_data / "molecular_crystals" / "x23" / f"{name}.cif"
+        (frame,) = read_structures([path])
+        frame.atoms.rattle(0.03, seed=1)
+        found[name] = frame.atoms
+    return found
+
+
+def energy(teacher: CalculatorTeacher, atoms: Atoms) -> float:
+    """Return the energy in eV."""
+    return float(teacher(atoms, ["energy"])["energy"])
+
+
+def strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
+    """Return the crystal with cell and atoms strained."""
+    atoms = atoms.copy()
+    atoms.set_cell(atoms.cell[:] @ (np.eye(3) + strain), scale_atoms=True)
+    return atoms
+
+
+@pytest.mark.parametrize(("name", "crystal"), [("chgnet", "urea"), ("chgnet+d3", "co2")])
+def test_forces_are_the_energys_slope(
+    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms], name: str, crystal: str
+) -> None:
+    """Along random directions of all atoms, by central differences."""
+    teacher, atoms, generator = teachers[name], crystals[crystal], np.random.default_rng(0)
+    forces = teacher(atoms, ["forces"])["forces"]
+    for _ in range(2):
+        direction = generator.normal(size=forces.shape)
+        direction /= np.linalg.norm(direction)
+        ahead, back = atoms.copy(), atoms.copy()
+        ahead.positions += direction * 0.01
+        back.positions -= direction * 0.01
+        slope = (energy(teacher, ahead) - energy(teacher, back)) / 0.02
+        np.testing.assert_allclose(slope, -(forces * direction).sum(), **SLOPE)
+    assert np.abs(forces).max() > 1
+
+
+@pytest.mark.parametrize(("name", "crystal"), [("chgnet", "co2"), ("chgnet+d3", "urea")])
+def test_stress_is_the_energys_slope_in_strain(
+    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms], name: str, crystal: str
+) -> None:
+    """Over the volume, in eV/Å³, positive where the crystal wants to be smaller."""
+    teacher, atoms, step = teachers[name], crystals[crystal], 4e-3
+    stress = voigt_6_to_full_3x3_stress(teacher(atoms, ["stress"])["stress"])
+    for row, column in ((0, 0), (1, 1), (0, 2)):
+        strain = np.zeros((3, 3))
+        strain[row, column] += step / 2
+        strain[column, row] += step / 2
+        half = strain / 2
+        rise = energy(teacher, strained(atoms, half)) - energy(teacher, strained(atoms, -half))
+        slope = rise / step / atoms.get_volume()
+        np.testing.assert_allclose(slope, stress[row, column], **STRAIN)
+    assert np.abs(stress).max() > 5e-3
+
+
+def test_dispersion_is_what_is_added(
+    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms]
+) -> None:
+    """The difference of the teachers is Grimme's D3 for PBE, which holds molecules together."""
+    names, atoms = ["energy", "forces", "stress"], crystals["co2"]
+    plain, both = (teachers[name](atoms, names) for name in ("chgnet", "chgnet+d3"))
+    alone = CalculatorTeacher(DFTD3(method="PBE", damping="d3bj"))(atoms, names)
+    for name in names:
+        np.testing.assert_allclose(both[name] - plain[name], alone[name], rtol=0, atol=1e-9)
+    assert alone["energy"] < -0.5
+    assert alone["stress"][:3].min() > 0
+
+
+def test_atomic_energies_sum_to_the_energy(
+    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms]
+) -> None:
+    """References included; so do the energies per atom."""
+    names = ["energy", "atomic_energies", "energy_per_atom"]
+    for atoms in crystals.values():
+        found = teachers["chgnet"](atoms, names)
+        total = found["atomic_energies"].astype(float).sum()
+        assert total == pytest.approx(float(found["energy"]), abs=1e-4)
+        assert found["energy_per_atom"] * len(atoms) == pytest.approx(float(found["energy"]))
+
+
+def transformed(atoms: Atoms, how: str) -> tuple[Atoms, np.ndarray, np.ndarray]:
+    """Return a crystal that is the same, the order of its atoms, and the rotation."""
+    generator = np.random.default_rng(2)
+    order, rotation = np.arange(len(atoms)), np.eye(3)
+    if how == "permuted":
+        order = generator.permutation(order)
+        atoms = atoms[order]
+    elif how == "rotated":
+        rotation = np.linalg.qr(generator.normal(size=(3, 3)))[0]
+        rotation *= np.sign(np.linalg.det(rotation))
+        atoms = atoms.copy()
+        atoms.set_cell(atoms.cell[:] @ rotation, scale_atoms=True)
+    else:
+        atoms = atoms.copy()
+        atoms.positions += [0.3, -1.7, 2.2]
+        atoms.positions += generator.integers(-2, 3, (len(atoms), 3)) @ atoms.cell[:]
+    return atoms, order, rotation
+
+
+@pytest.mark.parametrize("how", ["permuted", "rotated", "moved and unwrapped"])
+def test_embeddings_belong_to_the_atoms(
+    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms], how: str
+) -> None:
+    """They go with an atom's number, and know nothing of axes and origin; forces turn."""
+    names = ["energy", "forces", "atomic_energies", "node_embeddings", "magmoms"]
+    teacher, atoms = teachers["chgnet"], crystals["urea"]
+    same, order, rotation = transformed(atoms, how)
+    expected, found = teacher(atoms, names), teacher(same, names)
+    assert found["node_embeddings"].shape == (len(atoms), 64)
+    for name in ("atomic_energies", "node_embeddings", "magmoms"):
+        np.testing.assert_allclose(found[name], expected[name][order], err_msg=name, **SINGLE)
+    np.testing.assert_allclose(found["forces"], expected["forces"][order] @ rotation, **TURNED)
+    assert np.ptp(expected["node_embeddings"], axis=0).max() > 0.1
+
+
+def test_embeddings_are_what_the_readout_reads(
+    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms]
+) -> None:
+    """The model's own last layers make its atomic energies of them, but for the references."""
+    teacher, atoms = teachers["chgnet"], crystals["co2"]
+    found = teacher(atoms, ["node_embeddings", "atomic_energies"])
+    model = teacher.calculator.model
+    with torch.no_grad():
+        shares = model.mlp(torch.tensor(found["node_embeddings"])).squeeze(1).numpy()
+    references = model.composition_model.fc.weight[0].detach().numpy()
+    expected = shares + references[atoms.numbers - 1]
+    np.testing.assert_allclose(found["atomic_energies"], expected, **SINGLE)
+
+
+def test_values_of_one_structure_are_its_own(
+    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms]
+) -> None:
+    """Whatever came before, initial magmoms or not, and to the bit."""
+    teacher = teachers["chgnet"]
+    names = teacher.quantities
+    first = {name: teacher(atoms, names) for name, atoms in crystals.items()}
+    for name, atoms in reversed(crystals.items()):
+        magnetic = atoms.copy()
+        magnetic.set_initial_magnetic_moments([1.0] * len(atoms))
+        for found in (teacher(atoms, names), teacher(magnetic, names)):
+            for quantity in names:
+                assert np.array_equal(found[quantity], first[name][quantity]), quantity
+
+
+@pytest.mark.parametrize(
+    ("atoms", "message"),
+    [
+        (Atoms("He", cell=[9, 9, 9], pbc=True), "1 isolated atom"),
+        (Atoms("CO2", [[0, 0, 0], [1, 0, 0], [8, 8, 8]], cell=[20] * 3), "1 isolated atom"),
+        (Atoms("CO", [[0, 0, 0], [0, 0, 1.1]]), "needs three lattice vectors.*box"),
+        (Atoms("CO", [[0, 0, 0], [0, 0, 1.1]], cell=[9, 9, 0]), "needs three lattice vectors"),
+    ],
+)
+def test_what_is_outside_its_domain_is_refused(
+    teachers: dict[str, CalculatorTeacher], atoms: Atoms, message: str
+) -> None:
+    """Not guessed at."""
+    for teacher in teachers.values():
+        with pytest.raises(ValueError, match=message):
+            teacher(atoms, ["energy"])
+
+
+def test_a_molecule_in_a_box_has_no_neighbours_beyond_it(
+    teachers: dict[str, CalculatorTeacher],
+) -> None:
+    """Without periodicity the box does not matter, and there is no stress."""
+    molecule = Atoms("CO", [[0, 0, 0], [0, 0, 1.13]])
+    for teacher in teachers.values():
+        found = []
+        for side in (4.0, 9.0):
+            molecule.set_cell([side] * 3)
+            found.append(teacher(molecule, ["energy", "forces", "stress"]))
+        assert set(found[0]) == {"energy", "forces"}
+        np.testing.assert_allclose(found[0]["energy"], found[1]["energy"], **SINGLE)
+
+
+def test_what_they_offer(teachers: dict[str, CalculatorTeacher]) -> None:
+    """Dispersion has no atomic energies."""
+    common = ("energy", "energy_per_atom", "forces", "stress")
+    more = ("atomic_energies", "magmoms", "node_embeddings")
+    assert teachers["chgnet"].quantities == (*common, *more)
+    assert teachers["chgnet+d3"].quantities == common
+
+
+def test_identity_is_that_of_the_weights(
+    teachers: dict[str, CalculatorTeacher], tmp_path: Path
+) -> None:
+    """From the package or from a file, and not that of others; use changes nothing."""
+    model = teachers["chgnet"].calculator.model
+    torch.save({"model": model.as_dict()}, tmp_path / "same.pth.tar")
+    same = load_teacher(f"chgnet model={tmp_path / 'same.pth.tar'}")
+    assert same.fingerprint == load_teacher("chgnet").fingerprint == teachers["chgnet"].fingerprint
+    other = load_teacher("chgnet model=r2scan")
+    assert other.fingerprint != same.fingerprint
+    assert same.fingerprint in teachers["chgnet+d3"].fingerprint
+    assert '"damping": "d3bj"' in teachers["chgnet+d3"].fingerprint
+    assert {"chgnet", "dftd3", "torch", "ase"} <= set(teachers["chgnet+d3"].versions)
+
+
+def test_making_it_says_nothing_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    """Which is the command's own; CHGNet's greeting goes beside it."""
+    chgnet()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "CHGNet" in captured.err
+
+
+class Opener:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return int, ("1",)
+
+
+def test_files_that_are_refused(tmp_path: Path) -> None:
+    """Each with what to do, and a pickle only if it is trusted."""
+    path = tmp_path / "model.pth.tar"
+    state = {"model": load_teacher("chgnet").calculator.model.as_dict()}
+    torch.save({**state, "history": Opener()}, path)
+    with pytest.raises(TeacherError, match="more than plain tensors.*trust_pickle=true"):
+        load_teacher(f"chgnet model={path}")
+    with pytest.raises(TeacherError, match="more than plain tensors"):
+        load_teacher(f"chgnet model={path} trust_pickle=no")
+    assert load_teacher(f"chgnet model={path} trust_pickle=true").quantities
+    for content in ({"state": 1}, [1]):
+        torch.save(content, path)
+        with pytest.raises(TeacherError, match="is no CHGNet checkpoint"):
+            load_teacher(f"chgnet model={path}")
+    path.write_text("hello")
+    with pytest.raises(TeacherError, match="is no CHGNet checkpoint|more than plain tensors"):
+        load_teacher(f"chgnet model={path}")
+    with pytest.raises(TeacherError, match="CHGNet has no weights '0.9.9', nor is that a file"):
+        load_teacher("chgnet model=0.9.9")
+
+
+def test_a_model_without_atomic_energies_is_refused() -> None:
+    model = CHGNet(mlp_first=False, composition_model=None, read_out="ave")
+    with pytest.raises(TeacherError, match="pools before its readout"):
+        EmbeddingCalculator(model)

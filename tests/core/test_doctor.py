@@ -1,0 +1,261 @@
+"""The doctor finds every seeded fault in real data, and nothing where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from kd_plugins.core.cases import Case
+from kd_plugins.core.doctor import examine
+from kd_plugins.core.structure import Array, Structure
+from tests.core.faults import ENERGY, FAULTS, FORCES, STRESS, Fault, atomic, changed, offset
+from tests.core.labelled import COPPER, ORGANIC, SharedFile, labelled
+from tests.hosts import is_installed
+
+UNITS = {"energy-unit", "energy-per-atom", "energy-sign", "forces-unit", "forces-sign"}
+CLAIMS = UNITS | {"stress-unit", "stress-sign", "stress-order", "forces-order", "shuffled"}
+
+every_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+
+
+@pytest.fixture(scope="session")
+def organic(shared_file: SharedFile) -> list[Case]:
+    """DFT and CHGNet on 68 frames of MPtrj: ten elements, energies corrected as CHGNet's are."""
+    if not is_installed("chgnet"):
+        pytest.skip("chgnet is not installed")
+    return list(labelled(shared_file(ORGANIC), "chgnet"))
+
+
+@pytest.fixture(scope="session")
+def copper(shared_file: SharedFile) -> list[Case]:
+    """DFT and a poor teacher with another zero, EMT, on copper: one element."""
+    return list(labelled(shared_file(COPPER), "emt"))
+
+
+def codes(cases: list[Case]) -> set[str]:
+    return {finding.code for finding in examine(cases)}
+
+
+def drawn(cases: list[Case], number: int, seed: int) -> list[Case]:
+    rows = np.random.default_rng(seed).choice(len(cases), number, replace=False)
+    return [cases[row] for row in rows]
+
+
+def broken(fault: Fault, cases: list[Case], seed: int = 0) -> list[Case]:
+    return fault.apply(cases, np.random.default_rng(seed))
+
+
+def test_nothing_is_found_in_sound_data(organic: list[Case]) -> None:
+    """Not with a good teacher."""
+    assert examine(organic) == []
+
+
+def test_a_poor_teacher_with_another_zero_has_only_that(copper: list[Case]) -> None:
+    """EMT is no DFT, but in the right units."""
+    (finding,) = examine(copper)
+    assert (finding.code, finding.severity) == ("energy-offset", "warning")
+    assert "29: +4.0" in finding.message
+    assert "--fix" in finding.message
+
+
+@pytest.mark.parametrize("number", [12, 20, 30, 50])
+def test_nothing_is_found_in_a_part_of_sound_data(organic: list[Case], number: int) -> None:
+    """Whichever structures they are; a dozen may be said to be too few."""
+    allowed = {"energy-too-few"} if number < 20 else set()
+    assert all(codes(drawn(organic, number, seed)) <= allowed for seed in range(5))
+
+
+@pytest.fixture(scope="session")
+def found(organic: list[Case]) -> Callable[[Fault], set[str]]:
+    """Examine what a fault makes of all structures, once."""
+    return cache(lambda fault: codes(broken(fault, organic)))
+
+
+@every_fault
+def test_every_fault_is_found_among_ten_elements(
+    found: Callable[[Fault], set[str]], fault: Fault
+) -> None:
+    """Under its own name."""
+    assert fault.code in found(fault)
+
+
+@every_fault
+def test_one_fault_is_not_taken_for_another(
+    found: Callable[[Fault], set[str]], fault: Fault
+) -> None:
+    """No other unit, sign or order is claimed than the one that is wrong."""
+    twofold = {"gradients in kcal/mol/Å", "label stress in VASP's sign and unit"}
+    claimed = found(fault) & CLAIMS - {fault.code}
+    assert not claimed or (fault.name in twofold and claimed <= {"forces-sign", "stress-sign"})
+
+
+@pytest.mark.parametrize("fault", [*ENERGY, *FORCES, *STRESS[:-1]], ids=lambda fault: fault.name)
+def test_every_fault_is_found_in_one_element(copper: list[Case], fault: Fault) -> None:
+    """Also with a poor teacher; its shear is too poor to know an order by."""
+    assert fault.code in codes(broken(fault, copper))
+
+
+@pytest.mark.parametrize(
+    "fault", [*ENERGY[:-2:2], *FORCES[:-1:2], *STRESS[:-1:2]], ids=lambda fault: fault.name
+)
+def test_faults_are_found_in_few_structures(organic: list[Case], fault: Fault) -> None:
+    """In most samples of 25."""
+    samples = [broken(fault, drawn(organic, 25, seed), seed) for seed in range(4)]
+    assert sum(fault.code in codes(sample) for sample in samples) >= 3
+
+
+@pytest.mark.parametrize("fault", ENERGY[:-2], ids=lambda fault: fault.name)
+def test_an_offset_hides_no_fault(organic: list[Case], fault: Fault) -> None:
+    """Claims about scales do not depend on any element's zero."""
+    moved = offset(organic, np.random.default_rng(7))
+    assert fault.code in codes(broken(fault, moved))
+
+
+@pytest.mark.parametrize("fault", FAULTS[::4], ids=lambda fault: fault.name)
+def test_order_does_not_matter(organic: list[Case], fault: Fault) -> None:
+    """The same codes come of cases in another order."""
+    cases = broken(fault, organic)
+    assert codes(cases[::-1]) == codes(cases)
+
+
+def test_it_is_deterministic(organic: list[Case]) -> None:
+    """The same findings, word by word."""
+    cases = broken(FAULTS[2], organic)
+    assert examine(cases) == examine(cases)
+
+
+def noisy(cases: list[Case], seed: int, size: float) -> list[Case]:
+    """Return cases with a teacher that knows nothing."""
+    generator = np.random.default_rng(seed)
+    return [
+        replace(
+            case,
+            teacher={
+                "energy": np.asarray(size * generator.normal() * case.n_atoms),
+                "forces": size * generator.normal(size=(case.n_atoms, 3)),
+                "stress": size * generator.normal(size=6),
+            },
+        )
+        for case in cases
+    ]
+
+
+@pytest.mark.parametrize("size", [1e-2, 0.3, 1.0, 30.0])
+def test_a_teacher_that_knows_nothing_is_only_warned_of(copper: list[Case], size: float) -> None:
+    """No unit is claimed of random numbers, however large."""
+    for seed in range(5):
+        found = examine(noisy(copper, seed, size))
+        assert not {finding.code for finding in found} & CLAIMS
+        assert "forces-unrelated" in {finding.code for finding in found}
+
+
+def repelling(case: Case) -> dict[str, Array]:
+    """Return energy and forces of a soft repulsion: what an untrained network may look like."""
+    here = case.structure
+    apart = here.positions[:, None] - here.positions[None]
+    apart -= np.round(apart @ np.linalg.pinv(here.cell)) @ here.cell
+    squares = np.square(apart).sum(axis=2)
+    pairs = 0.02 * np.exp(-squares / 8)
+    forces = (pairs[..., None] * apart / 2).sum(axis=1)
+    return {"energy": np.asarray(pairs.sum()), "forces": forces}
+
+
+def test_a_teacher_of_another_mind_is_only_warned_of(copper: list[Case]) -> None:
+    """Its energies and forces go with the structure, but not as the labels do."""
+    cases = [replace(case, teacher=repelling(case)) for case in copper]
+    assert not {finding.code for finding in examine(cases) if finding.severity == "error"}
+
+
+@pytest.mark.parametrize("softness", [0.7, 0.85, 1.2, 1.3])
+def test_a_soft_teacher_is_sound(organic: list[Case], softness: float) -> None:
+    """Models of relaxations are soft, that is no unit."""
+    soft = [
+        changed(case, "teacher", "forces", softness * case.teacher["forces"]) for case in organic
+    ]
+    assert codes(soft) == set()
+
+
+def test_ids_shuffled_within_one_material_are_found(copper: list[Case]) -> None:
+    """By forces that fit another structure."""
+    large = [case for case in copper if case.n_atoms == 108 and case.labels["forces"].any()]
+    teachers = [case.teacher for case in large]
+    moved = [
+        replace(case, teacher=teacher)
+        for case, teacher in zip(large, teachers[1:] + teachers[:1], strict=True)
+    ]
+    assert "shuffled" in codes(moved)
+
+
+def test_nothing_is_needed_on_either_side(organic: list[Case]) -> None:
+    """Labels or targets may be empty, and so may all."""
+    assert examine([]) == []
+    assert codes([replace(case, labels={}) for case in organic]) == set()
+    assert codes([replace(case, teacher={}) for case in organic]) == set()
+    unlike = [
+        replace(case, labels={"energy": case.labels["energy"]}, teacher={"forces": forces})
+        for case in organic
+        for forces in [case.teacher["forces"]]
+    ]
+    assert codes(unlike) == set()
+
+
+def test_targets_are_examined_without_labels(organic: list[Case]) -> None:
+    """What the teacher's values say by themselves."""
+    alone = [replace(case, labels={}) for case in organic]
+    assert codes(atomic(0.9)(alone, np.random.default_rng(0))) == {"sum"}
+    assert codes(atomic(1.0)(alone, np.random.default_rng(0))) == set()
+    zero = [changed(case, "teacher", "energy", np.zeros(())) for case in alone]
+    assert codes(zero) == {"zeros"}
+
+
+def test_a_few_structures_are_said_to_be_too_few(organic: list[Case]) -> None:
+    """Rather than guessed at, though every one is in kcal/mol."""
+    few = broken(ENERGY[2], organic[:5])
+    (finding,) = examine(few)
+    assert (finding.code, finding.severity) == ("energy-too-few", "warning")
+
+
+def test_errors_come_first(organic: list[Case]) -> None:
+    """Before warnings, whatever they are about."""
+    cases = broken(FAULTS[-4], offset(organic, np.random.default_rng(0)))
+    severities = [finding.severity for finding in examine(cases)]
+    assert severities == sorted(severities)
+    assert set(severities) == {"error", "warning"}
+
+
+def test_a_message_names_what_to_do(organic: list[Case]) -> None:
+    """And the structures, where only some are concerned."""
+    (finding,) = examine(broken(ENERGY[2], organic))
+    assert "kcal/mol" in finding.message
+    assert "convert that side" in finding.message
+    (missing,) = examine(broken(Fault("", "missing", _one_without_energy), organic))
+    assert missing.structure_ids == (organic[3].structure_id,)
+
+
+def _one_without_energy(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+    return [
+        changed(case, "labels", "energy", None) if row == 3 else case
+        for row, case in enumerate(cases)
+    ]
+
+
+def test_molecules_and_empty_structures_are_no_fault() -> None:
+    """Neither cell nor atoms are needed."""
+    nowhere = np.zeros((3, 3))
+    hydrogen = Structure([1, 1], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]], nowhere, [False] * 3)
+    empty = Structure([], np.zeros((0, 3)), nowhere, [False] * 3)
+    values = {"energy": np.asarray(-1.0), "forces": np.zeros((2, 3))}
+    nothing = {"energy": np.asarray(0.0), "forces": np.zeros((0, 3))}
+    cases = [Case("h2", hydrogen, values, values), Case("none", empty, nothing, nothing)]
+    assert codes(cases) == {"energy-too-few"}
+
+
+def test_an_unknown_quantity_is_refused() -> None:
+    """With the nearest name."""
+    hydrogen = Structure([1], [[0.0, 0.0, 0.0]], np.eye(3), [True] * 3)
+    with pytest.raises(KeyError, match="unknown quantity 'enrgy'; did you mean 'energy'"):
+        Case("h", hydrogen, {"enrgy": np.asarray(1.0)}, {})

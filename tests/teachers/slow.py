@@ -1,0 +1,66 @@
+"""A fast calculator that takes a known while, and structures for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ase.io
+from ase.build import bulk
+from ase.calculators.emt import EMT
+
+from kd_plugins.core.manifest import Manifest
+from kd_plugins.core.record import pack
+from kd_plugins.core.store import TargetStore
+from kd_plugins.teachers import Frame, load_teacher
+
+NAME = "tests.teachers.slow:SlowEMT"
+
+
+class SlowEMT(EMT):
+    """EMT that takes two milliseconds, knows no silver, and kills its process on gold."""
+
+    def calculate(self, atoms: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Compute, after a while."""
+        time.sleep(0.002)
+        if "Au" in atoms.symbols:
+            os.kill(os.getpid(), 9)
+        if "Ag" in atoms.symbols:
+            raise RuntimeError("no silver")
+        super().calculate(atoms, *args, **kwargs)
+
+
+def frames(count: int) -> Iterator[Frame]:
+    """Yield rattled copper cells."""
+    for index in range(count):
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.1, seed=index)
+        yield Frame(f"cu-{index}", atoms)
+
+
+def of(symbol: str, structure_id: str) -> Frame:
+    """Return a crystal of one element."""
+    return Frame(structure_id, bulk(symbol))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return id to the bytes of its record, whatever shard it lies in."""
+    store = TargetStore.open(folder)
+    return {name: pack(store.record(name), store.manifest) for name in store.ids()}
+
+
+def manifest() -> Manifest:
+    """Return the manifest that the labeller gives a store of energies and forces."""
+    teacher = load_teacher(NAME)
+    dtypes = {"energy": "float64", "forces": "float32"}
+    return Manifest(NAME, teacher.fingerprint, dtypes, versions=teacher.versions)
+
+
+def write(path: Path, count: int) -> None:
+    """Write copper cells with their ids as extended xyz."""
+    for frame in frames(count):
+        frame.atoms.info["structure_id"] = frame.structure_id
+        ase.io.write(path, frame.atoms, append=True)

@@ -1,0 +1,202 @@
+"""The labeller killed at random moments: what was committed stays, and the end is the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tqdm import tqdm
+
+from kd_plugins.core.store import TargetStore
+from kd_plugins.teachers import label
+from kd_plugins.teachers.label_run import LabelRun
+from kd_plugins.teachers.process_engine import ProcessEngine
+from kd_plugins.teachers.ray_engine import RayEngine
+from tests.house import ROOT
+from tests.teachers import slow
+
+STRIDE = 20
+"""New structures a turn."""
+TOTAL = 20 * STRIDE
+KILLS = int(os.environ.get("KD_RAY_KILLS", "10"))
+QUANTITIES = ["energy", "forces"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run that nobody kills writes."""
+    folder = tmp_path_factory.mktemp("whole") / "store"
+    label(slow.frames(TOTAL), slow.NAME, folder, QUANTITIES, progress=False)
+    return slow.content(folder)
+
+
+def in_a_fork(work: Callable[[], Any], seconds: float | None = None) -> bool:
+    """Run something in a forked process, kill it after a while, return whether that ended it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def label_serially(folder: Path, count: int) -> None:
+    """Label the first so many structures."""
+    label(slow.frames(count), slow.NAME, folder, QUANTITIES, progress=False)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_two_hundred_kills(tmp_path: Path, uninterrupted: dict[str, bytes], seed: int) -> None:
+    """Twenty a seed: nothing committed is lost, the store is clean each time and ends the same."""
+    start = time.monotonic()
+    in_a_fork(lambda: label_serially(tmp_path / "clock", STRIDE))
+    usual = time.monotonic() - start
+    folder, moments = tmp_path / "store", random.Random(seed)
+    committed: set[str] = set()
+    n_killed = 0
+    for turn in range(20):
+        work = partial(label_serially, folder, STRIDE * (turn + 1))
+        n_killed += in_a_fork(work, moments.uniform(0.0, 1.2 * usual))
+        if (folder / "manifest.json").exists():
+            store = TargetStore.open(folder)
+            assert committed <= set(store.ids())
+            assert store.verify() == []
+            committed = set(store.ids())
+    assert committed
+    assert n_killed > 5  # the others had finished before
+    label_serially(folder, TOTAL)
+    assert slow.content(folder) == uninterrupted
+
+
+def run_with_kills(engine: Any, folder: Path, total: int, kills: int, pause: float) -> int:
+    """Label with an engine while a thread kills its workers; return how many it has killed."""
+    moments, done, killed = random.Random(0), threading.Event(), 0
+
+    def kill() -> None:
+        nonlocal killed
+        while killed < kills and not done.wait(moments.uniform(0.0, 2 * pause)):
+            with suppress(Exception):  # a worker that is just being replaced
+                os.kill(moments.choice(engine.pids), signal.SIGKILL)
+                killed += 1
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        with tqdm(disable=True) as bar:
+            LabelRun(engine, TargetStore.open(folder), bar).all(slow.frames(total))
+    finally:
+        done.set()
+        thread.join()
+        engine.close()
+    return killed
+
+
+def finish(folder: Path, total: int) -> None:
+    """Label what is missing, such as a structure under which two workers were killed."""
+    assert TargetStore.open(folder).verify() == []
+    label(slow.frames(total), slow.NAME, folder, QUANTITIES, progress=False)
+
+
+def test_killed_processes(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    """Two workers, one of them killed every tenth of a second, two hundred times in all."""
+    killed = 0
+    for attempt in range(20):
+        folder = tmp_path / f"store-{attempt}"
+        TargetStore.create(folder, slow.manifest())
+        engine = ProcessEngine(slow.NAME, folder, 2)
+        killed += run_with_kills(engine, folder, TOTAL, 200 - killed, pause=0.05)
+        finish(folder, TOTAL)
+        assert slow.content(folder) == uninterrupted
+        if killed == 200:
+            break
+    assert killed == 200
+
+
+@pytest.fixture
+def ray_on_this_machine() -> Iterator[None]:
+    """A Ray cluster of this process."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_killed_ray_actors(tmp_path: Path, ray_on_this_machine: None) -> None:
+    """An actor's start takes a second or two, so there are ten kills here."""
+    total = 2000
+    label(slow.frames(total), slow.NAME, tmp_path / "whole", QUANTITIES, progress=False)
+    killed = 0
+    for attempt in range(5):
+        folder = tmp_path / f"store-{attempt}"
+        TargetStore.create(folder, slow.manifest())
+        engine = RayEngine(slow.NAME, folder, 2)
+        killed += run_with_kills(engine, folder, total, KILLS - killed, pause=0.7)
+        finish(folder, total)
+        assert slow.content(folder) == slow.content(tmp_path / "whole")
+        if killed == KILLS:
+            break
+    assert killed == KILLS
+
+
+def command(folder: Path, structures: Path, engine: str) -> subprocess.Popen[str]:
+    """Start the command with two workers."""
+    words = f"label {structures} --teacher {slow.NAME} --store {folder} --quantities energy forces"
+    words += f" --engine {engine} --workers 2"
+    code = "import sys; from kd_plugins.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words.split()],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "kills"), [("process", 3), ("ray", 1)])
+def test_killed_command(
+    tmp_path: Path, uninterrupted: dict[str, bytes], engine: str, kills: int
+) -> None:
+    """Its workers notice and let go of the store; the same command goes on."""
+    if engine == "ray":
+        pytest.importorskip("ray")
+    structures, folder = tmp_path / "copper.extxyz", tmp_path / "store"
+    slow.write(structures, TOTAL)
+    for moment in range(kills):
+        running = command(folder, structures, engine)
+        wait_for_growth(folder, running)
+        time.sleep(0.1 * moment)
+        running.kill()
+        running.communicate()
+        assert TargetStore.open(folder).verify() == []
+    output, _ = command(folder, structures, engine).communicate()
+    assert "failed 0" in output, output
+    assert sorted(TargetStore.open(folder).ids()) == sorted(uninterrupted)
+
+
+def wait_for_growth(folder: Path, running: subprocess.Popen[str]) -> None:
+    """Wait until the command has committed a batch."""
+    before = size(folder)
+    while size(folder) == before and running.poll() is None:
+        time.sleep(0.05)
+
+
+def size(folder: Path) -> int:
+    """Return how many records the store has, if it is there."""
+    return len(TargetStore.open(folder)) if (folder / "manifest.json").exists() else 0
