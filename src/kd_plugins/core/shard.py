@@ -107,7 +107,7 @@ class ShardReader:
             StoreError: if the bytes are not those that were written.
         """
         stored = self._stored(structure_id)
-        return None if stored is None else self._checked(structure_id, bytes(stored))
+        return None if stored is None else self._checked(structure_id, stored)
 
     def __contains__(self, structure_id: str) -> bool:
         """Look at the key only: a damaged record is there, and says so when it is read."""
@@ -122,7 +122,8 @@ class ShardReader:
     def _stored(self, structure_id: str) -> bytes | None:
         try:
             with _reading(self.path) as transaction:
-                return transaction.get(key(structure_id))
+                stored = transaction.get(key(structure_id))
+                return None if stored is None else bytes(stored)
         except lmdb.Error as error:
             raise StoreError(
                 f"{self.path.name} is damaged ({error}); restore it from a copy, or remove it and "

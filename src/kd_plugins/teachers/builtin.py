@@ -10,7 +10,7 @@ from kd_plugins.teachers.teacher import TeacherError
 
 
 def emt() -> EMT:
-    """Return ASE's effective medium theory: fast, for trying things out on Al, Cu, Ag, Au, Ni ..."""
+    """Return ASE's effective medium theory: fast, for trying things out on Cu, Ni, Al and such."""
     return EMT()
 
 
