@@ -78,8 +78,8 @@ class Crack:
             teacher: (N, D).
             edge_index: (2, E) indices into the N atoms.
             atoms: (N,) which atoms count; edges of others do not. All if left out.
-            floor: also contrast the teacher with itself: about a third of a training step's cost
-                for this loss on top of it. The hits cost nothing.
+            floor: also contrast the teacher with itself, which takes a third of the time of this
+                loss and its gradient on top. The hits need no pass of their own.
         """
         student, teacher = _check_embeddings(student, teacher)
         theirs, ours = unit(teacher.double()), unit(student.double())
