@@ -430,3 +430,29 @@ def test_an_unknown_quantity_of_a_relation_is_refused(kind: str) -> None:
     """As for a distance."""
     with pytest.raises(KeyError, match="unknown quantity 'node_embedding'; did you mean"):
         replace(TERMS[kind], quantity="node_embedding")
+
+
+@pytest.mark.parametrize("name", ["crack", "directed", "instance"])
+def test_a_relation_measures_hits_and_excess(name: str) -> None:
+    """Over the items that count; the excess where asked for, the hits always, without a graph."""
+    what = without(sample(), [0])
+    (report,) = evaluate([TERMS[name]], what).terms
+    assert set(report.measures) == {"hits"}
+    (report,) = evaluate([replace(TERMS[name], excess=True)], what).terms
+    perfect = replace(what, student=what.teacher.values)
+    (best,) = evaluate([replace(TERMS[name], excess=True)], perfect).terms
+    close(report.measures["excess"], report.total - best.total)
+    assert abs(best.measures["excess"].item()) < 1e-12
+    assert int(best.measures["hits"]) == best.count == report.count
+    assert 0 <= int(report.measures["hits"]) <= report.count
+    assert not any(measure.requires_grad for measure in report.measures.values())
+
+
+def test_crack_over_all_degrees_is_crack_of_wide_embeddings() -> None:
+    """Its relations run over all (l, m); its gradient reaches every row."""
+    what, name = sample(), "equivariant_embeddings"
+    report = evaluate([replace(TERMS["crack"], quantity=name)], what)
+    student, teacher = what.student[name].flatten(1), what.teacher.values[name].flatten(1)
+    close(report.total, 3.0 * crack_loss(student, teacher, what.edge_index))
+    moved = gradient(report, what, name)
+    assert bool(moved[atoms_of(0)].abs().amax(dim=2).gt(0).all())

@@ -238,6 +238,26 @@ def test_terms_and_embeddings_are_logged(make_config, teacher: Path) -> None:
         assert {f"{split}/{name}" for name in names} <= logged
 
 
+def test_crack_over_all_degrees_logs_hits_and_excess(make_config, teacher: Path) -> None:
+    """It trains the projection of every degree; a perfect student would have no excess."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    terms = {"crack": {"weight": 1.0, "features": "all", "excess": True}}
+    settings = make_config(trainer=EQV2, task=tiny.distill(teacher, terms))
+    moved = tiny.run(
+        settings,
+        lambda trainer: [p.grad is not None for p in trainer.distiller.projection.parameters()],
+    )
+    events = EventAccumulator(str(Path(settings["run_dir"]) / "logs" / "tensorboard" / "run"))
+    events.Reload()
+    loss, excess, hits = (
+        events.Scalars(f"val/kd_crack{what}")[-1].value for what in ("", "_excess", "_hits")
+    )
+    assert 0 <= hits <= 1
+    assert 0 < excess < loss
+    assert all(moved)
+
+
 def test_student_and_teacher_share_one_graph(make_config, teacher: Path) -> None:
     """The teacher gives the same targets on the student's graph as on its own."""
     settings = make_config(trainer=EQV2, task=tiny.distill(teacher))

@@ -18,6 +18,7 @@ from kd_plugins.core.loss import LossReport as LossReport
 from kd_plugins.core.loss import Sample as Sample
 from kd_plugins.core.loss import TermReport as TermReport
 from kd_plugins.core.manifest import Manifest as Manifest
+from kd_plugins.core.pairing import Comparison as Comparison
 from kd_plugins.core.projection import Projection as Projection
 from kd_plugins.core.quantities import QUANTITIES as QUANTITIES
 from kd_plugins.core.quantities import Quantity as Quantity

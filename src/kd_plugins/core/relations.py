@@ -7,24 +7,19 @@ Each relation returns one number an item and never averages.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
+from kd_plugins.core.edges import EdgeIndex, Edges
+from kd_plugins.core.edges import choose_edges as choose_edges
 from kd_plugins.core.names import suggestion
+from kd_plugins.core.pairing import Anchor, Comparison, Pairing, Side, prefers_gram, unit
 from kd_plugins.core.reduction import masked_mean
 
-Anchor = Literal["teacher", "student"]
-Edges = Literal["undirected", "directed"]
 NodeEmbeddings = Float[Tensor, "N D"]
-EdgeIndex = Int[Tensor, "2 E"]
-
-SHORTEST_EMBEDDING = 1e-3
-"""An embedding shorter than this is not blown up to unit length, so gradients stay finite."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +59,50 @@ class Crack:
         self, student: NodeEmbeddings, teacher: NodeEmbeddings, edge_index: EdgeIndex
     ) -> tuple[Float[Tensor, " E_kept"], Bool[Tensor, " E_chosen"]]:
         """Return the losses of the relations kept, and which of the chosen edges were kept."""
+        comparison = self.compare(student, teacher, edge_index)
+        return comparison.losses, comparison.kept
+
+    def compare(
+        self,
+        student: NodeEmbeddings,
+        teacher: NodeEmbeddings,
+        edge_index: EdgeIndex,
+        *,
+        atoms: Bool[Tensor, " N"] | None = None,
+        floor: bool = False,
+    ) -> Comparison:
+        """Return the losses with how good they are.
+
+        Args:
+            student: (N, D) embeddings.
+            teacher: (N, D).
+            edge_index: (2, E) indices into the N atoms.
+            atoms: (N,) which atoms count; edges of others do not. All if left out.
+            floor: also contrast the teacher with itself, which takes a third of the time of this
+                loss and its gradient on top. The hits need no pass of their own.
+        """
         student, teacher = _check_embeddings(student, teacher)
-        pairs = choose_edges(edge_index, len(teacher), self.edges)
-        teacher_relations, lengths = relations(teacher, pairs, self.tolerance)
-        kept = lengths >= self.tolerance
-        student_relations, _ = relations(student, pairs[:, kept], self.tolerance)
-        losses = info_nce(student_relations, teacher_relations[kept], self.temperature, self.anchor)
-        return losses, kept
+        theirs, ours = unit(teacher.double()), unit(student.double())
+        pairs, mirrored = self._pairs(edge_index, len(theirs), atoms)
+        gram = prefers_gram(len(theirs), pairs.shape[1], theirs.shape[1])
+        pairing = Pairing(pairs, mirrored, gram)
+        lengths = pairing.lengths(theirs)
+        resolved = lengths >= self.tolerance
+        kept = replace(pairing, pairs=pairs[:, resolved])
+        dtype = student.dtype
+        teacher_side = Side(theirs, lengths[resolved].reciprocal().to(dtype))
+        lengths = kept.lengths(ours).clamp(min=self.tolerance)
+        student_side = Side(ours, lengths.reciprocal().to(dtype))
+        comparison = kept.compare(student_side, teacher_side, self.temperature, self.anchor, floor)
+        return replace(comparison, kept=pairing.listed(resolved))
+
+    def _pairs(self, edge_index: Tensor, n_atoms: int, atoms: Tensor | None) -> tuple[Tensor, bool]:
+        """Return the atoms of each relation, one of two opposite ones, and whether it has one."""
+        pairs = choose_edges(edge_index, n_atoms, self.edges)
+        mirrored = self.edges == "undirected"
+        if mirrored:
+            pairs = pairs[:, : pairs.shape[1] // 2]
+        return pairs if atoms is None else pairs[:, atoms[pairs].all(dim=0)], mirrored
 
 
 @dataclass(frozen=True)
@@ -95,8 +127,16 @@ class Instance:
 
     def __call__(self, student: NodeEmbeddings, teacher: NodeEmbeddings) -> Float[Tensor, " N"]:
         """Return one loss an atom."""
+        return self.compare(student, teacher).losses
+
+    def compare(
+        self, student: NodeEmbeddings, teacher: NodeEmbeddings, *, floor: bool = False
+    ) -> Comparison:
+        """Return the losses with how good they are; see `Crack.compare`."""
         student, teacher = _check_embeddings(student, teacher)
-        return info_nce(_unit(student), _unit(teacher), self.temperature, self.anchor)
+        ones = student.new_ones(len(student))
+        sides = Side(unit(student), ones), Side(unit(teacher), ones)
+        return Pairing().compare(*sides, self.temperature, self.anchor, floor)
 
 
 def crack_loss(
@@ -109,7 +149,7 @@ def crack_loss(
     edges: Edges = "undirected",
     tolerance: float = 1e-3,
 ) -> Float[Tensor, ""]:
-    """Return CRACK's loss, the mean of equation 3.2.2 over E relations, in memory of order E².
+    """Return CRACK's loss, the mean of equation 3.2.2 over E relations.
 
     Args:
         student_embeddings: (N, D) l = 0 node embeddings, already projected to the teacher's width.
@@ -154,60 +194,6 @@ def instance_loss(
     return masked_mean(Instance(temperature, anchor)(student_embeddings, teacher_embeddings))
 
 
-def choose_edges(edge_index: EdgeIndex, n_atoms: int, edges: Edges) -> Int[Tensor, "2 E_chosen"]:
-    """Return the edges along which relations are formed, as `Crack.edges` says.
-
-    Raises:
-        ValueError: if an index is negative or not below ``n_atoms``.
-
-    >>> images = torch.tensor([[0, 0, 1, 2], [1, 1, 1, 0]])
-    >>> choose_edges(images, 3, "undirected")
-    tensor([[0, 0, 1, 2],
-            [1, 2, 0, 0]])
-    """
-    check_edge_index(edge_index, n_atoms)
-    edge_index = edge_index.long()
-    edge_index = edge_index[:, edge_index[0] != edge_index[1]]
-    if edges == "directed":
-        return edge_index
-    low, high = edge_index.min(dim=0).values, edge_index.max(dim=0).values
-    keys = torch.unique(low * n_atoms + high)
-    pairs = torch.stack([keys // n_atoms, keys % n_atoms]) if n_atoms else edge_index
-    return torch.cat([pairs, pairs.flip(0)], dim=1)
-
-
-def relations(
-    embeddings: NodeEmbeddings, edge_index: EdgeIndex, tolerance: float
-) -> tuple[Float[Tensor, "E D"], Float[Tensor, " E"]]:
-    """Return the unit relational vectors of section 3.2.1 and the lengths they had before.
-
-    A difference shorter than ``tolerance`` is divided by ``tolerance`` instead of its length.
-    """
-    unit = _unit(embeddings)
-    differences = unit[edge_index[0]] - unit[edge_index[1]]
-    lengths = torch.linalg.vector_norm(differences.detach(), dim=1)
-    return F.normalize(differences, dim=1, eps=tolerance), lengths
-
-
-def info_nce(
-    student: Float[Tensor, "I D"],
-    teacher: Float[Tensor, "I D"],
-    temperature: float,
-    anchor: Anchor,
-) -> Float[Tensor, " I"]:
-    """Return -log softmax of each anchor's similarity to its own counterpart, (I,).
-
-    The softmax runs over the other side's items: the students' if the teacher is the anchor.
-    """
-    rows, columns = (teacher, student) if anchor == "teacher" else (student, teacher)
-    logits = rows @ columns.T / temperature
-    return torch.logsumexp(logits, dim=1) - logits.diagonal()
-
-
-def _unit(embeddings: Tensor) -> Tensor:
-    return F.normalize(embeddings, dim=1, eps=SHORTEST_EMBEDDING)
-
-
 def _check_embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Return both in the student's precision, which is at least float32."""
     if student.shape != teacher.shape:
@@ -221,23 +207,6 @@ def _check_embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
             raise ValueError(f"{source}_embeddings hold NaN or inf")
     dtype = torch.promote_types(student.dtype, torch.float32)
     return student.to(dtype), teacher.to(dtype)
-
-
-def check_edge_index(edge_index: Tensor, n_atoms: int) -> None:
-    """Raise a ValueError if an index of (2, E) does not point at one of ``n_atoms`` atoms."""
-    if edge_index.ndim != 2 or len(edge_index) != 2 or edge_index.is_floating_point():
-        raise ValueError(
-            f"edge_index: expected whole numbers (2, E), got {edge_index.dtype} "
-            f"{tuple(edge_index.shape)}"
-        )
-    if edge_index.numel() == 0:
-        return
-    lowest, highest = int(edge_index.min()), int(edge_index.max())
-    if lowest < 0 or highest >= n_atoms:
-        raise ValueError(
-            f"edge_index: expected indices from 0 to {n_atoms - 1} (N={n_atoms} atoms), "
-            f"got {lowest} to {highest}"
-        )
 
 
 def _check_positive(name: str, value: float) -> None:

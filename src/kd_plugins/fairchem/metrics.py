@@ -15,8 +15,11 @@ Metric = dict[str, Any]
 
 
 def loss_metrics(report: LossReport) -> dict[str, Metric]:
-    """Return each term's unweighted mean, and the share of relations that CRACK masked."""
+    """Return each term's unweighted mean and measures, and the share of relations masked."""
     metrics = {f"kd_{term.name}": _mean(term.total, term.count) for term in report.terms}
+    for term in report.terms:
+        for name, total in term.measures.items():
+            metrics[f"kd_{term.name}_{name}"] = _mean(total, term.count)
     for term in report.terms:
         if term.name == "crack":
             masked = torch.tensor(float(term.masked))

@@ -45,13 +45,20 @@ class StudentSettings:
 
 @dataclass(frozen=True)
 class CrackSettings:
-    """CRACK over the student's edges; see `kd_plugins.core.Crack` for the settings."""
+    """CRACK over the student's edges; see `kd_plugins.core.Crack` for the other settings.
+
+    Args:
+        features: relations over l = 0, as in the paper, or over all degrees l.
+        excess: also log how far the loss is above that of a student that is its teacher.
+    """
 
     weight: Schedule = reader(weight)
     temperature: float = 0.15
     anchor: Literal["teacher", "student"] = "teacher"
     edges: Literal["undirected", "directed"] = "undirected"
     tolerance: float = 1e-3
+    features: Literal["all", "l0"] = "l0"
+    excess: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings at once, not when the loss is built."""
@@ -60,7 +67,7 @@ class CrackSettings:
     def term(self, name: str) -> Term:
         """Return the term of the loss."""
         relation = Crack(self.temperature, self.anchor, self.edges, self.tolerance)
-        return CrackTerm(name, relation, self.weight)
+        return CrackTerm(name, relation, self.weight, _quantity(self.features), self.excess)
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,11 @@ class NodeToNodeSettings:
 
     def term(self, name: str) -> Term:
         """Return the term of the loss."""
-        quantity = "equivariant_embeddings" if self.features == "all" else "node_embeddings"
-        return DistanceTerm(name, quantity, self.distance, self.weight)
+        return DistanceTerm(name, _quantity(self.features), self.distance, self.weight)
+
+
+def _quantity(features: str) -> str:
+    return "equivariant_embeddings" if features == "all" else "node_embeddings"
 
 
 @dataclass(frozen=True)
