@@ -226,5 +226,5 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     command.add_argument("--fix", metavar="DIR", help="write a store with the labels' energy zero")
     command.add_argument("--limit", type=int, default=2000, help="structures to examine")
-    command.add_argument("--seed", type=int, default=0, help="of the sample and the directions")
+    command.add_argument("--seed", type=int, default=0, help="of the sample")
     command.set_defaults(run=_doctor)

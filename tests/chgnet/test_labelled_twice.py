@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from kd_plugins.core.store import TargetStore
-from kd_plugins.teachers import failures, label, read_structures
+from kd_plugins.teachers import failures, label, load_teacher, read_structures
+from kd_plugins.teachers.doctor import diagnose
 from tests.house import ROOT
 from tests.teachers.slow import content
 
@@ -48,7 +49,7 @@ def n_labelled(folder: Path) -> int:
 def test_a_kill_in_between_changes_nothing(
     tmp_path: Path, shared_file: Callable[[str], Path], name: str
 ) -> None:
-    """Killed after its first batches and started again: content for content the same."""
+    """Killed after its first batches and started again: the same, and the doctor finds nothing."""
     paths, folder = sources(shared_file, name), tmp_path / "killed"
     running = command(paths, folder)
     while n_labelled(folder) == 0 and running.poll() is None:
@@ -67,3 +68,4 @@ def test_a_kill_in_between_changes_nothing(
     assert 0 < before < len(frames) == len(whole)
     assert failures(whole) == {}
     assert content(folder) == content(tmp_path / "whole")
+    assert diagnose(frames, whole, load_teacher("chgnet+d3"), progress=False).findings == ()

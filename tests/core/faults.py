@@ -140,6 +140,32 @@ def atom_doubled(cases: list[Case], rng: np.random.Generator) -> list[Case]:
     return [*cases[:row], replace(cases[row], structure=broken), *cases[row + 1 :]]
 
 
+def turned(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+    """Rotate every case, each its own way: nothing is wrong, but there is shear."""
+    rotations = np.linalg.qr(rng.normal(size=(len(cases), 3, 3)))[0]
+    return [_turned(case, rotation) for case, rotation in zip(cases, rotations, strict=True)]
+
+
+def _turned(case: Case, rotation: Array) -> Case:
+    here = case.structure
+    sides = [dict(side) for side in (case.labels, case.teacher)]
+    for values in sides:
+        values["forces"] = values["forces"] @ rotation
+        if "stress" in values:
+            full = values["stress"][[[0, 5, 4], [5, 1, 3], [4, 3, 2]]]
+            values["stress"] = (rotation.T @ full @ rotation)[
+                [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
+            ]
+    positions, cell = here.positions @ rotation, here.cell @ rotation
+    structure = Structure(here.atomic_numbers, positions, cell, here.pbc)
+    return replace(case, structure=structure, labels=sides[0], teacher=sides[1])
+
+
+def disordered(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+    """Put the teacher's stress into VASP's order, where there is shear to see it by."""
+    return every("teacher", "stress", lambda c, v: v[VASP_ORDER])(turned(cases, rng), rng)
+
+
 def atomic(share: float) -> Break:
     """Give the teacher atomic energies that sum to some share of the energy."""
     return lambda cases, rng: [
@@ -206,7 +232,7 @@ STRESS = [
     _stress("stress in kBar", scaled(KBAR)),
     _stress("label stress in VASP's sign and unit", scaled(-KBAR), side="labels"),
     _stress("virial", lambda case, value: value * volume(case)),
-    _stress("stress in VASP's order", lambda c, value: value[VASP_ORDER], "stress-order"),
+    Fault("stress in VASP's order", "stress-order", disordered),
 ]
 VALUES = [
     Fault("label forces missing", "missing", some("labels", "forces", None, 0.05)),

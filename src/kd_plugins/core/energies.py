@@ -83,13 +83,18 @@ class Energies:
     @property
     def enough(self) -> bool:
         """Whether there are so many that the fit to the elements leaves something to compare."""
-        return len(self.cases) - self.compositions.rank >= FEWEST_FREE
+        free = len(self.cases) - self.compositions.rank
+        return min(free, int(self._usable.sum())) >= FEWEST_FREE
+
+    @property
+    def _usable(self) -> Bool[Array, " B"]:
+        """Those that do not determine their own fit almost alone."""
+        return self.compositions.leverages < 0.9
 
     def spreads(self, explanation: Explanation) -> tuple[Values, Values]:
         """Return teacher and label, eV/atom, less what the elements of all others explain."""
-        usable = self.compositions.leverages < 0.9
         left_out = [
-            self.compositions.left_out(values * factor / self.n_atoms)[usable]
+            self.compositions.left_out(values * factor / self.n_atoms)[self._usable]
             for values, factor in (
                 (self.teachers, explanation.teacher),
                 (self.labels, explanation.labels),

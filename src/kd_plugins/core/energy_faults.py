@@ -36,6 +36,8 @@ def energy_faults(energies: Energies, force_cosine: float | None) -> list[Findin
     if not energies.enough:
         return [_too_few(energies)]
     sound = energies.part(~_far_off(energies))
+    if not sound.enough:
+        return [_too_few(sound)]
     doubtful = force_cosine is not None and abs(force_cosine) < 0.5
     found = None if doubtful else _explanation(sound)
     found = found or _unrelated(sound, force_cosine)
@@ -55,8 +57,8 @@ def _too_few(energies: Energies) -> Finding:
         "energy-too-few",
         "warning",
         "energy",
-        f"{n} structures with a teacher's and a label's energy are too few to check energies: with "
-        f"{rank} independent compositions {rank + FEWEST_FREE} are needed; examine more of them",
+        f"{n} structures with a teacher's and a label's energy are too few to check them: their "
+        f"elements alone take {rank} to fit, and {FEWEST_FREE} or more must be left; examine more",
     )
 
 
@@ -137,8 +139,7 @@ def _offset(energies: Energies) -> Iterator[Finding]:
 
 def _offset_words(mean: float, references: References) -> str:
     offsets = ", ".join(
-        f"{z}: {value:+.3f}{'' if z in references.supported else ' (not told apart)'}"
-        for z, value in references.offsets.items()
+        f"{z}: {value:+.3f}{_doubt(z, references)}" for z, value in references.offsets.items()
     )
     return (
         f"the teacher's energies are {mean:.2f} eV/atom off the labels, mostly by an offset an "
@@ -146,6 +147,12 @@ def _offset_words(mean: float, references: References) -> str:
         f"eV/atom (median {references.mad:.3f}) remain after it. A student of both is torn between "
         "two zeros: --fix writes a store without the offset"
     )
+
+
+def _doubt(element: int, references: References) -> str:
+    if element in references.supported:
+        return ""
+    return " (by one structure)" if element in references.determined else " (not told apart)"
 
 
 def _outliers(energies: Energies) -> Iterator[Finding]:

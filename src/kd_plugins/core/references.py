@@ -14,7 +14,7 @@ from kd_plugins.core.structure import Array
 
 OUTLIER_ENERGY = 0.5
 """eV/atom off the fit, below which nothing is called an outlier."""
-OUTLIER_SCATTER = 12.0
+OUTLIER_SCATTER = 15.0
 """Robust standard deviations off the fit, below which nothing is called an outlier."""
 _ROUNDS = 20
 _SMALL = 1e-3

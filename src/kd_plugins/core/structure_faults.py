@@ -56,18 +56,19 @@ def _same(cases: Sequence[Case]) -> Iterator[tuple[Case, Case]]:
         group.sort(key=lambda pair: (pair[0], pair[1].structure_id))
         marks = [mark for mark, _ in group]
         for row, (mark, case) in enumerate(group):
-            end = bisect(marks, mark + SAME)
+            end = bisect(marks, mark + 20 * SAME)
             twins = (other for _, other in group[row + 1 : end] if _is_same(case, other))
             yield from ((case, twin) for twin in islice(twins, 1))
 
 
 def _mark(structure: Structure) -> float:
-    """Return a number that moves less than positions do, in Å, and not with periodic images."""
+    """Return a number that moves little more than the atoms, in Å, and not with their images."""
     periodic = structure.pbc
     if not periodic.any():
         return float(np.linalg.norm(structure.positions, axis=1).sum() / max(structure.n_atoms, 1))
     fractions = (structure.positions @ np.linalg.pinv(structure.cell))[:, periodic]
-    return float(np.cos(2 * np.pi * fractions).sum() / max(structure.n_atoms, 1))
+    size = np.linalg.norm(structure.cell)
+    return float(size + np.cos(2 * np.pi * fractions).sum() / max(structure.n_atoms, 1))
 
 
 def _is_same(case: Case, other: Case) -> bool:

@@ -72,7 +72,8 @@ def value_faults(cases: Sequence[Case]) -> list[Finding]:
         for name in names:
             found += _shapes(here[name])
             found += _not_finite(here[name])
-            found += _missing(here[name], many=MANY_MISSING if here is teachers else 1.0)
+            if here is teachers or any(value is not None for value in there[name].values):
+                found += _missing(here[name], many=MANY_MISSING if here is teachers else 1.0)
             found += _placeholders(here[name], there[name])
         found += _sums(here)
     return found
@@ -99,12 +100,17 @@ def _not_finite(column: _Column) -> Iterator[Finding]:
 
 def _missing(column: _Column, many: float) -> Iterator[Finding]:
     rows = zip(column.cases, column.values, strict=True)
-    missing = [case for case, value in rows if value is None]
-    if len(missing) == len(column.cases):
+    missing = [case for case, value in rows if value is None and _may_have(case, column.name)]
+    if all(value is None for value in column.values):
         return iter(())
     severity: Severity = "error" if len(missing) > many * len(column.cases) else "warning"
     words = "are missing while others have them; add them, or be sure that it is meant so"
     return column.finding("missing", severity, missing, words)
+
+
+def _may_have(case: Case, name: str) -> bool:
+    """Return whether a structure can have a quantity: no stress without a lattice."""
+    return name != "stress" or bool(case.structure.pbc.all())
 
 
 def _placeholders(column: _Column, other: _Column) -> Iterator[Finding]:

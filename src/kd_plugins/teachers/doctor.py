@@ -89,7 +89,7 @@ def diagnose(
         store: what a teacher said of them.
         teacher: asked for a few energies, if given, to see whether the store's values are its own.
         limit: structures to examine.
-        seed: of the sample, and of the directions of differences.
+        seed: of the sample.
         progress: show a bar.
 
     Raises:
@@ -102,7 +102,7 @@ def diagnose(
     sample = sorted(matching.sample, key=lambda case: case.structure_id)
     found = [*matching.faults(), *examine(sample), *_isolated(sample)]
     if teacher is not None:
-        found += difference_faults(sample, store.manifest, teacher, seed=seed)
+        found += difference_faults(sample, store.manifest, teacher)
     energies = Energies.of(sample)
     return Diagnosis(
         findings=tuple(sorted(found, key=lambda finding: finding.severity != "error")),

@@ -62,6 +62,9 @@ def _last(diagnosis: Diagnosis) -> str:
     n_warnings = len(diagnosis.findings) - n_errors
     if not diagnosis.findings:
         return "nothing found" if diagnosis.n_compared else "nothing to examine"
-    return f"{n_errors} errors, {n_warnings} warnings" + (
-        ": mend the errors before training" if n_errors else ""
-    )
+    counts = f"{_count(n_errors, 'error')}, {_count(n_warnings, 'warning')}"
+    return f"{counts}: mend the errors before training" if n_errors else counts
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
