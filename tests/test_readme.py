@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from kd_plugins.config import read_config
 from kd_plugins.fairchem.settings import DistillSettings
+from kd_plugins.teachers import label
 from tests.house import ROOT
+from tests.teachers import slow
 
 README = (ROOT / "README.md").read_text()
 
@@ -21,7 +24,16 @@ def blocks(language: str, holding: str) -> list[str]:
 
 def test_python_of_the_core_runs() -> None:
     """As a reader would paste it."""
-    (block,) = blocks("python", "from kd_plugins")
+    (block,) = blocks("python", "crack_loss")
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_python_of_the_store_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On what the command above it would have written."""
+    monkeypatch.chdir(tmp_path)
+    slow.write(Path("train.extxyz"), 3)
+    label(slow.frames(3), "emt", "targets", progress=False)
+    (block,) = blocks("python", "TargetStore.open")
     exec(compile(block, "README.md", "exec"), {})
 
 

@@ -114,28 +114,46 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from kd_plugins.teachers.verdict import render
 
     store = TargetStore.open(arguments.store)
-    labels = arguments.labels
+    teacher = _asked(arguments.ask_teacher, store.manifest.teacher)
     diagnosis = diagnose(
-        read_structures(labels, arguments.ids) if labels else frames_of(store),
+        read_structures(arguments.labels, arguments.ids) if arguments.labels else frames_of(store),
         store,
-        load_teacher(store.manifest.teacher) if arguments.ask_teacher else None,
+        None if teacher is None else load_teacher(teacher),
         arguments.limit,
         arguments.seed,
     )
     print(render(diagnosis), end="")
-    if arguments.fix is None or diagnosis.exit_code:
+    if arguments.fix is None:
         return diagnosis.exit_code
-    if diagnosis.references is None:
-        raise ValueError("--fix needs labels with energies, to whose zero it moves the targets")
+    diagnosis.check_fixable()
     align(store, diagnosis.references, arguments.fix)
     print(f"{arguments.fix} holds the same targets with the labels' energy zero")
-    return 0
+    return diagnosis.exit_code
+
+
+def _asked(words: Sequence[str] | None, made_by: str) -> str | None:
+    """Return the teacher to ask; of what a store says only names that are installed are used."""
+    from kd_plugins.teachers.spec import TeacherSpec
+
+    if words is None:
+        return None
+    if words:
+        return str(TeacherSpec.parse(words))
+    if ":" in made_by or "trust_pickle" in made_by:
+        raise ValueError(
+            f"the store says that its teacher is {made_by}, which would run code of that name; if "
+            f"you trust it: --ask-teacher {made_by}"
+        )
+    return made_by
 
 
 def _merge(arguments: argparse.Namespace) -> int:
     from kd_plugins import TargetStore
+    from kd_plugins.core.manifest import check_same
 
     stores = [TargetStore.open(folder) for folder in arguments.stores]
+    for store in stores:
+        check_same(stores[0].manifest, store.manifest, store.folder)
     merged = TargetStore.create(arguments.into, stores[0].manifest)
     merged.merge(stores)
     print(f"{arguments.into} holds {len(merged)} structures")
@@ -221,8 +239,10 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--ids", default="auto", help=IDS)
     command.add_argument(
         "--ask-teacher",
-        action="store_true",
-        help="also compare forces and stress with differences of the teacher's energy",
+        nargs="*",
+        metavar=("NAME", "KEY=VALUE"),
+        help="also compare forces and stress with differences of the teacher's energy; without a "
+        "name, of the teacher that the store names",
     )
     command.add_argument("--fix", metavar="DIR", help="write a store with the labels' energy zero")
     command.add_argument("--limit", type=int, default=2000, help="structures to examine")

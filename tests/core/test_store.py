@@ -342,7 +342,7 @@ def test_a_shard_grows_beyond_its_first_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full map is doubled and the batch written again."""
-    monkeypatch.setattr("kd_plugins.core.shard.FIRST_MAP_SIZE", 1 << 16)
+    monkeypatch.setattr("kd_plugins.core.environment.FIRST_MAP_SIZE", 1 << 16)
     with ShardWriter(tmp_path / "small.lmdb") as writer:
         for index in range(40):
             writer.append({f"id-{index}": bytes(8000)})

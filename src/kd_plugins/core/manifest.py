@@ -60,13 +60,18 @@ class Manifest:
             content = json.loads(text)
         except ValueError as error:
             raise StoreError(f"{where}: its manifest is not JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise StoreError(f"{where}: its manifest is no mapping; restore it from a copy")
         if content.get("format", 0) > FORMAT:
             raise StoreError(
                 f"{where} has format {content['format']}, this version reads up to {FORMAT}; "
                 "update kd_plugins"
             )
         content.pop("units", None)
-        return cls(**content)
+        try:
+            return cls(**content)
+        except (TypeError, ValueError, KeyError) as error:
+            raise StoreError(f"{where}: its manifest is damaged ({error})") from error
 
     def to_json(self) -> str:
         """Return the manifest as JSON, units included for whoever reads the file."""

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 import lmdb
 
+from kd_plugins.core.environment import StoreError as StoreError
+from kd_plugins.core.environment import handle_of, is_born, reading, recover
+
 LONGEST_ID = 500
 """Bytes of UTF-8; LMDB keys end at 511."""
-FIRST_MAP_SIZE = 1 << 28
 DIGEST_SIZE = 16
-
-
-class StoreError(Exception):
-    """Something is wrong with a store on disk; the message says what and how to mend it."""
+PAGE = 1000
+"""Ids that are read at once."""
 
 
 class ShardBusy(StoreError):
@@ -43,7 +45,9 @@ class ShardWriter:
         self.path = path.resolve()
         try:
             self._lock = exclusive_lock(path)
-            _environment(self.path, write=True)
+            if self.path.exists() and not is_born(self.path):
+                self.path.unlink()  # what a full disk or a kill left of its making
+            recover(self.path)
         except (lmdb.Error, OSError) as error:
             raise StoreError(f"{path.name} cannot be written: {error}") from error
 
@@ -56,8 +60,8 @@ class ShardWriter:
         try:
             self._put(records)
         except lmdb.MapFullError:
-            environment = _environment(self.path, write=True)
-            environment.set_mapsize(2 * environment.info()["map_size"])
+            handle = handle_of(self.path, write=True)
+            handle.set_mapsize(2 * handle.info()["map_size"])
             self.append(records)
         except (lmdb.Error, OSError) as error:
             raise StoreError(
@@ -66,7 +70,7 @@ class ShardWriter:
             ) from error
 
     def _put(self, records: Mapping[str, bytes]) -> None:
-        with _environment(self.path, write=True).begin(write=True) as transaction:
+        with handle_of(self.path, write=True).begin(write=True) as transaction:
             for structure_id, payload in records.items():
                 transaction.put(key(structure_id), _digest(payload) + payload)
 
@@ -98,7 +102,7 @@ class ShardReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        _environment(self.path, write=False)
+        handle_of(self.path, write=False)
 
     def get(self, structure_id: str) -> bytes | None:
         """Return a record's payload, or None if the shard has none of that id.
@@ -114,16 +118,28 @@ class ShardReader:
         return self._stored(structure_id) is not None
 
     def ids(self) -> Iterator[str]:
-        """Yield all ids in order."""
-        with _reading(self.path) as transaction:
-            for stored in transaction.cursor().iternext(keys=True, values=False):
-                yield bytes(stored).decode()
+        """Yield all ids in order, whatever happens to the shard in between."""
+        page = self._page(b"")
+        while page:
+            yield from (stored.decode() for stored in page)
+            page = self._page(page[-1] + b"\0")
+
+    def _page(self, start: bytes) -> list[bytes]:
+        with self._access() as transaction, transaction.cursor() as cursor:
+            if not cursor.set_range(start):
+                return []
+            return [bytes(k) for k in islice(cursor.iternext(keys=True, values=False), PAGE)]
 
     def _stored(self, structure_id: str) -> bytes | None:
+        with self._access() as transaction:
+            stored = transaction.get(key(structure_id))
+            return None if stored is None else bytes(stored)
+
+    @contextmanager
+    def _access(self) -> Iterator[lmdb.Transaction]:
         try:
-            with _reading(self.path) as transaction:
-                stored = transaction.get(key(structure_id))
-                return None if stored is None else bytes(stored)
+            with reading(self.path) as transaction:
+                yield transaction
         except lmdb.Error as error:
             raise StoreError(
                 f"{self.path.name} is damaged ({error}); restore it from a copy, or remove it and "
@@ -160,60 +176,6 @@ def key(structure_id: str) -> bytes:
     return encoded
 
 
-_OPEN: dict[Path, tuple[int, bool, lmdb.Environment]] = {}
-"""LMDB allows a process one handle a file: path to process id, whether it may write, and handle."""
-
-
-def _environment(path: Path, *, write: bool) -> lmdb.Environment:
-    """Return this process's handle of a file, opened anew after a fork or to write."""
-    process, may_write, environment = _OPEN.get(path, (-1, False, None))
-    if environment is not None:
-        if process == os.getpid() and (may_write or not write):
-            return environment
-        environment.close()
-    environment = _open(path, write)
-    _OPEN[path] = (os.getpid(), write, environment)
-    return environment
-
-
-def _open(path: Path, write: bool) -> lmdb.Environment:
-    try:
-        environment = lmdb.open(
-            str(path),
-            subdir=False,
-            readonly=not write,
-            lock=os.access(path.parent, os.W_OK),
-            map_size=_map_size(path),
-            max_readers=1024,
-        )
-    except lmdb.Error as error:
-        raise StoreError(f"{path.name} is no shard of a target store: {error}") from error
-    _check_length(path, environment)
-    return environment
-
-
-def _check_length(path: Path, environment: lmdb.Environment) -> None:
-    """Refuse a file that is shorter than LMDB's own account of it: reading it would kill us."""
-    pages, size = environment.info()["last_pgno"] + 1, path.stat().st_size
-    expected = pages * environment.stat()["psize"]
-    if size < expected:
-        environment.close()
-        raise StoreError(
-            f"{path.name} is cut short: {size} bytes of {expected}; restore it from a copy, or "
-            "remove it and label its structures again"
-        )
-
-
-def _reading(path: Path) -> lmdb.Transaction:
-    """Return a read transaction, after another process has made the file larger, too."""
-    environment = _environment(path, write=False)
-    try:
-        return environment.begin()
-    except lmdb.MapResizedError:
-        environment.set_mapsize(0)
-        return environment.begin()
-
-
 def exclusive_lock(path: Path) -> IO[str]:
     """Return a lock beside ``path`` that ends when it is closed, or with its process.
 
@@ -231,11 +193,16 @@ def exclusive_lock(path: Path) -> IO[str]:
     return file
 
 
-def _map_size(path: Path) -> int:
-    size = FIRST_MAP_SIZE
-    while path.exists() and size < 2 * path.stat().st_size:
-        size *= 2
-    return size
+def take_over(shard: Path, patience: float) -> None:
+    """Wait some seconds until nobody writes a shard, and make its last whole batch seen."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return ShardWriter(shard).close()
+        except ShardBusy:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _digest(payload: bytes) -> bytes:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from kd_plugins.core.environment import StoreError, is_born, recover
 from kd_plugins.core.manifest import Manifest, check_same
 from kd_plugins.core.record import Record, pack, unpack
 from kd_plugins.core.shard import (
     ShardBusy,
     ShardReader,
     ShardWriter,
-    StoreError,
     exclusive_lock,
+    take_over,
 )
 from kd_plugins.core.structure import Structure
 from kd_plugins.core.targets import TeacherTargets
@@ -51,6 +51,8 @@ class TargetStore:
     def create(cls, folder: str | Path, manifest: Manifest) -> TargetStore:
         """Make an empty store, or open the one that is there if it has the same manifest.
 
+        One that holds no record yet is made anew.
+
         Raises:
             StoreError: if the folder holds a store of another teacher or other quantities, or
                 something else, or cannot be written.
@@ -58,11 +60,14 @@ class TargetStore:
         folder = Path(folder)
         if (folder / MANIFEST).exists():
             store = cls.open(folder)
-            check_same(store.manifest, manifest, folder)
-            return store
+            if any(True for _ in store.ids()):
+                check_same(store.manifest, manifest, folder)
+                return store
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if any(entry.suffix != ".partial" for entry in folder.iterdir()):
+            if not (folder / MANIFEST).exists() and any(
+                entry.suffix != ".partial" for entry in folder.iterdir()
+            ):
                 raise StoreError(f"{folder} is not empty and holds no {MANIFEST}; choose another")
             _write_whole(folder / MANIFEST, manifest.to_json())
         except OSError as error:
@@ -90,7 +95,7 @@ class TargetStore:
             ValueError: for an id that is in the store already, or a value that is not valid.
             StoreError: if another process writes to that shard or the disk is full.
         """
-        with self.writer(shard) as writer:
+        with self.only_writer(), self.writer(shard) as writer:
             writer.append(self.pack(records))
 
     def writer(self, shard: str = "main") -> ShardWriter:
@@ -175,7 +180,7 @@ class TargetStore:
         """
         for other in others:
             check_same(self.manifest, other.manifest, other.folder)
-        with self.writer("merged") as writer:
+        with self.only_writer(), self.writer("merged") as writer:
             for other in others:
                 missing = [name for name in other.ids() if not self._has_same(name, other)]
                 for start in range(0, len(missing), batch):
@@ -207,31 +212,39 @@ class TargetStore:
         """
         try:
             lock = exclusive_lock(self.folder / "store")
+        except ShardBusy:
+            raise ShardBusy(
+                f"{self.folder} is being written by another command; wait for it, or write another "
+                "store and merge them"
+            ) from None
         except OSError as error:
             raise StoreError(f"{self.folder} cannot be written: {error.strerror}") from error
         with lock:
-            for shard in self._shards():
-                _wait_until_free(shard.path, time.monotonic() + patience)
+            for path in self._paths():
+                take_over(path, patience)
             yield
 
+    def recover(self) -> None:
+        """Let this process see the last whole batch of every writer that was killed."""
+        for path in self._paths():
+            if is_born(path):
+                recover(path.resolve())
+
+    def _paths(self) -> list[Path]:
+        names = sorted(os.listdir(self.folder))
+        return [self.folder / name for name in names if name.endswith(".lmdb")]
+
     def _shards(self) -> list[ShardReader]:
-        for name in sorted(os.listdir(self.folder)):
-            if name.endswith(".lmdb") and name not in self._readers:
-                self._readers[name] = ShardReader(self.folder / name)
+        for path in self._paths():
+            if path.name not in self._readers and is_born(path):
+                self._readers[path.name] = ShardReader(path)
         return list(self._readers.values())
-
-
-def _wait_until_free(shard: Path, deadline: float) -> None:
-    while True:
-        try:
-            return exclusive_lock(shard).close()
-        except ShardBusy:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 def _write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)

@@ -54,7 +54,7 @@ def align(
     aligned = TargetStore.create(folder, _manifest(store.manifest, references))
     missing = [name for name in store.ids() if name not in aligned]
     records = (_moved(store.record(name), references) for name in missing)
-    with aligned.writer() as writer:
+    with aligned.only_writer(), aligned.writer() as writer:
         bar = tqdm(total=len(missing), desc="aligning", unit="", disable=not progress)
         while batch := list(islice(records, BATCH)):
             writer.append(aligned.pack(batch))

@@ -25,6 +25,9 @@ LONELY = 6.0
 SMALL = 1000
 """Atoms up to which all pairs are looked at."""
 
+DOUBTS = ("energy-too-few", "energy-unrelated", "energy-scale")
+"""Warnings with which offsets mean nothing."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -68,6 +71,18 @@ class Diagnosis:
     def exit_code(self) -> int:
         """1 if there is an error, 0 if there are warnings or nothing."""
         return int(any(finding.severity == "error" for finding in self.findings))
+
+    def check_fixable(self) -> None:
+        """Refuse to move energies by offsets that nobody should trust.
+
+        Raises:
+            ValueError: if no structure has both energies, or findings speak against the fit.
+        """
+        doubts = [f.code for f in self.findings if f.severity == "error" or f.code in DOUBTS]
+        if self.references is None:
+            doubts = ["no structure has a label and a target of its energy"]
+        if doubts:
+            raise ValueError(f"--fix is not done, because of {', '.join(doubts)}; see above")
 
 
 def diagnose(

@@ -22,8 +22,6 @@ from kd_plugins.teachers.worker import Outcome
 SECONDS_A_BATCH = 1.0
 LARGEST_BATCH = 1000
 MOST_DEATHS = 20
-ALL_FAILED = 100
-"""After so many structures of which not one could be labelled, the teacher is to blame."""
 
 
 @dataclass
@@ -111,25 +109,18 @@ class LabelRun:
         self.report.labelled += outcome.labelled
         self._fail(outcome.failed)
         self.bar.update(outcome.labelled)
-        self._check_that_some_succeed()
         factor = min(2.0, max(0.5, SECONDS_A_BATCH / max(outcome.seconds, 1e-9)))
         self.size = min(LARGEST_BATCH, max(1, round(self.size * factor)))
-
-    def _check_that_some_succeed(self) -> None:
-        failed = self.report.failed
-        if self.report.labelled + self.report.skipped == 0 and len(failed) >= ALL_FAILED:
-            name, reason = next(iter(failed.items()))
-            raise TeacherError(
-                f"not one of {len(failed)} structures could be labelled; {name!r}: {reason}"
-            )
 
     def _bury(self, batch: list[Frame]) -> None:
         """Keep what a dead worker had committed; give the rest out again, one at a time."""
         self.deaths_in_a_row += 1
         if self.deaths_in_a_row > MOST_DEATHS:
             raise TeacherError(
-                f"workers died {self.deaths_in_a_row} times in a row; out of memory? Try fewer"
+                f"workers died {self.deaths_in_a_row} times in a row: out of memory (try fewer), "
+                "or a script that labels outside of `if __name__ == '__main__':`"
             )
+        self.store.recover()
         lost = [frame for frame in batch if frame.structure_id not in self.store]
         kept = [frame for frame in batch if frame not in lost]
         self._arrived(kept)

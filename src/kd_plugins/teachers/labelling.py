@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from kd_plugins.teachers.spec import load_teacher
 from kd_plugins.teachers.structures import Frame
 from kd_plugins.teachers.teacher import Teacher, TeacherError
 
+logger = logging.getLogger(__name__)
 EngineName = Literal["serial", "process", "ray"]
 USUAL = ("energy", "forces", "stress", "atomic_energies")
 """Quantities that are kept if nobody says which, as far as the teacher gives them."""
@@ -57,7 +59,7 @@ def label(
         progress: show a bar.
 
     Raises:
-        TeacherError: if the teacher cannot be made, lacks a quantity, or fails on everything.
+        TeacherError: if the teacher cannot be made or lacks a quantity, or if workers keep dying.
         StoreError: if the store has another teacher or other quantities, cannot be written, or is
             being written.
         ValueError: if one id stands for two different structures.
@@ -67,10 +69,14 @@ def label(
             f"engine {engine!r}: give the teacher by name, each worker makes its own"
         )
     if workers < 1 or (engine == "serial" and workers != 1):
-        raise ValueError(f"workers: engine {engine!r} cannot have {workers}; see `engine`")
+        raise ValueError(
+            f"workers: engine {engine!r} cannot have {workers}; for several take engine 'process'"
+        )
     made = load_teacher(teacher) if isinstance(teacher, str) else teacher
     name = teacher if isinstance(teacher, str) else type(teacher).__name__
-    opened = TargetStore.create(store, _manifest(name, made, Path(store), quantities))
+    manifest = _manifest(name, made, Path(store), quantities)
+    opened = TargetStore.create(store, manifest)
+    _warn_of_versions(opened.manifest, manifest)
     with opened.only_writer(PATIENCE):
         running = _engine(engine, made, name, opened, workers)
         bar = tqdm(total=total, desc=f"labelling with {name}", disable=not progress, unit="")
@@ -93,6 +99,16 @@ def _manifest(
     chosen = quantities if isinstance(quantities, Mapping) else {}
     dtypes = {quantity: chosen.get(quantity, DEFAULT_DTYPES[quantity]) for quantity in quantities}
     return Manifest(name, teacher.fingerprint, dtypes, versions=teacher.versions)
+
+
+def _warn_of_versions(before: Manifest, now: Manifest) -> None:
+    changed = [
+        f"{name} {before.versions[name]}, now {version}"
+        for name, version in now.versions.items()
+        if before.versions.get(name, version) != version
+    ]
+    if changed:
+        logger.warning(f"the store was made with {'; '.join(changed)}: numbers may differ")
 
 
 def _engine(
