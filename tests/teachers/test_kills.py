@@ -184,9 +184,10 @@ def test_killed_command(
         time.sleep(0.1 * moment)
         running.kill()
         running.communicate()
+        before = size(folder)
         assert TargetStore.open(folder).verify() == []
     output, _ = command(folder, structures, engine).communicate()
-    assert "failed 0" in output, output
+    assert f"labelled {TOTAL - before}, there already {before}, failed 0" in output, output
     assert sorted(TargetStore.open(folder).ids()) == sorted(uninterrupted)
 
 
