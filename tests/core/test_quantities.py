@@ -61,5 +61,8 @@ def test_a_misspelt_quantity_is_told_its_neighbour() -> None:
 
 def test_a_strange_quantity_is_told_the_table() -> None:
     """Where no name is near, all are listed."""
-    with pytest.raises(KeyError, match="unknown quantity 'xyzzy'; known: atomic_energies, energy"):
+    with pytest.raises(
+        KeyError,
+        match="unknown quantity 'xyzzy'; known: atomic_energies, atomic_energies_std, energy",
+    ):
         quantity("xyzzy")

