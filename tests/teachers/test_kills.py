@@ -46,6 +46,7 @@ def in_a_fork(work: Callable[[], Any], seconds: float | None = None) -> bool:
     """Run something in a forked process, kill it after a while, return whether that ended it."""
     child = os.fork()
     if child == 0:
+        tqdm.set_lock(threading.RLock())  # tqdm's own is shared with us, and would die with it
         try:
             work()
         finally:
