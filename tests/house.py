@@ -34,8 +34,11 @@ ALLOWED_IMPORTS = {
     "kd_plugins/fairchem/standins/scatter/": {"torch", "torch_scatter"},
     "kd_plugins/fairchem/standins/sparse/": set(),
     "kd_plugins/hippynn/": ADAPTER | {"kd_plugins.hippynn", "hippynn"},
-    "kd_plugins/chgnet/": ADAPTER | {"kd_plugins.chgnet", "chgnet", "dftd3", "pymatgen"},
-    "kd_plugins/evaluate/": CORE | {"kd_plugins.evaluate", "ase", "scipy"},
+    "kd_plugins/chgnet/": ADAPTER
+    | {"kd_plugins", "kd_plugins.chgnet", "kd_plugins.crystals", "chgnet", "dftd3", "pymatgen"},
+    "kd_plugins/crystals/": TEACHERS | {"kd_plugins.crystals", "scipy"},
+    "kd_plugins/evaluate/": TEACHERS
+    | {"kd_plugins.evaluate", "kd_plugins.crystals", "scipy", "pymatgen"},
     "kd_plugins/report/": CORE | {"kd_plugins.evaluate", "kd_plugins.report", "matplotlib"},
 }
 """What a room may import besides the standard library; the longest path that fits counts."""

@@ -1,0 +1,50 @@
+"""Make the structures of the study and let the teacher label them.
+
+    python recipes/chgnet_organic/label.py --x23 ../shared/data/molecular_crystals/x23 \
+        --out runs/organic
+
+Each crystal of the training and selection groups is deformed at random, molecules rigid (strain,
+rotation, rattle), and labelled twice: by the teacher, CHGNet with D3(BJ), and by pretrained CHGNet,
+which stands in for the labels that the student was trained on. Stopped, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from study import Study, open_study
+
+from kd_plugins.crystals import deformed_frames
+from kd_plugins.teachers import export_extxyz, label, read_structures
+
+QUANTITIES = ("energy", "forces", "stress")
+
+
+def make(study: Study, group: str) -> None:
+    """Label one group with both teachers, and write its structures with their labels."""
+    count = getattr(study.settings.structures, group)
+    frames = list(deformed_frames(study.crystals([group]), count, study.settings.seed))
+    labels = study.out / "labels" / group
+    label(frames, study.settings.labels, labels, QUANTITIES, total=len(frames))
+    if not study.structures(group).is_file():
+        export_extxyz(study.store(group, "labels"), study.structures(group))
+    again = read_structures([study.structures(group)])
+    label(again, study.settings.teacher, study.out / "teacher" / group, QUANTITIES)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--x23", type=Path, required=True, help="folder of CIFs and index.csv")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    options = parser.parse_args()
+    study = open_study(options.out, options.x23)
+    for group in ("train", "selection"):
+        make(study, group)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What all commands of the recipe share: the crystals, the files of a study, its stores."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_plugins import TargetStore
+from kd_plugins.config import read_config
+from kd_plugins.teachers import Frame, read_structures
+
+HERE = Path(__file__).resolve().parent
+GROUPS = ("train", "selection", "test")
+STARTS = {"hexamine": "hexamine_dftH.extxyz"}
+"""Crystals whose CIF lacks hydrogen, and where they start from."""
+
+
+@dataclass(frozen=True)
+class Crystals:
+    """Names of crystals, three groups."""
+
+    train: tuple[str, ...]
+    selection: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        names = [name for group in GROUPS for name in getattr(self, group)]
+        repeated = {name for name in names if names.count(name) > 1}
+        if repeated:
+            raise ValueError(f"{sorted(repeated)[0]} stands in two groups; each must be in one")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Deformations of each crystal, of the groups that are labelled."""
+
+    train: int
+    selection: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A study's description, study.yml."""
+
+    crystals: Crystals
+    structures: Counts
+    seed: int
+    teacher: str
+    labels: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder with everything that one study makes.
+
+    Args:
+        settings: read from its copy of study.yml.
+        x23: folder of the crystals, CIFs and index.csv.
+        out: the study's folder.
+    """
+
+    settings: Settings
+    x23: Path
+    out: Path
+
+    @property
+    def trunk(self) -> Path:
+        """Where the features of the frozen trunk are kept."""
+        return self.out / "trunk"
+
+    def structures(self, group: str) -> Path:
+        """Return the file with a group's structures and their labels."""
+        return self.out / f"{group}.extxyz"
+
+    def store(self, group: str, source: str) -> TargetStore:
+        """Return what ``teacher`` or ``labels`` says of a group.
+
+        Raises:
+            SystemExit: if it has not been made.
+        """
+        folder = self.out / source / group
+        if not (folder / "manifest.json").is_file():
+            raise SystemExit(f"{folder} is not there; run label.py first")
+        return TargetStore.open(folder)
+
+    def crystals(self, groups: Sequence[str] = GROUPS) -> Iterator[Frame]:
+        """Yield the experiments' crystals."""
+        for group in groups:
+            for name in getattr(self.settings.crystals, group):
+                path = self.x23 / STARTS.get(name, f"{name}.cif")
+                (frame,) = read_structures([path])
+                yield replace(frame, structure_id=name, labels={})
+
+    def volumes(self) -> dict[str, float]:
+        """Return the experiments' volumes of the cell in Å³."""
+        with (self.x23 / "index.csv").open() as file:
+            return {row["name"]: float(row["V_ref_A3"]) for row in csv.DictReader(file)}
+
+
+def open_study(out: Path, x23: Path | None = None, settings: Path = HERE / "study.yml") -> Study:
+    """Return a study; a folder that holds one goes on with its own settings.
+
+    Raises:
+        SystemExit: if the folder holds a study with other settings, or the crystals are missing.
+    """
+    described = yaml.safe_load(settings.read_text())
+    path = out / "study.json"
+    if not path.is_file():
+        write_json(path, {"settings": described, "x23": str(x23)})
+    kept = json.loads(path.read_text())
+    if kept["settings"] != described and x23 is not None:
+        raise SystemExit(f"{out} holds a study with other settings; choose another --out")
+    folder = Path(x23 or kept["x23"])
+    if not (folder / "index.csv").is_file():
+        raise SystemExit(f"{folder}: no index.csv; expected the folder of the X23 crystals")
+    return Study(read_config(Settings, kept["settings"], str(settings.name)), folder, out)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file in one go, so that a killed command leaves none or a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)

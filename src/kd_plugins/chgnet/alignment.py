@@ -1,0 +1,51 @@
+"""The student's element references, moved to its teacher's energy zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from chgnet.model import CHGNet
+
+from kd_plugins.chgnet.data import DistillData
+from kd_plugins.chgnet.loss import Source
+from kd_plugins.core.references import References, fit_references
+
+
+def align_references(model: CHGNet, data: DistillData, source: Source = "soft") -> References:
+    """Add to the student's element references what its energies differ by from the targets'.
+
+    Fits the difference of energies, not the energies, one number an element and of least norm
+    where structures do not tell elements apart; elements that do not occur are left alone. (What
+    CHGNet's ``AtomRef.fit`` does instead, fitting the energies themselves, breaks a pretrained
+    model.) For teachers with another energy zero, such as PFP's isolated atoms.
+
+    Args:
+        model: the student; its ``composition_model`` is changed in place.
+        data: structures with energies.
+        source: ``soft``, the teacher's energies, or ``hard``, the labels.
+
+    Returns:
+        The fit, with the offsets that were added.
+
+    Raises:
+        ValueError: if there are no such energies, or the model has no element references.
+    """
+    if model.composition_model is None:
+        raise ValueError("the student has no element references (composition_model)")
+    cases = [row.case for row in data.rows]
+    sides = [case.teacher if source == "soft" else case.labels for case in cases]
+    if not all("energy" in side for side in sides):
+        raise ValueError(f"the data have no {source} energy to align with")
+    said = [
+        float(model.predict_graph(row.graph, task="e")["e"]) * row.case.n_atoms for row in data.rows
+    ]
+    references = fit_references(
+        [case.structure.atomic_numbers for case in cases],
+        np.array([float(side["energy"]) for side in sides]),
+        np.array(said),
+    )
+    weight = model.composition_model.fc.weight
+    with torch.no_grad():
+        for number, offset in references.offsets.items():
+            weight[0, number - 1] += offset
+    return references

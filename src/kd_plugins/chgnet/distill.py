@@ -1,0 +1,175 @@
+"""One call from data to a student, by the cheaper of two exact ways."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from chgnet.data.dataset import collate_graphs
+from chgnet.model import CHGNet
+from torch.utils.data import DataLoader
+
+from kd_plugins.chgnet.data import DistillData
+from kd_plugins.chgnet.estimate import Estimate, estimate
+from kd_plugins.chgnet.fit import FitSettings, Fitted, fit
+from kd_plugins.chgnet.freezing import HEAD, freeze_except
+from kd_plugins.chgnet.freezing import trainable as trainable_of
+from kd_plugins.chgnet.loss import Criterion, DistillLoss, Source
+from kd_plugins.chgnet.preflight import check_targets_held
+from kd_plugins.chgnet.trainer import LAST, OURS, DistillTrainer
+from kd_plugins.chgnet.trunk import FrozenTrunk
+from kd_plugins.chgnet.trunk_cache import CachedData
+from kd_plugins.chgnet.weights import Ratios
+
+Way = Literal["cached", "plain"]
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A trained student and how it was trained.
+
+    Args:
+        fitted: the models and their errors.
+        way: ``cached``, on features of the frozen trunk, or ``plain``, with CHGNet's Trainer.
+        reason: why that way.
+    """
+
+    fitted: Fitted
+    way: Way
+    reason: str
+
+
+def distill(
+    model: CHGNet,
+    train: DistillData,
+    validation: DistillData,
+    *,
+    out: str | Path,
+    cache: str | Path,
+    soft: Mapping[str, Any] | None = None,
+    hard: Mapping[str, Any] | None = None,
+    trainable: Sequence[str] = HEAD,
+    criterion: Criterion = "MAE",
+    delta: float = 0.1,
+    select: Source | None = None,
+    settings: FitSettings = FitSettings(),  # noqa: B008 - frozen
+    force_share: float = 1.0,
+) -> Distilled:
+    """Train a student; on cached features where that is cheaper, else with CHGNet's Trainer.
+
+    Both ways take the same steps to the same weights. What either would cost is estimated by
+    trials, and printed with the choice. Stopped, the same call goes on.
+
+    Args:
+        model: the student, trained in place.
+        train: to learn from.
+        validation: that chooses the best epoch.
+        out: folder of the run, with ``last.pth.tar`` and ``best.pth.tar``.
+        cache: folder of features, which runs with the same trunk share.
+        soft: see `Ratios`; paper 004's, energy 1 and forces 1, if neither this nor ``hard`` is
+            given.
+        hard: see `Ratios`.
+        trainable: see `freeze_except`.
+        criterion: see `DistillLoss`.
+        delta: see `DistillLoss`.
+        select: see `DistillLoss`.
+        settings: of the training.
+        force_share: of the force components that the cache has; 1 is exact, see `CachedData`.
+
+    Raises:
+        DataError: if the data lack a target or cannot be right.
+        ValueError: for what `Ratios`, `freeze_except` and `CachedData` refuse.
+        FileExistsError: if ``out`` holds another run.
+    """
+    paper = {"energy": 1, "forces": 1} if soft is None and hard is None else {}
+    ratios = Ratios(hard=hard or {}, soft=soft or paper)
+    loss = DistillLoss(ratios, criterion, delta, select)
+    for data in (train, validation):
+        check_targets_held(data.keys, ratios)
+    print(freeze_except(model, trainable))
+    task = _Task(model, loss, train, validation, settings, Path(out), Path(cache), force_share)
+    way, reason = task.choose()
+    print(f"training {_NAMES[way]}: {reason}")
+    fitted = task.on_features() if way == "cached" else task.with_trainer(trainable)
+    return Distilled(fitted, way, reason)
+
+
+_NAMES: Mapping[Way, str] = {"cached": "on cached features", "plain": "with CHGNet's Trainer"}
+
+
+@dataclass(frozen=True)
+class _Task:
+    model: CHGNet
+    loss: DistillLoss
+    train: DistillData
+    validation: DistillData
+    settings: FitSettings
+    out: Path
+    cache: Path
+    force_share: float
+
+    def choose(self) -> tuple[Way, str]:
+        """Return the way of the run that is there, or the cheaper one, and why."""
+        last = self.out / LAST
+        if last.is_file():
+            state = torch.load(last, map_location="cpu", weights_only=True)
+            return ("plain" if OURS in state else "cached"), f"goes on from {last}"
+        others = [name for name in trainable_of(self.model).names if not name.startswith(HEAD)]
+        if others:
+            return "plain", f"{others[0]} trains, so that the trunk is not frozen"
+        found = self._estimate()
+        free = shutil.disk_usage(_existing(self.cache)).free
+        if found.prefers_cache and found.size > free:
+            return "plain", f"{found}, but the disk has {free / 1e9:.1f} GB left"
+        return ("cached" if found.prefers_cache else "plain"), str(found)
+
+    def _estimate(self) -> Estimate:
+        data = (self.train, self.validation)
+        trunk = FrozenTrunk(self.model)
+        return estimate(trunk, *data, self.settings.epochs, self.cache, self.force_share)
+
+    def on_features(self) -> Fitted:
+        """Train with `fit`."""
+        trunk = FrozenTrunk(self.model)
+        train, validation = (
+            CachedData(data, trunk, self.cache, force_share=self.force_share)
+            for data in (self.train, self.validation)
+        )
+        return fit(trunk, train, validation, self.loss, self.settings, self.out)
+
+    def with_trainer(self, trainable: Sequence[str]) -> Fitted:
+        """Train with `DistillTrainer`."""
+        last = self.out / LAST
+        trainer = DistillTrainer.load(str(last)) if last.is_file() else self._trainer(trainable)
+        loaders = [
+            DataLoader(data, self.settings.batch_size, shuffle=shuffle, collate_fn=collate_graphs)
+            for data, shuffle in ((self.train, True), (self.validation, False))
+        ]
+        trainer.train(*loaders, save_dir=str(self.out))
+        self.model.load_state_dict(trainer.model.state_dict())
+        return Fitted(self.model, trainer.get_best_model(), trainer.errors, trainer.criterion.step)
+
+    def _trainer(self, trainable: Sequence[str]) -> DistillTrainer:
+        ratios, settings = self.loss.ratios, self.settings
+        return DistillTrainer(
+            self.model,
+            soft=ratios.soft,
+            hard=ratios.hard,
+            trainable=trainable,
+            criterion=self.loss.name,
+            delta=self.loss.delta,
+            select=self.loss.select,
+            schedule=settings.schedule,
+            seed=settings.seed,
+            epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """Return the nearest folder above that is there."""
+    return next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())

@@ -1,0 +1,142 @@
+"""What must be right before the first step: loaders, student, and the targets themselves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ase.stress import full_3x3_to_voigt_6_stress
+from chgnet.model import CHGNet
+from torch.utils.data import DataLoader
+
+from kd_plugins.chgnet.convert import GPA, LETTERS
+from kd_plugins.chgnet.data import DataError, DistillData, Row
+from kd_plugins.chgnet.loss import PREFIX
+from kd_plugins.chgnet.weights import Ratios
+from kd_plugins.core.cases import Case, paired
+from kd_plugins.core.doctor import examine
+
+logger = logging.getLogger(__name__)
+EXAMINED = 32
+"""Structures on which the student is asked, at most."""
+OFFSET = 0.5
+"""eV/atom by which the student's mean energy may be off its targets' before training."""
+
+
+def check_loader(loader: DataLoader[Any], ratios: Ratios) -> None:
+    """Refuse a loader that yields nothing, incomplete batches only, or not what the loss needs.
+
+    Raises:
+        DataError: saying which.
+    """
+    dataset: Any = loader.dataset
+    size, batch = len(dataset), loader.batch_size or 1
+    if size < batch or not len(loader):
+        raise DataError(
+            f"a batch of {batch} is more than the {size} structures that there are; give "
+            f"batch_size={max(size, 1)} or less"
+        )
+    held = dataset.keys if isinstance(dataset, DistillData) else tuple(dataset[0][1])
+    check_targets_held(held, ratios)
+
+
+def check_targets_held(held: Sequence[str], ratios: Ratios) -> None:
+    """Refuse data that lack a target which the loss needs.
+
+    Raises:
+        DataError: naming it.
+    """
+    for source, names in ratios.taught.items():
+        for name in names:
+            if PREFIX[source] + LETTERS[name] not in held:
+                what = "of the teacher" if source == "soft" else "among the labels"
+                raise DataError(
+                    f"the loss weighs {source} {name}, but the data have no {name} {what}; make "
+                    f"DistillData with {source}=({name!r}, ...) or take the weight away"
+                )
+
+
+def check_student(model: CHGNet, data: DistillData, ratios: Ratios) -> None:
+    """Compare targets with what the student says before training, and with each other.
+
+    Of what is wrong for certain with a quantity that has a weight (unit, sign, per atom for total,
+    mixed up ids) the run ends; all else is logged. A student that has seen chemistry, such as
+    pretrained CHGNet, tells these; `EXAMINED` structures at most are looked at.
+
+    Raises:
+        DataError: with the doctor's findings, for an energy zero that is not the student's, or for
+            graphs of another cutoff.
+    """
+    _check_cutoffs(model, data)
+    rows = _spread(data.rows)
+    predictions = _predictions(model, rows)
+    for source, names in ratios.taught.items():
+        cases = [_case(row, source, said) for row, said in zip(rows, predictions, strict=True)]
+        fatal = [*_fatal(cases, names, source), *_offset(cases, names, source)]
+        if fatal:
+            head = (
+                f"the {source} targets cannot be right ('labels': what the student says of them):"
+            )
+            raise DataError("\n  ".join([head, *fatal]))
+    both = [row.case for row in rows if row.case.labels and row.case.teacher]
+    for message in _fatal(both, ratios.taught["soft"], "soft") if both else ():
+        raise DataError(f"labels and teacher contradict each other: {message}")
+
+
+def _check_cutoffs(model: CHGNet, data: DistillData) -> None:
+    for name in ("atom_graph_cutoff", "bond_graph_cutoff"):
+        ours, theirs = getattr(data.converter, name), getattr(model.graph_converter, name)
+        if ours != theirs:
+            raise DataError(
+                f"the data's graphs have {name} {ours} Å, the student's {theirs} Å; make "
+                "DistillData with converter=model.graph_converter"
+            )
+
+
+def _spread(rows: Sequence[Row]) -> list[Row]:
+    places = np.linspace(0, len(rows) - 1, min(EXAMINED, len(rows))).round().astype(int)
+    return [rows[place] for place in places]
+
+
+def _predictions(model: CHGNet, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    training = model.training
+    graphs = [row.graph for row in rows]
+    said = [model.predict_graph(graph, task="efs") for graph in graphs]
+    for graph in graphs:
+        graph.atom_frac_coord.requires_grad_(False)
+    model.train(training)
+    return [
+        {
+            "energy": np.float64(one["e"]) * row.case.n_atoms,
+            "forces": one["f"],
+            "stress": full_3x3_to_voigt_6_stress(one["s"].astype(float)) / GPA,
+        }
+        for row, one in zip(rows, said, strict=True)
+    ]
+
+
+def _case(row: Row, source: str, prediction: Mapping[str, Any]) -> Case:
+    values = row.case.teacher if source == "soft" else row.case.labels
+    return Case(row.structure_id, row.case.structure, prediction, values)
+
+
+def _fatal(cases: Sequence[Case], names: Sequence[str], source: str) -> Iterator[str]:
+    for finding in examine(cases) if names else ():
+        if finding.severity == "error" and finding.quantity in names:
+            yield finding.message
+        elif finding.code != "energy-too-few":
+            logger.info(f"{source} targets and student: {finding.message}")
+
+
+def _offset(cases: Sequence[Case], names: Sequence[str], source: str) -> Iterator[str]:
+    kept, there, here = paired(cases, "energy") if "energy" in names else ([], [], [])
+    sizes = np.array([case.n_atoms for case in kept])
+    offsets = (np.array(there) - np.array(here)) / sizes if kept else np.zeros(1)
+    if abs(np.mean(offsets)) > OFFSET:
+        yield (
+            f"their energies are {np.mean(offsets):.2f} eV/atom above the student's on average; "
+            "are they of the whole structure, and with the same element references? If only the "
+            "references differ, call align_references(model, data) first"
+        )

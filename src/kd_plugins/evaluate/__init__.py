@@ -1,0 +1,17 @@
+"""What a potential is good for: accuracy, relaxed crystals, their packing and their stiffness."""
+
+from kd_plugins.evaluate.accuracy import Accuracy as Accuracy
+from kd_plugins.evaluate.accuracy import Deviation as Deviation
+from kd_plugins.evaluate.accuracy import compare as compare
+from kd_plugins.evaluate.elastic_averages import ElasticAverages as ElasticAverages
+from kd_plugins.evaluate.elastic_averages import Moduli as Moduli
+from kd_plugins.evaluate.elasticity import ElasticTensor as ElasticTensor
+from kd_plugins.evaluate.elasticity import elastic_tensor as elastic_tensor
+from kd_plugins.evaluate.elasticity import strained as strained
+from kd_plugins.evaluate.energy_volume import energies as energies
+from kd_plugins.evaluate.energy_volume import scanned_volume as scanned_volume
+from kd_plugins.evaluate.relaxation import Relaxation as Relaxation
+from kd_plugins.evaluate.relaxation import relax as relax
+from kd_plugins.evaluate.similarity import rmsd15 as rmsd15
+from kd_plugins.evaluate.volume import VolumeErrors as VolumeErrors
+from kd_plugins.evaluate.volume import volume_error_percent as volume_error_percent

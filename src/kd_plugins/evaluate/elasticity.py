@@ -1,0 +1,193 @@
+"""The elastic stiffness of a crystal, from the stresses of slightly strained copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.abc import GetPropertiesMixin
+from ase.units import GPa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from kd_plugins.evaluate.relaxation import relax
+
+VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
+STRAINS = (-0.01, -0.005, 0.005, 0.01)
+"""Small enough for a soft crystal; both signs, so that what is quadratic falls out of the fit."""
+NOISE = 1e-5
+"""eV/atom by which an energy may fall because of rounding in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class ElasticTensor:
+    """A stiffness tensor and how far to trust it.
+
+    Args:
+        stiffness: (6, 6) in GPa, symmetric, Voigt order xx, yy, zz, yz, xz, xy, with engineering
+            shear strains.
+        asymmetry: largest half difference of C_ij and C_ji in GPa before it was made symmetric.
+        fit_residual: root mean square distance of the stresses from the straight lines, in GPa.
+        residual_stress: (6,) in GPa, the stress without strain according to the fit, tension
+            positive. Stiffness by stresses is that by energies only where it is 0.
+        not_relaxed: the strains, such as ``xy +0.010``, in which the atoms found no rest.
+        unstable: the strains, such as ``xy 0.010``, of which both signs together lower the energy
+            by more than `NOISE`: the crystal was not at rest, or its atoms fell into another
+            minimum, and the numbers are not its stiffness. Against a mixture of strains a crystal
+            may be unstable all the same, which `ElasticAverages` tells.
+    """
+
+    stiffness: NDArray[np.float64]
+    asymmetry: float
+    fit_residual: float
+    residual_stress: NDArray[np.float64]
+    not_relaxed: tuple[str, ...]
+    unstable: tuple[str, ...]
+
+
+def elastic_tensor(
+    atoms: Atoms,
+    calculator: GetPropertiesMixin,
+    strains: Sequence[float] = STRAINS,
+    relax_ions: bool = True,
+    force_tolerance: float = 0.005,
+    max_steps: int = 500,
+    progress: bool = False,
+) -> ElasticTensor:
+    """Return the stiffness of a crystal, C_ij = d stress_i / d strain_j.
+
+    Paper 004 (Experimental) has it as the second derivative of the energy, which is the same in a
+    crystal without stress. So relax the crystal first, at least as tightly as ``force_tolerance``
+    says. It gives neither strains nor tolerance; these defaults reproduce central differences of
+    the energy of EMT copper to 1 %. A soft crystal needs a look at the strains and the tolerance:
+    with CHGNet+D3 some of urea's numbers halve from a tolerance of 0.03 to 0.005 eV/Å.
+
+    Args:
+        atoms: a relaxed crystal; not changed.
+        calculator: any of ASE's that has stress.
+        strains: of each of the six components in turn; of shears, the engineering strain, twice
+            the tensor's component. Both signs, the same on either side.
+        relax_ions: let the atoms relax in each strained cell, as they do in an experiment. Clamped
+            atoms make a molecular crystal several times too stiff.
+        force_tolerance: of these relaxations, in eV/Å.
+        max_steps: of each of these relaxations.
+        progress: show a bar.
+
+    Raises:
+        ValueError: for strains that are no pairs of both signs, a structure that is not periodic in
+            three directions, or a calculator that fails on one of the strained crystals.
+    """
+    sizes = _checked(atoms, strains)
+    stresses, energies = np.empty((6, len(sizes), 6)), np.empty((6, len(sizes)))
+    not_relaxed = []
+    pairs = [(component, number) for component in range(6) for number in range(len(sizes))]
+    for component, number in tqdm(pairs, desc="elasticity", unit=" strains", disable=not progress):
+        trial = strained(atoms, component, sizes[number])
+        name = f"{VOIGT[component]} {sizes[number]:+.3f}"
+        if relax_ions:
+            trial, rested = _relaxed(trial, calculator, force_tolerance, max_steps, name)
+            not_relaxed += [] if rested else [name]
+        energies[component, number], stresses[component, number] = _measured(
+            trial, calculator, name
+        )
+    rest, _ = _measured(atoms.copy(), calculator, "none")
+    unstable = _unstable(sizes, (energies - rest) / len(atoms))
+    return _fit(sizes, stresses, tuple(not_relaxed), unstable)
+
+
+def strained(atoms: Atoms, component: int, strain: float) -> Atoms:
+    """Return a crystal with one Voigt component of strain, its atoms carried along.
+
+    Args:
+        atoms: the crystal.
+        component: 0 to 5 for xx, yy, zz, yz, xz, xy.
+        strain: of a shear, the engineering strain, shared equally by both off-diagonal elements.
+
+    >>> strained(Atoms(cell=[2.0, 2.0, 2.0], pbc=True), 5, 0.01).cell.array[0].round(3).tolist()
+    [2.0, 0.01, 0.0]
+    """
+    i, j = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))[component]
+    deformation = np.eye(3)
+    deformation[i, j] += strain / (1 if i == j else 2)
+    deformation[j, i] = deformation[i, j]
+    result = atoms.copy()
+    result.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+    return result
+
+
+def _relaxed(
+    atoms: Atoms, calculator: GetPropertiesMixin, tolerance: float, max_steps: int, name: str
+) -> tuple[Atoms, bool]:
+    found = relax(atoms, calculator, tolerance, max_steps, cell=False)
+    if np.isnan(found.energy):
+        raise ValueError(f"strain {name}: the calculator fails: {found.reason}")
+    return found.atoms, found.converged
+
+
+def _measured(
+    atoms: Atoms, calculator: GetPropertiesMixin, name: str
+) -> tuple[float, NDArray[np.float64]]:
+    """Return energy in eV and stress in GPa."""
+    atoms.calc = calculator
+    energy = float(atoms.get_potential_energy())
+    stress = np.asarray(atoms.get_stress(), dtype=np.float64) / GPa
+    if not np.isfinite([energy, *stress]).all():
+        raise ValueError(
+            f"strain {name}: the calculator's energy is {energy} eV and its stress "
+            f"{stress.tolist()} GPa"
+        )
+    return energy, stress
+
+
+def _unstable(sizes: NDArray[np.float64], energies: NDArray[np.float64]) -> tuple[str, ...]:
+    """Name the strains that lower the energy, whose work against a residual stress cancels.
+
+    Args:
+        sizes: (S,) strains in ascending order, so that the opposite of the first is the last.
+        energies: (6, S) in eV/atom, those without strain taken off.
+    """
+    both = (energies + energies[:, ::-1]) / 2
+    positive = [number for number, size in enumerate(sizes) if size > 0]
+    return tuple(
+        f"{VOIGT[component]} {sizes[number]:.3f}"
+        for component in range(6)
+        for number in positive
+        if both[component, number] < -NOISE
+    )
+
+
+def _fit(
+    strains: NDArray[np.float64],
+    stresses: NDArray[np.float64],
+    not_relaxed: tuple[str, ...],
+    unstable: tuple[str, ...],
+) -> ElasticTensor:
+    """Lay a straight line through each component of stress (6, S, 6) against each strain (S,)."""
+    lines = np.column_stack([strains, np.ones_like(strains)])
+    fitted = np.linalg.lstsq(lines, stresses.swapaxes(0, 1).reshape(len(strains), 36), rcond=None)[
+        0
+    ]
+    slopes, intercepts = fitted.reshape(2, 6, 6)
+    misses = stresses - (strains[None, :, None] * slopes[:, None] + intercepts[:, None])
+    return ElasticTensor(
+        stiffness=(slopes + slopes.T) / 2,
+        asymmetry=float(np.abs(slopes - slopes.T).max() / 2),
+        fit_residual=float(np.sqrt(np.mean(misses**2))),
+        residual_stress=intercepts.mean(axis=0),
+        not_relaxed=not_relaxed,
+        unstable=unstable,
+    )
+
+
+def _checked(atoms: Atoms, strains: Sequence[float]) -> NDArray[np.float64]:
+    values = np.sort(np.asarray(strains, dtype=np.float64))
+    if len(values) < 2 or np.any(values == 0) or not np.allclose(values, -values[::-1]):
+        raise ValueError(f"strains: expected pairs such as -0.01 and 0.01, got {list(strains)}")
+    if not (atoms.pbc.all() and atoms.cell.rank == 3):
+        raise ValueError(
+            "elastic_tensor: expected a crystal with three periodic lattice vectors, got pbc "
+            f"{atoms.pbc.tolist()} and {atoms.cell.rank} vectors"
+        )
+    return values

@@ -1,0 +1,104 @@
+"""How well relaxed crystals keep the volume of the experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kd_plugins.evaluate.relaxation import Relaxation
+
+
+def volume_error_percent(relaxed: float, reference: float) -> float:
+    """Return how much larger a volume is than its reference, in percent.
+
+    Raises:
+        ValueError: for a reference that is not positive.
+
+    >>> volume_error_percent(110.0, 100.0)
+    10.0
+    """
+    if not 0 < reference < np.inf:
+        raise ValueError(f"expected a reference volume above 0 Å³, got {reference}")
+    return 100 * (relaxed - reference) / reference
+
+
+@dataclass(frozen=True)
+class VolumeErrors:
+    """The volume errors of several crystals, in percent; paper 004 gives the mean absolute one.
+
+    All with a volume count, also those that did not converge or blew up. What has no volume at all
+    counts in no mean; ``failures`` names both.
+
+    Args:
+        errors: crystal to error; NaN if not even its start could be computed.
+        failures: crystal to the reason for which its relaxation is no good.
+
+    >>> VolumeErrors({"a": -1.0, "b": 3.0, "c": 7.0}, {"c": "not converged in 9 steps"}).mean
+    3.0
+    """
+
+    errors: Mapping[str, float]
+    failures: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls, relaxations: Mapping[str, Relaxation], references: Mapping[str, float]
+    ) -> VolumeErrors:
+        """Compare relaxations with reference volumes in Å³, both by the crystal's name.
+
+        Raises:
+            ValueError: for no relaxation at all, or a reference that is not positive.
+            KeyError: for a relaxation without reference.
+        """
+        if not relaxations:
+            raise ValueError("VolumeErrors: expected at least one relaxation, got none")
+        missing = sorted(set(relaxations) - set(references))
+        if missing:
+            raise KeyError(f"no reference volume of {', '.join(missing)}")
+        return cls(
+            {
+                name: volume_error_percent(relaxation.volume, references[name])
+                for name, relaxation in relaxations.items()
+            },
+            {name: found.reason for name, found in relaxations.items() if not found.converged},
+        )
+
+    @property
+    def mean(self) -> float:
+        """Mean signed error."""
+        return float(np.mean(self._counted))
+
+    @property
+    def mean_absolute(self) -> float:
+        """Mean absolute error."""
+        return float(np.mean(np.abs(self._counted)))
+
+    @property
+    def median_absolute(self) -> float:
+        """Median absolute error."""
+        return float(np.median(np.abs(self._counted)))
+
+    @property
+    def converged(self) -> VolumeErrors:
+        """The same of those crystals alone whose relaxation converged."""
+        kept = {name: error for name, error in self.errors.items() if name not in self.failures}
+        return VolumeErrors(kept, {})
+
+    def __str__(self) -> str:
+        text = (
+            f"{len(self.errors)} crystals: volume error {self.mean:+.2f} % on average, "
+            f"{self.mean_absolute:.2f} % absolute, {self.median_absolute:.2f} % median absolute"
+        )
+        failed = [
+            f"{name} ({self.errors[name]:+.1f} %: {why})" for name, why in self.failures.items()
+        ]
+        return f"{text}; {len(failed)} not relaxed: {', '.join(failed)}" if failed else text
+
+    @property
+    def _counted(self) -> NDArray[np.float64]:
+        errors = np.array(list(self.errors.values()))
+        counted = errors[np.isfinite(errors)]
+        return counted if len(counted) else np.array([np.nan])

@@ -1,0 +1,45 @@
+"""Calculators that do what a potential should not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+
+class Pressed(Calculator):
+    """Energy ``scale`` times volume to a power: it blows up below zero, and collapses above."""
+
+    implemented_properties = ("energy", "forces", "stress")
+
+    def __init__(self, scale: float, power: int) -> None:
+        super().__init__()
+        self.scale, self.power = scale, power
+
+    def calculate(self, atoms: Atoms, properties: Any, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        volume = atoms.get_volume()
+        slope = self.scale * self.power * volume ** (self.power - 1)
+        self.results = {
+            "energy": self.scale * volume**self.power,
+            "forces": np.zeros((len(atoms), 3)),
+            "stress": np.array([slope] * 3 + [0.0] * 3),
+        }
+
+
+class Failing(Pressed):
+    """Fails, or gives NaN, from some call on."""
+
+    def __init__(self, good_calls: int, value: float | None = None) -> None:
+        super().__init__(scale=200.0, power=-1)
+        self.left, self.value = good_calls, value
+
+    def calculate(self, atoms: Atoms, properties: Any, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        self.left -= 1
+        if self.left < 0 and self.value is None:
+            raise RuntimeError("out of memory")
+        if self.left < 0:
+            self.results["energy"] = self.value
