@@ -3,12 +3,16 @@
 #   .venv-latest  a recent torch and every host framework but fairchem-core
 # A second run installs nothing unless pyproject.toml or requirements-latest.txt has changed.
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: test lint test-pinned test-latest clean
 
-test: lint test-pinned test-latest
+# Both suites at once, a core each; every line says whose it is.
+test: lint
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-pinned test-latest
 
 lint: .venv/.installed
 	@echo "== ruff and pyright"
@@ -18,12 +22,12 @@ lint: .venv/.installed
 test-pinned: .venv/.installed
 	@echo "== tests in .venv"
 	@.venv/bin/python -m pip check
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest 2>&1 | sed -u 's/^/pinned | /'
 
 test-latest: .venv-latest/.installed
 	@echo "== tests in .venv-latest"
 	@.venv-latest/bin/python -m pip check
-	@.venv-latest/bin/python -m pytest
+	@.venv-latest/bin/python -m pytest 2>&1 | sed -u 's/^/latest | /'
 
 .venv/.installed: pyproject.toml
 	@echo "== setting up .venv: some minutes the first time"

@@ -49,7 +49,9 @@ LEAKS = {
     "a setting of a package index": re.compile(r"index[-_]url"),
     "a package registry": re.compile(r"py(pi\.org|thonhosted)"),
 }
-COMMAND = re.compile(r"^# .*\b(python -m kd_plugins|kd-plugins|fairchem) .*\bconfigs/\S+\.ya?ml")
+COMMAND = re.compile(
+    r"^# .*\b(python -m kd_plugins(\.\w+)?|kd-plugins|fairchem) .*\bconfigs/\S+\.ya?ml"
+)
 
 
 def foreign_imports(text: str, path: str) -> list[str]:

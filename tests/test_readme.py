@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import ase.io
+import numpy as np
 import pytest
+from ase import Atoms
+from ase.build import bulk
 
+from kd_plugins.cli import main
 from kd_plugins.config import read_config
 from kd_plugins.fairchem.settings import DistillSettings
-from kd_plugins.teachers import label
+from kd_plugins.teachers import label, load_teacher
 from tests.house import ROOT
 from tests.teachers import slow
 
@@ -33,8 +39,40 @@ def test_python_of_the_store_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     slow.write(Path("train.extxyz"), 3)
     label(slow.frames(3), "emt", "targets", progress=False)
-    (block,) = blocks("python", "TargetStore.open")
+    (block,) = blocks("python", "store.read")
     exec(compile(block, "README.md", "exec"), {})
+
+
+def test_python_of_chgnet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On what the command above it labels, and the student is then CHGNet's alone."""
+    pytest.importorskip("chgnet")
+    monkeypatch.chdir(tmp_path)
+    for name, count, seed in (("train", 32, 0), ("validation", 4, 1)):
+        ase.io.write(f"{name}.extxyz", rattled_silicon(count, seed))
+    words = ["label", "train.extxyz", "validation.extxyz", "--teacher", "chgnet+d3"]
+    assert main([*words, "--store", "targets"]) == 0
+    (block,) = blocks("python", "distill(")
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    (block,) = blocks("python", "CHGNetCalculator")
+    (names["atoms"],) = rattled_silicon(1, seed=2)
+    exec(compile(block, "README.md", "exec"), names)
+    taught = load_teacher("chgnet+d3")(names["atoms"], ["stress"])["stress"]
+    before = load_teacher("chgnet")(names["atoms"], ["stress"])["stress"]
+    after = names["atoms"].get_stress()
+    assert np.abs(after - taught).mean() < 0.3 * np.abs(before - taught).mean()
+
+
+def rattled_silicon(count: int, seed: int) -> list[Atoms]:
+    """Return strained cells of two atoms."""
+    generator, frames = np.random.default_rng(seed), []
+    for _ in range(count):
+        atoms = bulk("Si")
+        strain = np.eye(3) + generator.normal(scale=0.02, size=(3, 3))
+        atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+        atoms.positions += generator.normal(scale=0.05, size=(2, 3))
+        frames.append(atoms)
+    return frames
 
 
 def test_yaml_of_fairchem_is_valid() -> None:

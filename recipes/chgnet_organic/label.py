@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from study import Study, open_study
+from study import HERE, Study, open_study
 
 from kd_plugins.crystals import deformed_frames
 from kd_plugins.teachers import export_extxyz, label, read_structures
@@ -40,8 +40,11 @@ def main() -> None:
     )
     parser.add_argument("--x23", type=Path, required=True, help="folder of CIFs and index.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    parser.add_argument(
+        "--settings", type=Path, default=HERE / "study.yml", help="crystals, counts"
+    )
     options = parser.parse_args()
-    study = open_study(options.out, options.x23)
+    study = open_study(options.out, options.x23, options.settings)
     for group in ("train", "selection"):
         make(study, group)
 

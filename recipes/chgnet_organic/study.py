@@ -105,22 +105,30 @@ class Study:
 
 
 def open_study(out: Path, x23: Path | None = None, settings: Path = HERE / "study.yml") -> Study:
-    """Return a study; a folder that holds one goes on with its own settings.
+    """Return a study; without ``x23``, the one that the folder holds.
 
     Raises:
         SystemExit: if the folder holds a study with other settings, or the crystals are missing.
     """
-    described = yaml.safe_load(settings.read_text())
     path = out / "study.json"
-    if not path.is_file():
-        write_json(path, {"settings": described, "x23": str(x23)})
+    if x23 is None and not path.is_file():
+        raise SystemExit(f"{out} holds no study; run label.py first")
+    if x23 is not None:
+        _claim(path, yaml.safe_load(settings.read_text()), x23)
     kept = json.loads(path.read_text())
-    if kept["settings"] != described and x23 is not None:
-        raise SystemExit(f"{out} holds a study with other settings; choose another --out")
-    folder = Path(x23 or kept["x23"])
+    folder = Path(kept["x23"])
     if not (folder / "index.csv").is_file():
         raise SystemExit(f"{folder}: no index.csv; expected the folder of the X23 crystals")
-    return Study(read_config(Settings, kept["settings"], str(settings.name)), folder, out)
+    return Study(read_config(Settings, kept["settings"], settings.name), folder, out)
+
+
+def _claim(path: Path, settings: dict[str, Any], x23: Path) -> None:
+    """Note what is studied, or check that the folder holds this very study."""
+    ours = {"settings": settings, "x23": str(x23)}
+    if path.is_file() and json.loads(path.read_text())["settings"] != settings:
+        raise SystemExit(f"{path.parent} holds a study with other settings; choose another --out")
+    read_config(Settings, settings, "the study's settings")
+    write_json(path, ours)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

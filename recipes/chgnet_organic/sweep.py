@@ -54,11 +54,13 @@ def main() -> None:
     )
     parser.add_argument("sweep", choices=SWEEPS)
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--arms", nargs="+", help="such as soft hard_0.5_1; all if left out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = open_study(options.out)
-    arms = [(seed, *arm) for seed in options.seeds for arm in SWEEPS[options.sweep]()]
+    chosen = [arm for arm in SWEEPS[options.sweep]() if arm[0] in (options.arms or arm)]
+    arms = [(seed, *arm) for seed in options.seeds for arm in chosen]
     paths = {
         (seed, name): study.out / options.sweep / f"{name}-seed{seed}.json"
         for seed, name, _ in arms

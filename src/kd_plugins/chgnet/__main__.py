@@ -31,7 +31,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     try:
         run(read_training(arguments.config, tuple(arguments.changes)))
-    except (ValueError, KeyError, OSError, StoreError) as error:
+    except (ValueError, KeyError, OSError, StoreError, FloatingPointError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"error: {message}", file=sys.stderr)
         return 2
@@ -70,7 +70,19 @@ def run(settings: TrainingSettings) -> None:
 
 
 def _student(name: str) -> CHGNet:
-    return CHGNet.from_file(name) if Path(name).is_file() else CHGNet.load(model_name=name)
+    if not Path(name).is_file():
+        try:
+            return CHGNet.load(model_name=name)
+        except ValueError as error:
+            raise ValueError(
+                f"student.model: CHGNet has no weights {name!r}, nor is that a file"
+            ) from error
+    try:
+        return CHGNet.from_file(name)
+    except Exception as error:  # whatever reading a foreign file leads to
+        raise ValueError(
+            f"student.model: {name} is no CHGNet checkpoint ({type(error).__name__})"
+        ) from error
 
 
 def _data(part: DataSettings, settings: TrainingSettings, model: CHGNet) -> DistillData:

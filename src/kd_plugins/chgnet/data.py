@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,16 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         """The names of a row's targets."""
         hard = [LETTERS[name] for name in LETTERS if name in self.hard or name == "energy"]
         return (*hard, *(PREFIX["soft"] + LETTERS[name] for name in SOFT if name in self.soft))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the structures' ids and targets, by which a run knows its data again."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(repr((row.structure_id, sorted(row.targets))).encode())
+            for _, target in sorted(row.targets.items()):
+                digest.update(target.numpy().tobytes())
+        return digest.hexdigest()[:32]
 
     def part(self, indices: Iterable[int]) -> DistillData:
         """Return some of the structures as a data set of their own; nothing is read again."""

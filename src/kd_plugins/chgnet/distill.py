@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader
 
 from kd_plugins.chgnet.data import DistillData
 from kd_plugins.chgnet.estimate import Estimate, estimate
-from kd_plugins.chgnet.fit import FitSettings, Fitted, fit
+from kd_plugins.chgnet.fit import Fitted, fit
 from kd_plugins.chgnet.freezing import HEAD, freeze_except
 from kd_plugins.chgnet.freezing import trainable as trainable_of
 from kd_plugins.chgnet.loss import Criterion, DistillLoss, Source
-from kd_plugins.chgnet.preflight import check_targets_held
+from kd_plugins.chgnet.preflight import check_magmoms, check_targets_held
+from kd_plugins.chgnet.schedule import FitSettings
 from kd_plugins.chgnet.trainer import LAST, OURS, DistillTrainer
-from kd_plugins.chgnet.trunk import FrozenTrunk
+from kd_plugins.chgnet.trunk import FrozenTrunk, UnsuitableTrunk
 from kd_plugins.chgnet.trunk_cache import CachedData
 from kd_plugins.chgnet.weights import Ratios
 
@@ -91,6 +92,7 @@ def distill(
     for data in (train, validation):
         check_targets_held(data.keys, ratios)
     print(freeze_except(model, trainable))
+    check_magmoms(model, ratios)
     task = _Task(model, loss, train, validation, settings, Path(out), Path(cache), force_share)
     way, reason = task.choose()
     print(f"training {_NAMES[way]}: {reason}")
@@ -121,7 +123,10 @@ class _Task:
         others = [name for name in trainable_of(self.model).names if not name.startswith(HEAD)]
         if others:
             return "plain", f"{others[0]} trains, so that the trunk is not frozen"
-        found = self._estimate()
+        try:
+            found = self._estimate()
+        except UnsuitableTrunk as error:
+            return "plain", str(error)
         free = shutil.disk_usage(_existing(self.cache)).free
         if found.prefers_cache and found.size > free:
             return "plain", f"{found}, but the disk has {free / 1e9:.1f} GB left"
@@ -144,7 +149,17 @@ class _Task:
     def with_trainer(self, trainable: Sequence[str]) -> Fitted:
         """Train with `DistillTrainer`."""
         last = self.out / LAST
-        trainer = DistillTrainer.load(str(last)) if last.is_file() else self._trainer(trainable)
+        asked = self._asked(trainable)
+        if last.is_file():
+            trainer = DistillTrainer.load(str(last))
+            kept = {name: trainer.trainer_args.get(name) for name in asked}
+            if kept != asked:
+                raise FileExistsError(
+                    f"{self.out} holds a run with other settings, {kept}; choose another folder "
+                    f"for {asked}"
+                )
+        else:
+            trainer = DistillTrainer(self.model, **asked)
         loaders = [
             DataLoader(data, self.settings.batch_size, shuffle=shuffle, collate_fn=collate_graphs)
             for data, shuffle in ((self.train, True), (self.validation, False))
@@ -153,21 +168,20 @@ class _Task:
         self.model.load_state_dict(trainer.model.state_dict())
         return Fitted(self.model, trainer.get_best_model(), trainer.errors, trainer.criterion.step)
 
-    def _trainer(self, trainable: Sequence[str]) -> DistillTrainer:
+    def _asked(self, trainable: Sequence[str]) -> dict[str, Any]:
         ratios, settings = self.loss.ratios, self.settings
-        return DistillTrainer(
-            self.model,
-            soft=ratios.soft,
-            hard=ratios.hard,
-            trainable=trainable,
-            criterion=self.loss.name,
-            delta=self.loss.delta,
-            select=self.loss.select,
-            schedule=settings.schedule,
-            seed=settings.seed,
-            epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-        )
+        return {
+            "soft": ratios.soft,
+            "hard": ratios.hard,
+            "trainable": list(trainable),
+            "criterion": self.loss.name,
+            "delta": self.loss.delta,
+            "select": self.loss.select,
+            "schedule": settings.schedule,
+            "seed": settings.seed,
+            "epochs": settings.epochs,
+            "learning_rate": settings.learning_rate,
+        }
 
 
 def _existing(folder: Path) -> Path:

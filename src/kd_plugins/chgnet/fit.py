@@ -18,55 +18,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kd_plugins.chgnet.loss import DistillLoss, joined
-from kd_plugins.chgnet.preflight import check_loader, check_student, check_targets_held
-from kd_plugins.chgnet.schedule import (
-    Schedule,
-    cosine_length,
-    epochs_for,
-    is_step,
-    make_cosine,
-)
+from kd_plugins.chgnet.preflight import check_loaders, check_magmoms, check_student
+from kd_plugins.chgnet.schedule import FitSettings, is_step, make_cosine
+from kd_plugins.chgnet.trainer import BEST, LAST
 from kd_plugins.chgnet.trunk import Features, FrozenTrunk
 from kd_plugins.chgnet.trunk_cache import CachedData
 
-LAST, BEST = "last.pth.tar", "best.pth.tar"
 SECONDS = 20.0
 """Between checkpoints, so the most that a killed run does again."""
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How a student's readout MLP is trained; what paper 004 says is the default.
-
-    Args:
-        epochs: passes over the structures (paper: 100).
-        batch_size: structures a step (paper: 32).
-        learning_rate: of Adam, at the start (paper: 0.01).
-        schedule: of the learning rate.
-        seed: of the order of structures.
-    """
-
-    epochs: int = 100
-    batch_size: int = 32
-    learning_rate: float = 0.01
-    schedule: Schedule = "finishing"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
-        cosine_length(self.schedule, self.epochs, 1)
-
-    @classmethod
-    def for_steps(cls, steps: int, n_structures: int, **others: Any) -> FitSettings:
-        """Return settings for a budget of optimizer steps, in whole epochs.
-
-        >>> FitSettings.for_steps(2400, n_structures=250, batch_size=32).epochs
-        300
-        """
-        epochs = epochs_for(steps, n_structures, others.get("batch_size", cls.batch_size))
-        return cls(epochs=epochs, **others)
 
 
 @dataclass
@@ -117,23 +76,25 @@ def fit(
 
     Raises:
         DataError: if the data lack a target or cannot be right, see `check_student`.
-        FileExistsError: if the folder holds a run with other settings.
+        FileExistsError: if the folder holds a run with other settings or data.
+        FloatingPointError: if the training diverges.
     """
     loaders = [
         DataLoader(train, settings.batch_size, shuffle=True, collate_fn=_collate),
         DataLoader(validation, settings.batch_size, collate_fn=_collate),
     ]
-    check_loader(loaders[0], loss.ratios)
-    check_targets_held(validation.data.keys, loss.ratios)
-    run = _Run(trunk, loss, settings, folder, len(loaders[0]))
+    check_magmoms(trunk.model, loss.ratios)
+    check_loaders(loss, *loaders)
+    run = _Run(trunk, loss, settings, folder, loaders[0])
     if not run.resume():
         if check:
             check_student(trunk.model, train.data, loss.ratios)
         torch.manual_seed(settings.seed)
+        run.save()
     left = range(len(run.fitted.errors), settings.epochs)
     for _ in tqdm(left, "training the readout", unit=" epochs", disable=not progress):
         run.epoch(*loaders)
-    run.save(LAST)
+    run.save()
     return run.fitted
 
 
@@ -146,15 +107,17 @@ class _Run:
         loss: DistillLoss,
         settings: FitSettings,
         folder: str | Path | None,
-        n_batches: int,
+        loader: DataLoader[Any],
     ) -> None:
         self.trunk, self.loss, self.settings = trunk, loss, settings
         self.folder = None if folder is None else Path(folder)
         model = trunk.model
         loss.parameters_to_train = []  # the trunk is not in the graph: a plain backward is as short
+        loss.step, self.data = 0, loader.dataset.data.fingerprint
         head = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(head, settings.learning_rate)
-        self.scheduler = make_cosine(self.optimizer, settings.schedule, settings.epochs, n_batches)
+        length = settings.epochs, len(loader)
+        self.scheduler = make_cosine(self.optimizer, settings.schedule, *length)
         self.fitted = Fitted(model, copy.deepcopy(model))
         self.saved = time.monotonic()
 
@@ -182,14 +145,13 @@ class _Run:
     def _keep(self) -> None:
         scores = [errors["val_score"] for errors in self.fitted.errors]
         if scores[-1] == min(scores):
-            self.fitted.best.load_state_dict(self.fitted.model.state_dict())
-            self.save(BEST)
+            self.fitted.best.mlp.load_state_dict(self.fitted.model.mlp.state_dict())
         if time.monotonic() - self.saved > SECONDS:
-            self.save(LAST)
+            self.save()
             self.saved = time.monotonic()
 
-    def save(self, name: str) -> None:
-        """Write a checkpoint in one go."""
+    def save(self) -> None:
+        """Write both checkpoints, each in one go."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -204,9 +166,10 @@ class _Run:
             "loss_step": self.loss.step,
             "random_state": torch.get_rng_state(),
         }
-        partial = self.folder / f"{name}.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.folder / name)
+        for name, content in ((BEST, {"model": self.fitted.best.as_dict()}), (LAST, state)):
+            partial = self.folder / f"{name}.partial"
+            torch.save(content, partial)
+            os.replace(partial, self.folder / name)
 
     def resume(self) -> bool:
         """Go on from the folder's last checkpoint; return whether there is one."""
@@ -214,6 +177,8 @@ class _Run:
         if path is None or not path.is_file():
             return False
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if "settings" not in state:
+            raise FileExistsError(f"{path} is of another kind of run; choose another folder")
         if state["settings"] != self._described():
             raise FileExistsError(
                 f"{self.folder} holds a run with other settings, {state['settings']}; choose "
@@ -237,6 +202,7 @@ class _Run:
             "criterion": self.loss.name,
             "delta": self.loss.delta,
             "trunk": self.trunk.fingerprint,
+            "data": self.data,
         }
 
 

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from kd_plugins.chgnet.convert import GPA, LETTERS
 from kd_plugins.chgnet.data import DataError, DistillData, Row
-from kd_plugins.chgnet.loss import PREFIX
+from kd_plugins.chgnet.freezing import HEAD, trainable
+from kd_plugins.chgnet.loss import PREFIX, DistillLoss
 from kd_plugins.chgnet.weights import Ratios
 from kd_plugins.core.cases import Case, paired
 from kd_plugins.core.doctor import examine
@@ -25,15 +26,32 @@ OFFSET = 0.5
 """eV/atom by which the student's mean energy may be off its targets' before training."""
 
 
-def check_loader(loader: DataLoader[Any], ratios: Ratios) -> None:
-    """Refuse a loader that yields nothing, incomplete batches only, or not what the loss needs.
+def check_loaders(
+    loss: DistillLoss,
+    train: DataLoader[Any],
+    validation: DataLoader[Any],
+    test: DataLoader[Any] | None = None,
+) -> None:
+    """Refuse loaders that yield nothing, or not what the loss needs.
+
+    One to learn from must fill a batch, as otherwise the steps are not those that you asked for.
 
     Raises:
         DataError: saying which.
     """
+    _check_loader(train, loss.ratios, learns=True)
+    for loader in (validation, test):
+        if loader is not None:
+            _check_loader(loader, loss.ratios, learns=False)
+    data = getattr(validation.dataset, "data", validation.dataset)
+    if isinstance(data, DistillData):
+        _check_selection(data, loss)
+
+
+def _check_loader(loader: DataLoader[Any], ratios: Ratios, *, learns: bool) -> None:
     dataset: Any = loader.dataset
     size, batch = len(dataset), loader.batch_size or 1
-    if size < batch or not len(loader):
+    if not len(loader) or (learns and size < batch):
         raise DataError(
             f"a batch of {batch} is more than the {size} structures that there are; give "
             f"batch_size={max(size, 1)} or less"
@@ -58,6 +76,34 @@ def check_targets_held(held: Sequence[str], ratios: Ratios) -> None:
                 )
 
 
+def _check_selection(data: DistillData, loss: DistillLoss) -> None:
+    """Refuse validation data without a number that the best model could be chosen by."""
+    names = [PREFIX[loss.select] + name.rpartition("_")[2] for name in loss.scored]
+    held = (row.targets[name] for row in data.rows for name in names if name in row.targets)
+    if not any(bool(target.isfinite().any()) for target in held):
+        whose = "the teacher's targets" if loss.select == "soft" else "the labels"
+        raise DataError(
+            f"the best model is chosen by its errors against {whose} of {', '.join(names)}, of "
+            "which the validation data have none; give them such data or another select"
+        )
+
+
+def check_magmoms(model: CHGNet, ratios: Ratios) -> None:
+    """Refuse to teach magnetic moments to weights that do not decide them.
+
+    Raises:
+        ValueError: if none of those that train does.
+    """
+    later = (*HEAD, "readout_norm.", "composition_model.", f"atom_conv_layers.{model.n_conv - 1}.")
+    if "magmoms" in ratios.taught["hard"] and all(
+        name.startswith(later) for name in trainable(model).names
+    ):
+        raise ValueError(
+            "the loss weighs hard magmoms, but no weight that trains decides CHGNet's magnetic "
+            "moments; take the weight away, or let site_wise. train as well"
+        )
+
+
 def check_student(model: CHGNet, data: DistillData, ratios: Ratios) -> None:
     """Compare targets with what the student says before training, and with each other.
 
@@ -80,7 +126,11 @@ def check_student(model: CHGNet, data: DistillData, ratios: Ratios) -> None:
                 f"the {source} targets cannot be right ('labels': what the student says of them):"
             )
             raise DataError("\n  ".join([head, *fatal]))
-    both = [row.case for row in rows if row.case.labels and row.case.teacher]
+    both = [
+        Case(case.structure_id, case.structure, _there(case.labels), case.teacher)
+        for case in (row.case for row in rows)
+        if _there(case.labels) and case.teacher
+    ]
     for message in _fatal(both, ratios.taught["soft"], "soft") if both else ():
         raise DataError(f"labels and teacher contradict each other: {message}")
 
@@ -118,12 +168,19 @@ def _predictions(model: CHGNet, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _case(row: Row, source: str, prediction: Mapping[str, Any]) -> Case:
-    values = row.case.teacher if source == "soft" else row.case.labels
+    values = row.case.teacher if source == "soft" else _there(row.case.labels)
     return Case(row.structure_id, row.case.structure, prediction, values)
+
+
+def _there(labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the labels that are not missing."""
+    return {name: value for name, value in labels.items() if np.isfinite(value).all()}
 
 
 def _fatal(cases: Sequence[Case], names: Sequence[str], source: str) -> Iterator[str]:
     for finding in examine(cases) if names else ():
+        if finding.code == "missing":  # which DistillData has allowed
+            continue
         if finding.severity == "error" and finding.quantity in names:
             yield finding.message
         elif finding.code != "energy-too-few":

@@ -1,12 +1,15 @@
-"""How CHGNet's learning rate falls, and how it would have to."""
+"""How long training is, how CHGNet's learning rate falls, and how it would have to."""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from kd_plugins.chgnet.weights import plain
 
 Schedule = Literal["finishing", "chgnet"]
 """``chgnet``: CHGNet 0.4.2's cosine over 10 steps an epoch, which stays near its start where an
@@ -47,7 +50,49 @@ def is_step(batch: int, n_batches: int) -> bool:
 def epochs_for(steps: int, n_structures: int, batch_size: int) -> int:
     """Return the whole epochs that take at least so many optimizer steps.
 
+    Raises:
+        ValueError: for a batch of no structures.
+
     >>> epochs_for(2400, n_structures=250, batch_size=32)
     300
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected more than 0, got {batch_size}")
     return -(-steps // -(-n_structures // batch_size))
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a student's readout MLP is trained; what paper 004 says is the default.
+
+    Args:
+        epochs: passes over the structures (paper: 100).
+        batch_size: structures a step (paper: 32).
+        learning_rate: of Adam, at the start (paper: 0.01).
+        schedule: of the learning rate.
+        seed: of the order of structures.
+    """
+
+    epochs: int = 100
+    batch_size: int = 32
+    learning_rate: float = 0.01
+    schedule: Schedule = "finishing"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, plain(value))
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        cosine_length(self.schedule, self.epochs, 1)
+
+    @classmethod
+    def for_steps(cls, steps: int, n_structures: int, **others: Any) -> FitSettings:
+        """Return settings for a budget of optimizer steps, in whole epochs.
+
+        >>> FitSettings.for_steps(2400, n_structures=250, batch_size=32).epochs
+        300
+        """
+        epochs = epochs_for(steps, n_structures, others.get("batch_size", cls.batch_size))
+        return cls(epochs=epochs, **others)

@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
-from kd_plugins.chgnet.fit import FitSettings
 from kd_plugins.chgnet.loss import Criterion, Source
-from kd_plugins.chgnet.schedule import Schedule
+from kd_plugins.chgnet.schedule import FitSettings, Schedule
 from kd_plugins.chgnet.weights import Ratios
 from kd_plugins.config import ConfigError, read_config, reader
 
@@ -139,12 +138,19 @@ def read_training(path: str | Path, changes: tuple[str, ...] = ()) -> TrainingSe
     Raises:
         ConfigError: with everything that is wrong.
     """
-    raw = yaml.safe_load(Path(path).read_text())
+    raw = _yaml(Path(path).read_text(), str(path))
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path}: expected a mapping, got {raw!r}")
     for change in changes:
         raw = _changed(dict(raw), change)
     return read_config(TrainingSettings, raw, Path(path).name)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: no YAML ({error})") from error
 
 
 def _changed(raw: dict[str, Any], change: str) -> dict[str, Any]:
@@ -153,7 +159,7 @@ def _changed(raw: dict[str, Any], change: str) -> dict[str, Any]:
         raise ConfigError(f"expected a change such as optim.seed=3, got {change!r}")
     first, dot, rest = key.partition(".")
     if not dot:
-        return {**raw, first: yaml.safe_load(value)}
+        return {**raw, first: _yaml(value, change)}
     inner = raw.get(first, {})
     if not isinstance(inner, Mapping):
         raise ConfigError(f"{change!r}: {first} is {inner!r}, which has nothing in it")

@@ -15,12 +15,12 @@ from chgnet.trainer import Trainer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
-from kd_plugins.chgnet.data import DistillData
+from kd_plugins.chgnet.data import DataError, DistillData
 from kd_plugins.chgnet.freezing import HEAD, freeze_except
 from kd_plugins.chgnet.loss import Criterion, DistillLoss, Source
-from kd_plugins.chgnet.preflight import check_loader, check_student
+from kd_plugins.chgnet.preflight import check_loaders, check_magmoms, check_student
 from kd_plugins.chgnet.schedule import Schedule, cosine_length
-from kd_plugins.chgnet.weights import Ratios
+from kd_plugins.chgnet.weights import Ratios, plain
 
 OURS = "distillation"
 """Under which a checkpoint keeps what is not CHGNet's; CHGNet does not look there."""
@@ -84,6 +84,10 @@ class DistillTrainer(Trainer):
         loss = DistillLoss(ratios, criterion, delta, select)
         cosine_length(schedule, 1, 1)
         self.trainable = freeze_except(model, trainable)
+        check_magmoms(model, ratios)
+        if model.composition_model is None:
+            raise ValueError("CHGNet's Trainer needs a model with a composition_model")
+        host, seed = plain(host), int(seed)
         super().__init__(model, targets=ratios.task, **copy.deepcopy(host))
         self.criterion = loss
         loss.parameters_to_train = [p for p in model.parameters() if p.requires_grad]
@@ -95,6 +99,7 @@ class DistillTrainer(Trainer):
             **{"schedule": schedule, "seed": seed, **host},
         }
         self._random_state: torch.Tensor | None = None
+        self._learned: str | None = None
 
     def train(
         self,
@@ -115,14 +120,14 @@ class DistillTrainer(Trainer):
             host: ``save_test_result``, ``wandb_log_freq``.
 
         Raises:
-            DataError: if a loader lacks a target, has fewer structures than a batch, or does not
-                fit the student.
+            DataError: if a loader lacks a target, there are fewer structures than a batch, they do
+                not fit the student, or are not those of the run that is to go on.
+            FloatingPointError: if the training diverges.
             FileExistsError: if the folder holds another run.
         """
-        for loader in (train_loader, val_loader):
-            check_loader(loader, self.criterion.ratios)
-        if isinstance(train_loader.dataset, DistillData) and not self.starting_epoch:
-            check_student(self.model, train_loader.dataset, self.criterion.ratios)
+        check_loaders(self.criterion, train_loader, val_loader, test_loader)
+        if isinstance(train_loader.dataset, DistillData):
+            self._check(train_loader.dataset)
         self._claim(Path(save_dir))
         self._begin(len(train_loader))
         references = self.model.composition_model
@@ -135,6 +140,13 @@ class DistillTrainer(Trainer):
             train_composition_model=trains,
             **host,
         )
+
+    def _check(self, data: DistillData) -> None:
+        if self._learned not in (None, data.fingerprint):
+            raise DataError("the run that is to go on learned from other structures or targets")
+        self._learned = data.fingerprint
+        if not self.starting_epoch:
+            check_student(self.model, data, self.criterion.ratios)
 
     def _claim(self, folder: Path) -> None:
         held = sorted(folder.glob("*.pth.tar")) if folder.is_dir() else []
@@ -182,6 +194,7 @@ class DistillTrainer(Trainer):
             "errors": self.errors,
             "random_state": torch.get_rng_state(),
             "best": self.best_model.state_dict() if self.best_model is not None else None,
+            "learned": self._learned,
         }
         partial = Path(f"{filename}.partial")
         torch.save(state, partial)
@@ -194,11 +207,11 @@ class DistillTrainer(Trainer):
         best = copy.deepcopy(self.model) if is_best else self.best_model
         self.best_model = best
         os.makedirs(save_dir, exist_ok=True)
-        self.save(os.path.join(save_dir, LAST))
-        super().save_checkpoint(epoch, mae_error, save_dir)
-        self.best_model = best  # CHGNet takes the model that goes on training
         if is_best:
             self.save(os.path.join(save_dir, BEST))
+        super().save_checkpoint(epoch, mae_error, save_dir)
+        self.best_model = best  # CHGNet takes the model that goes on training
+        self.save(os.path.join(save_dir, LAST))  # after the others: killed before, all are redone
 
     def get_best_model(self) -> CHGNet:
         """Return the model of the epoch with the lowest score, see `DistillLoss.score`.
@@ -223,7 +236,7 @@ class DistillTrainer(Trainer):
         trainer = super().load(path)
         kept = state[OURS]
         trainer.criterion.step, trainer.errors = kept["step"], kept["errors"]
-        trainer._random_state = kept["random_state"]
+        trainer._random_state, trainer._learned = kept["random_state"], kept["learned"]
         if kept["best"] is not None:
             trainer.best_model = copy.deepcopy(trainer.model)
             trainer.best_model.load_state_dict(kept["best"])

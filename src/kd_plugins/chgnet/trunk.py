@@ -23,6 +23,10 @@ CHUNK = 4
 """Rows of the Jacobian that are differentiated at once: more is hardly faster and takes memory."""
 
 
+class UnsuitableTrunk(ValueError):
+    """A model whose trunk's features cannot be kept."""
+
+
 @dataclass(frozen=True, eq=False)
 class Features:
     """What the trunk gives of one structure of n atoms.
@@ -55,16 +59,18 @@ class FrozenTrunk:
     exact, and hundreds of times faster a step.
 
     Args:
-        model: of which nothing but the readout MLP trains.
+        model: of which nothing but the readout MLP trains. It is moved to the CPU, where the
+            features are; a step there takes a millisecond.
 
     Raises:
-        ValueError: if anything else trains, or the model pools before its MLP.
+        ValueError: if anything else trains.
+        UnsuitableTrunk: if the model pools before its MLP, or drops features at random.
     """
 
     def __init__(self, model: CHGNet) -> None:
         _check(model)
-        self.model = model
-        self._frozen = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+        self.model = model.cpu()
+        self._frozen = copy.deepcopy(model).eval().requires_grad_(False)
         self._seen: Tensor | None = None
         self._frozen.mlp.register_forward_pre_hook(self._keep)
         self.fingerprint = _hash_of_trunk(self._frozen)
@@ -196,7 +202,11 @@ def _check(model: CHGNet) -> None:
             "call freeze_except(model), or train with DistillTrainer"
         )
     if not (model.mlp_first and model.is_intensive):
-        raise ValueError("a frozen trunk needs a CHGNet that pools atoms' energies to their mean")
+        raise UnsuitableTrunk("a frozen trunk needs a CHGNet that pools atoms' energies to a mean")
+    parts = list(model.modules())
+    drops = any(isinstance(part, nn.Dropout) and part.p > 0 for part in parts)
+    if drops or any(isinstance(part, nn.BatchNorm1d) for part in parts):
+        raise UnsuitableTrunk("a frozen trunk needs a CHGNet without dropout and batch norms")
 
 
 def _hash_of_trunk(model: CHGNet) -> str:

@@ -1,0 +1,134 @@
+"""``python -m kd_plugins.chgnet`` makes a student of a YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import pytest
+import yaml
+from ase.calculators.singlepoint import SinglePointCalculator
+from chgnet.model import CHGNet
+
+from kd_plugins.chgnet.__main__ import main
+from tests.chgnet import small
+from tests.chgnet.small import Labelled
+
+
+@pytest.fixture
+def config(salts: Labelled, tmp_path: Path) -> Path:
+    """A YAML for two epochs on four salts."""
+    for frame in salts.frames:
+        atoms = frame.atoms.copy()
+        atoms.info["structure_id"] = frame.structure_id
+        labels = {name: frame.labels[name] for name in ("forces", "stress")}
+        atoms.calc = SinglePointCalculator(atoms, energy=float(frame.labels["energy"]), **labels)
+        ase.io.write(tmp_path / "salts.extxyz", atoms, append=True)
+    data = {"structures": [str(tmp_path / "salts.extxyz")], "store": str(salts.store.folder)}
+    settings = {
+        "train": data,
+        "validation": data,
+        "loss": {"soft": dict(small.ALL_SOFT)},
+        "optim": {"learning_rate": 0.01, "batch_size": 2, "epochs": 1, "seed": 0},
+        "out": str(tmp_path / "run"),
+        "cache": str(tmp_path / "trunk"),
+    }
+    path = tmp_path / "training.yml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_it_trains_and_says_where_the_student_is(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(config), "optim.steps=3", "optim.epochs=null", "student.align=true"]) == 0
+    said = capsys.readouterr().out
+    best = tmp_path / "run" / "best.pth.tar"
+    assert said.splitlines()[-1] == f"the best student is {best}"
+    assert "val_soft_f" in said.splitlines()[-2]
+    model = CHGNet.from_file(str(best))
+    assert {name.split(".")[0] for name in small.has_changed(model)} <= {"mlp", "composition_model"}
+    assert any(name.startswith("mlp.") for name in small.has_changed(model))
+
+
+def test_hard_labels_a_subset_and_a_checkpoint_by_overrides(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["train.size=2", "loss.hard.energy=0.5", "loss.soft.stress=0", "loss.select=hard"]
+    assert main([str(config), *changes]) == 0
+    assert "val_hard_e" in capsys.readouterr().out
+    words = [f"student.model={tmp_path / 'run' / 'best.pth.tar'}", f"out={tmp_path / 'second'}"]
+    assert main([str(config), *words]) == 0
+    assert (tmp_path / "second" / "best.pth.tar").exists()
+
+
+BAD: dict[str, tuple[list[str], list[str]]] = {
+    "wrong keys": (
+        ["optim.lerning_rate=1", "train.stor=x", "loss.criterion=MEA", "optim.batch_size=x"],
+        [
+            "optim.lerning_rate: unknown key; did you mean 'learning_rate'?",
+            "train.stor: unknown key; did you mean 'store'?",
+            "loss.criterion: unknown choice 'MEA'; did you mean 'MAE'?",
+            "optim.batch_size: expected a whole number, got 'x'",
+            "4 errors in training.yml",
+        ],
+    ),
+    "epochs and steps": (["optim.steps=5"], ["give either epochs or steps"]),
+    "no batch": (["optim.batch_size=0"], ["batch_size: expected more than 0, got 0"]),
+    "no batch of steps": (
+        ["optim.batch_size=0", "optim.steps=5", "optim.epochs=null"],
+        ["batch_size: expected more than 0, got 0"],
+    ),
+    "no weight": (["loss.soft={}"], ["no target has a weight"]),
+    "no change": (["optim.seed"], ["expected a change such as optim.seed=3, got 'optim.seed'"]),
+    "inside a number": (["out.x=3"], ["'out.x=3': out is", "which has nothing in it"]),
+    "no YAML": (["loss.soft={"], ["loss.soft={: no YAML"]),
+    "no file": (["train.structures=[nowhere.xyz]"], ["nowhere.xyz: no such file"]),
+    "no store": (["train.store=nowhere"], ["nowhere holds no target store"]),
+    "unknown weights": (["student.model=0.9.9"], ["student.model", "0.9.9"]),
+    "no checkpoint": (["student.model=training.yml"], ["student.model", "is no CHGNet checkpoint"]),
+    "prefix": (["student.trainable=[mpl.]"], ["no parameter's name starts with 'mpl.'"]),
+    "larger than there is": (["train.size=9"], ["9"]),
+    "more than a batch": (["optim.batch_size=9"], ["a batch of 9 is more than the 4 structures"]),
+    "share": (["force_share=0"], ["force_share: expected above 0 and at most 1, got 0"]),
+    "labels that are not there": (["loss.hard.magmoms=1"], ["it has no label magmoms"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_said_at_once(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    changes, messages = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    assert main([str(config), *changes]) == 2
+    said = capsys.readouterr().err
+    for message in messages:
+        assert message in said
+    assert "error: " in said
+    assert not list((tmp_path).glob("run/*.tar"))
+
+
+def test_a_yaml_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, message in (("a: [", "no YAML"), ("[1]", "expected a mapping, got [1]")):
+        (tmp_path / "bad.yml").write_text(text)
+        assert main([str(tmp_path / "bad.yml")]) == 2
+        assert message in capsys.readouterr().err
+    assert main([str(tmp_path / "nowhere.yml")]) == 2
+    assert "nowhere.yml" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_that_it_goes_on(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*arguments: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kd_plugins.chgnet.__main__.distill", stop)
+    assert main([str(config)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err

@@ -1,0 +1,182 @@
+"""distill takes the cheaper of two ways to the same student, and says which."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chgnet.model import CHGNet
+
+from kd_plugins.chgnet import DistillData, Distilled, FitSettings, distill
+from kd_plugins.chgnet.estimate import Estimate
+from tests.chgnet import small
+from tests.chgnet.small import Labelled, differs
+from tests.house import ROOT
+
+LOADS = "ignore:You are using `torch.load` with `weights_only=False`:FutureWarning:chgnet"
+"""CHGNet's Trainer reads its checkpoints so (torch 2.4)."""
+MODULE = importlib.import_module("kd_plugins.chgnet.distill")
+SHORT = FitSettings(epochs=2, batch_size=2, seed=3)
+
+
+def run(data: DistillData, folder: Path, **settings: Any) -> tuple[Distilled, CHGNet]:
+    """Distil pretrained CHGNet."""
+    usual = {"soft": small.ALL_SOFT, "settings": SHORT, "cache": folder / "cache"}
+    model = settings.pop("model", None) or small.student()
+    folders = {"out": folder / "out"}
+    return distill(model, data, data, **{**folders, **usual, **settings}), model
+
+
+def prefer(patch: pytest.MonkeyPatch, way: str) -> None:
+    """Let the estimate say that one way is cheaper."""
+    cached = 1.0 if way == "cached" else 99.0
+    found = Estimate(plain=50.0, build=0.0, cached=cached, size=0)
+    patch.setattr(MODULE, "estimate", lambda *arguments: found)
+
+
+@pytest.mark.parametrize(("epochs", "way"), [(1, "plain"), (100_000, "cached")])
+def test_features_pay_off_over_many_epochs_alone(
+    data: DistillData,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    epochs: int,
+    way: str,
+) -> None:
+    """The real estimate, on crystals that have no features yet."""
+    chosen: list[str] = []
+
+    def stop(self: Any, *arguments: Any) -> Any:
+        chosen.append("cached" if not arguments else "plain")
+        raise KeyboardInterrupt
+
+    for name in ("on_features", "with_trainer"):
+        monkeypatch.setattr(MODULE._Task, name, stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path, settings=FitSettings(epochs=epochs, batch_size=2))
+    assert chosen == [way]
+    said = capsys.readouterr().out
+    spoken = {"plain": "with CHGNet's Trainer", "cached": "on cached features"}[way]
+    assert "12,545 of 412,525 weights train" in said
+    assert f"training {spoken}: with cached features about" in said
+
+
+@pytest.mark.filterwarnings(LOADS)
+def test_both_ways_lead_to_the_same_student(
+    data: DistillData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a second call trains nothing more."""
+    models = {}
+    for way in ("plain", "cached"):
+        with monkeypatch.context() as patch:
+            prefer(patch, way)
+            found, models[way] = run(data, tmp_path / way)
+        assert found.way == way
+        assert found.fitted.steps == 4
+        assert found.fitted.model is models[way]
+        assert {name.split(".")[0] for name in small.has_changed(models[way])} == {"mlp"}
+        again, model = run(data, tmp_path / way)
+        assert (again.way, again.fitted.steps) == (way, 4)
+        assert again.reason == f"goes on from {tmp_path / way / 'out' / 'last.pth.tar'}"
+        assert differs(model, models[way]) == 0.0
+        assert differs(again.fitted.best, found.fitted.best) == 0.0
+        assert again.fitted.errors == found.fitted.errors
+        best = CHGNet.from_file(str(tmp_path / way / "out" / "best.pth.tar"))
+        assert differs(best, found.fitted.best) == 0.0
+        for changed in (
+            {"settings": FitSettings(epochs=3, batch_size=2, seed=3)},
+            {"soft": {"energy": 1}},
+        ):
+            with pytest.raises(FileExistsError, match="holds a run with other settings"):
+                run(data, tmp_path / way, **changed)
+        with pytest.raises((FileExistsError, ValueError), match="other (settings|structures)"):
+            run(data.part([0, 1]), tmp_path / way)
+    assert differs(models["plain"], models["cached"]) < 1e-5
+
+
+def test_what_features_cannot_do_is_done_by_the_trainer(
+    data: DistillData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trunk that trains, and magnetic moments."""
+    prefer(monkeypatch, "cached")
+    one = FitSettings(epochs=1, batch_size=2)
+    part = data.part([0, 1])
+    found, model = run(part, tmp_path, settings=one, trainable=("mlp.", "readout_norm."))
+    assert found.way == "plain"
+    assert found.reason == "readout_norm.weight trains, so that the trunk is not frozen"
+    with pytest.raises(ValueError, match="no weight that trains decides CHGNet's magnetic moments"):
+        run(part, tmp_path / "m", settings=one, hard={"magmoms": 1})
+    dropping = small.student()
+    dropping.mlp.layers.append(torch.nn.Dropout(0.5))
+    found, _ = run(part, tmp_path / "drop", settings=one, model=dropping)
+    assert found.way == "plain"
+    assert "without dropout" in found.reason
+
+
+def test_validation_may_be_smaller_than_a_batch(
+    data: DistillData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for way in ("plain", "cached"):
+        prefer(monkeypatch, way)
+        found = distill(
+            small.student(),
+            data.part([0, 1]),
+            data.part([2]),
+            out=tmp_path / way,
+            cache=tmp_path / "cache",
+            settings=FitSettings(epochs=1, batch_size=2),
+        )
+        assert found.way == way
+        assert found.fitted.steps == 1
+
+
+def test_features_that_are_there_cost_nothing_more() -> None:
+    costly = Estimate(plain=10.0, build=100.0, cached=1.0, size=10**9)
+    assert not costly.prefers_cache
+    assert Estimate(plain=10.0, build=0.0, cached=1.0, size=0).prefers_cache
+    assert "1.7 min for 1.0 GB of features" in str(costly)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from kd_plugins import TargetStore
+from kd_plugins.chgnet import DistillData, FitSettings
+from tests.chgnet import small, test_distill
+
+store = TargetStore.open(sys.argv[1])
+data = DistillData(small.salts(), store, progress=False)
+settings = FitSettings(epochs=int(sys.argv[3]), batch_size=2, seed=3)
+test_distill.run(data, Path(sys.argv[2]), settings=settings)
+"""
+
+
+def test_a_killed_call_goes_on(salts: Labelled, tmp_path: Path) -> None:
+    """Before its first checkpoint of twenty seconds."""
+    epochs = 300
+    words = [str(salts.store.folder), str(tmp_path), str(epochs)]
+    running = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", KILLED, *words],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    best = tmp_path / "out" / "best.pth.tar"
+    while running.poll() is None and not best.exists():
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    assert (tmp_path / "out" / "last.pth.tar").exists()
+    data = salts.data()
+    found, model = run(data, tmp_path, settings=FitSettings(epochs=epochs, batch_size=2, seed=3))
+    assert found.way == "cached"
+    assert "goes on from" in found.reason
+    assert found.fitted.steps == 2 * epochs
+    _, expected = small.fitted(data, tmp_path / "cache", epochs=epochs, seed=3)
+    assert differs(model, expected) == 0.0

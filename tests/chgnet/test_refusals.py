@@ -1,0 +1,346 @@
+"""Bad input ends in one clear error before the first step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from chgnet.graph import CrystalGraphConverter
+from chgnet.trainer import Trainer
+
+from kd_plugins import TargetStore
+from kd_plugins.chgnet import (
+    CachedData,
+    DistillData,
+    DistillLoss,
+    DistillTrainer,
+    FitSettings,
+    FrozenTrunk,
+    Ratios,
+)
+from kd_plugins.chgnet.data import DataError
+from kd_plugins.core.manifest import Manifest
+from kd_plugins.core.record import Record
+from kd_plugins.teachers import Frame, read_structures
+from kd_plugins.teachers.structures import to_structure
+from tests.chgnet import small
+from tests.chgnet.small import Labelled
+
+NAN = np.nan
+
+
+@dataclass(frozen=True)
+class Case:
+    """What there is to spoil.
+
+    Args:
+        salts: labelled structures.
+        data: of them, with all targets.
+        folder: that is empty.
+    """
+
+    salts: Labelled
+    data: DistillData
+    folder: Path
+
+    @property
+    def frame(self) -> Frame:
+        """The first structure."""
+        return self.salts.frames[0]
+
+    def labelled(self, **labels: Any) -> DistillData:
+        """Make data of one structure with other labels."""
+        return self.salts.data([small.with_label(self.frame, **labels)], hard=tuple(labels))
+
+    def of(self, atoms: Atoms) -> DistillData:
+        """Make data of one structure with an energy."""
+        return self.salts.data([Frame("x", atoms, {"energy": np.array(-1.0)})], **HARD)
+
+    def train(self, data: DistillData | None = None, **settings: Any) -> DistillTrainer:
+        """Train, with the data as validation too."""
+        data, batch = data or self.data, settings.pop("batch_size", 2)
+        loaders = (small.loader(data, batch), small.loader(data, batch))
+        made = small.trainer(**settings)
+        made.train(*loaders, save_dir=str(self.folder / "run"))
+        return made
+
+    def store(self, change: Callable[[str, torch.Tensor], torch.Tensor]) -> TargetStore:
+        """Return the teacher's store with other values."""
+        store = self.salts.store
+        made = TargetStore.create(self.folder / "store", store.manifest)
+        for name in store.ids():
+            record = store.record(name)
+            values = {key: change(key, value) for key, value in record.values.items()}
+            made.append([Record(name, record.structure, values)])
+        return made
+
+
+HARD = {"store": None, "hard": ("energy",)}
+Bad = Callable[[Case], Any]
+DATA: dict[str, tuple[Bad, str]] = {
+    "NaN label": (lambda c: c.labelled(forces=[[NAN] * 3] * 2), "label forces holds NaN or inf"),
+    "infinite label": (
+        lambda c: c.salts.data(
+            [small.with_label(c.frame, energy=np.inf)], hard=("energy",), missing=("energy",)
+        ),
+        "label energy holds NaN or inf",
+    ),
+    "no label": (lambda c: c.labelled(stress=None), "no label stress; it has energy, forces"),
+    "label of another shape": (
+        lambda c: c.labelled(forces=[[0.0] * 3] * 3),
+        r"label forces has shape \(3, 3\), expected \(2, 3\)",
+    ),
+    "soft label that is missing": (
+        lambda c: c.salts.data([Frame("NaCl/1", c.frame.atoms)]),
+        "NaCl/1: the store teacher has no structure 'NaCl/1'",
+    ),
+    "ids shuffled": (
+        lambda c: c.salts.data([Frame("NaCl/0", c.salts.frames[1].atoms)]),
+        "not the one that was labelled: .* were ids shuffled or structures edited",
+    ),
+    "store of other structures": (
+        lambda c: c.salts.data([Frame("urea", c.frame.atoms)], bad="leave_out"),
+        "1 of 1 structures cannot be trained on",
+    ),
+    "id twice": (lambda c: c.salts.data([c.frame] * 2), "NaCl/0: its id comes twice"),
+    "no structures": (lambda c: c.salts.data([]), "there are no structures"),
+    "no cell": (lambda c: c.of(Atoms("Ar")), "needs three lattice vectors; give a molecule a box"),
+    "isolated atom": (
+        lambda c: c.of(Atoms("Ar", cell=[20] * 3, pbc=True)),
+        r"x: .*[Ii]solated|x: .*isolated",
+    ),
+    "element beyond": (
+        lambda c: c.of(Atoms([96], cell=[3] * 3, pbc=True)),
+        "CHGNet knows the elements from 1 to 94; it has atomic number 96",
+    ),
+    "no atom": (lambda c: c.of(Atoms(cell=[3] * 3, pbc=True)), "it has no atom"),
+    "unknown hard quantity": (
+        lambda c: c.salts.data(hard=("energie",)),
+        "hard: unknown quantity 'energie'; did you mean 'energy'",
+    ),
+    "soft magmoms": (
+        lambda c: c.salts.data(store=c.salts.own, soft=("magmoms",)),
+        "soft: unknown quantity 'magmoms'; expected some of energy, forces, stress",
+    ),
+    "missing that is not hard": (
+        lambda c: c.salts.data(hard=("energy",), missing=("forces",)),
+        "missing: unknown quantity 'forces'",
+    ),
+    "soft without a store": (
+        lambda c: c.salts.data(store=None, soft=("energy",)),
+        "give the store that holds these targets",
+    ),
+    "nothing to learn": (lambda c: c.salts.data(store=None), "nothing to learn from: give a store"),
+    "unknown way with bad ones": (lambda c: c.salts.data(bad="skip"), "'refuse' or 'leave_out'"),
+    "share of no forces": (lambda c: share(c, 0.0), "above 0 and at most 1, got 0.0"),
+    "share beyond all": (lambda c: share(c, 1.5), "above 0 and at most 1, got 1.5"),
+    "share that is NaN": (lambda c: share(c, NAN), "above 0 and at most 1, got nan"),
+}
+
+
+def share(case: Case, force_share: float) -> CachedData:
+    """Make features of a share of the forces."""
+    return CachedData(
+        case.data, FrozenTrunk(small.frozen()), case.folder, force_share=force_share, progress=False
+    )
+
+
+SETTINGS: dict[str, tuple[Bad, str]] = {
+    "unknown quantity": (
+        lambda c: c.train(soft={"energie": 1}),
+        "soft: unknown quantity 'energie'; did you mean 'energy'",
+    ),
+    "soft magmoms": (lambda c: c.train(soft={"magmoms": 1}), "soft: unknown quantity 'magmoms'"),
+    "negative weight": (
+        lambda c: c.train(soft={"energy": -1}),
+        "soft.energy: a weight must be finite and >= 0",
+    ),
+    "weight that is NaN": (lambda c: c.train(hard={"forces": NAN}), "hard.forces: a weight must"),
+    "weight as text": (lambda c: c.train(soft={"energy": "1"}), "soft.energy: expected a number"),
+    "unknown schedule of a weight": (
+        lambda c: c.train(soft={"energy": {"schedule": "linaer"}}),
+        "soft.energy: unknown schedule 'linaer'; did you mean 'linear'",
+    ),
+    "no weight": (lambda c: c.train(soft={"energy": 0}), "no target has a weight"),
+    "weights that are none": (lambda c: c.train(soft=["energy"]), "expected quantities with"),
+    "unknown criterion": (
+        lambda c: c.train(criterion="Hubre"),
+        "unknown criterion 'Hubre'; did you mean 'Huber'",
+    ),
+    "delta of nothing": (lambda c: c.train(criterion="Huber", delta=0), "delta: expected more"),
+    "unknown select": (lambda c: c.train(select="sfot"), "select: expected 'hard' or 'soft'"),
+    "unknown schedule": (lambda c: c.train(schedule="cosine"), "schedule: expected 'finishing'"),
+    "prefix that matches nothing": (
+        lambda c: c.train(trainable=("mpl.",)),
+        "no parameter's name starts with 'mpl.'; the model's parts are .*mlp., readout_norm.",
+    ),
+    "CHGNet's weights of a loss": (
+        lambda c: c.train(energy_loss_ratio=2),
+        "energy_loss_ratio follows from soft, hard and seed here",
+    ),
+    "magmoms that nothing decides": (
+        lambda c: c.train(hard={"energy": 1, "magmoms": 1}),
+        "no weight that trains decides CHGNet's magnetic moments",
+    ),
+    "fewer structures than a batch": (
+        lambda c: c.train(batch_size=32),
+        "a batch of 32 is more than the 4 structures that there are; give batch_size=4",
+    ),
+    "target that the data lack": (
+        lambda c: c.train(c.salts.data(soft=("energy",))),
+        "the loss weighs soft forces, but the data have no forces of the teacher",
+    ),
+    "label that the data lack": (
+        lambda c: c.train(c.salts.data(), hard={"energy": 0, "stress": 1}),
+        "the loss weighs hard stress, but the data have no stress among the labels",
+    ),
+    "chosen by what the data lack": (
+        lambda c: c.train(c.salts.data(), soft={"energy": 1}, select="hard"),
+        "the best model is chosen by its errors against the labels of e, of which",
+    ),
+    "graphs of another cutoff": (
+        lambda c: c.train(
+            c.salts.data(converter=CrystalGraphConverter(atom_graph_cutoff=5, bond_graph_cutoff=3))
+        ),
+        "atom_graph_cutoff 5 Å, the student's 6 Å; make DistillData with converter=model",
+    ),
+    "no epochs": (lambda c: FitSettings(epochs=0), "epochs: expected more than 0, got 0"),
+    "no batch": (lambda c: FitSettings(batch_size=0), "batch_size: expected more than 0, got 0"),
+    "no batch of steps": (
+        lambda c: FitSettings.for_steps(10, 5, batch_size=0),
+        "batch_size: expected more than 0, got 0",
+    ),
+    "learning rate that is NaN": (lambda c: FitSettings(learning_rate=NAN), "learning_rate: exp"),
+}
+
+
+@pytest.fixture
+def case(salts: Labelled, data: DistillData, tmp_path: Path) -> Case:
+    """What there is to spoil."""
+    return Case(salts, data, tmp_path)
+
+
+@pytest.mark.parametrize("name", [*(f"data: {name}" for name in DATA), *SETTINGS])
+def test_is_refused(case: Case, name: str) -> None:
+    bad, message = DATA[name[6:]] if name.startswith("data: ") else SETTINGS[name]
+    with pytest.raises(ValueError, match=message):
+        bad(case)
+    assert not (case.folder / "run").exists()
+
+
+UNITS: dict[str, tuple[str, Callable[[Any, int], Any], str]] = {
+    "stress in GPa": ("stress", lambda s, n: s * 160.2, "GPa"),
+    "stress in kBar": ("stress", lambda s, n: s * 1602.0, "kBar"),
+    "stress of the other sign": ("stress", lambda s, n: -s, "sign"),
+    "stress as VASP has it": ("stress", lambda s, n: s * -1602.0, "kBar"),
+    "gradients for forces": ("forces", lambda f, n: -f, "sign|gradient"),
+    "forces in eV/bohr": ("forces", lambda f, n: f * 0.529177, "ohr|unit"),
+    "energy per atom": ("energy", lambda e, n: e / n, "per atom"),
+    "energy times atoms": ("energy", lambda e, n: e * n, "eV/atom|per atom|total"),
+    "energy of another zero": ("energy", lambda e, n: e + 5 * n, r"align_references\(model, data"),
+}
+
+
+@pytest.mark.parametrize("source", ["hard", "soft"])
+@pytest.mark.parametrize("name", UNITS)
+def test_units_and_signs_are_refused(case: Case, name: str, source: str) -> None:
+    """In labels and in the store, by what pretrained CHGNet says of the structures."""
+    quantity, change, message = UNITS[name]
+    frames, store = case.salts.frames, None
+    if source == "hard":
+        frames = [
+            small.with_label(frame, **{quantity: change(frame.labels[quantity], len(frame.atoms))})
+            for frame in frames
+        ]
+    else:
+        store = case.store(lambda key, value: change(value, 2) if key == quantity else value)
+    weights = {"energy": 1, "forces": 1, "stress": 1}
+    data = case.salts.data(frames, store=store, **{source: tuple(weights)})
+    with pytest.raises(
+        DataError, match=f"the {source} targets cannot be right.*(\n.*)*({message})"
+    ):
+        case.train(data, **{source: weights})
+    assert not (case.folder / "run").exists()
+
+
+def test_a_store_takes_no_nan_and_has_what_is_asked(case: Case) -> None:
+    store = TargetStore.create(case.folder / "store", Manifest("t", "f", {"energy": "float64"}))
+    structure = to_structure(case.frame.atoms)
+    with pytest.raises(ValueError, match="energy.*(NaN|finite)"):
+        store.append([Record("NaCl/0", structure, {"energy": torch.tensor(NAN)})])
+    store.append([Record("NaCl/0", structure, {"energy": torch.tensor(-6.0)})])
+    with pytest.raises(KeyError, match="has no stress, it has energy; label with --quantities"):
+        case.salts.data([case.frame], store=store, soft=("energy", "stress"))
+    assert case.salts.data([case.frame], store=store).soft == ("energy",)
+    store.append([Record("GaAs/0", to_structure(case.salts.frames[1].atoms), {})])
+    with pytest.raises(DataError, match="the store has no energy of it; label it again"):
+        case.salts.data([case.salts.frames[1]], store=store)
+
+
+def test_a_corrupt_record_of_mptrj_is_named(case: Case) -> None:
+    site = {"species": [{"element": "Cu", "occu": 1}], "abc": [0, 0, 0]}
+    structure = {"lattice": {"matrix": np.eye(3).tolist()}, "sites": [site]}
+    good = {"structure": structure, "energy_per_atom": -4.0, "force": [[0, 0, 0]], "stress": None}
+    for bad in ({"force": [[0, 0]]}, {"structure": {"sites": [site]}}):
+        path = case.folder / "mptrj.json"
+        path.write_text(json.dumps({"mp-1": {"mp-1-0-0": good, "mp-1-0-1": {**good, **bad}}}))
+        with pytest.raises(
+            ValueError, match="mptrj.json cannot be read beyond its first 1.*mp-1-0-1"
+        ):
+            case.salts.data(read_structures([path]), **HARD)
+
+
+def test_a_folder_of_another_run_is_refused(case: Case) -> None:
+    settings = {"epochs": 1, "soft": {"energy": 1}}
+    part = case.data.part([0, 1])
+    case.train(part, **settings)
+    held = {path.name: path.read_bytes() for path in (case.folder / "run").iterdir()}
+    with pytest.raises(
+        FileExistsError, match=r"another run; go on with DistillTrainer.load\('last"
+    ):
+        case.train(part, **settings)
+    assert held == {path.name: path.read_bytes() for path in (case.folder / "run").iterdir()}
+
+
+@pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning:chgnet")
+def test_a_run_goes_on_with_its_own_data_alone(case: Case) -> None:
+    part = case.data.part([0, 1])
+    case.train(part, epochs=1, soft={"energy": 1})
+    resumed = DistillTrainer.load(str(case.folder / "run" / "last.pth.tar"))
+    other = small.loader(case.data.part([0, 2]), 2)
+    with pytest.raises(DataError, match="learned from other structures or targets"):
+        resumed.train(other, other, save_dir=str(case.folder / "run"))
+
+
+def test_a_checkpoint_of_chgnets_trainer_is_refused(case: Case) -> None:
+    Trainer(small.student(), use_device="cpu").save(str(case.folder / "stock.pth.tar"))
+    with pytest.raises(ValueError, match="stock.pth.tar was not written by DistillTrainer"):
+        DistillTrainer.load(str(case.folder / "stock.pth.tar"))
+
+
+def test_a_test_loader_is_checked_before_training(case: Case) -> None:
+    lacking = case.salts.data(soft=("energy",))
+    with pytest.raises(DataError, match="the loss weighs soft forces"):
+        small.trainer().train(
+            *[small.loader(each, 2) for each in (case.data, case.data, lacking)],
+            save_dir=str(case.folder / "run"),
+        )
+
+
+def test_a_model_without_references_is_refused() -> None:
+    model = small.student()
+    model.composition_model = None
+    with pytest.raises(ValueError, match="needs a model with a composition_model"):
+        small.trainer(model)
+
+
+def test_what_is_refused_by_name_is_so_in_the_loss_too() -> None:
+    with pytest.raises(ValueError, match="unknown criterion 'mae'"):
+        DistillLoss(Ratios(soft={"energy": 1}), "mae")
