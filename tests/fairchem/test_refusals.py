@@ -52,7 +52,7 @@ SETTINGS: dict[str, tuple[Change, str]] = {
     ),
     "missing teacher": (
         lambda s: block(s).pop("teacher"),
-        "task.distill.teacher: missing; expected a mapping",
+        "task.distill: teacher: missing; expected a mapping",
     ),
     "missing weight": (
         lambda s: block(s)["terms"]["crack"].clear(),

@@ -236,7 +236,7 @@ class DistillTrainer(Trainer):
         trainer = super().load(path)
         kept = state[OURS]
         trainer.criterion.step, trainer.errors = kept["step"], kept["errors"]
-        trainer._random_state, trainer._learned = kept["random_state"], kept["learned"]
+        trainer._random_state, trainer._learned = kept["random_state"], kept.get("learned")
         if kept["best"] is not None:
             trainer.best_model = copy.deepcopy(trainer.model)
             trainer.best_model.load_state_dict(kept["best"])

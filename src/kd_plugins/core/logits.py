@@ -25,20 +25,28 @@ class Logits:
         key_scale: Tensor,
         anchor_scale: Tensor,
         temperature: float,
+        first: int,
         block: int | None,
     ) -> None:
-        self.keys, self.anchors, self.scale, self.block = keys, anchors, anchor_scale, block
+        self.keys, self.anchors, self.scale = keys, anchors, anchor_scale
+        self.first, self.block = first, block
         n_keys = anchors.shape[1] if keys is None else len(keys)
         self.key_side = Incidence(pairs, key_scale, n_keys)
+        if pairs is not None:
+            pairs = pairs[:, first : first + len(anchor_scale)]
         self.anchor_side = Incidence(pairs, anchor_scale / temperature, len(anchors))
 
     def parts(self) -> Iterator[slice]:
         """Yield the anchors block by block."""
-        n_items, device = len(self.key_side.scale), self.anchors.device.type
+        n_keys, device = len(self.key_side.scale), self.anchors.device.type
         budget = BLOCK_ELEMENTS.get(device, BLOCK_ELEMENTS["cuda"])
-        step = self.block or min(max(budget // max(n_items, 1), SMALLEST_BLOCK), LARGEST_BLOCK)
-        for start in range(0, n_items, step):
-            yield slice(start, min(start + step, n_items))
+        step = self.block or min(max(budget // max(n_keys, 1), SMALLEST_BLOCK), LARGEST_BLOCK)
+        for start in range(0, len(self.scale), step):
+            yield slice(start, min(start + step, len(self.scale)))
+
+    def own(self, values: Tensor, part: slice) -> Tensor:
+        """Return a view of a block's logits with the anchors' own keys, (B,)."""
+        return values[self.first + part.start : self.first + part.stop].diagonal()
 
     def of(self, part: slice) -> tuple[Tensor, Tensor]:
         """Return the anchors' relations (B, W) and their logits with every key (E, B)."""
@@ -52,9 +60,9 @@ class Gradients:
 
     def __init__(self, logits: Logits, needed: list[bool]) -> None:
         self.logits, self.needed = logits, needed
-        scale = logits.key_side.scale.double()
         keys = logits.anchors if logits.keys is None else logits.keys
-        inputs = (keys, logits.anchors, scale, scale)
+        scales = (logits.key_side.scale.double(), logits.scale.double())
+        inputs = (keys, logits.anchors, *scales)
         self.sums = [
             torch.zeros_like(x if need else x[:0]) for x, need in zip(inputs, needed, strict=True)
         ]

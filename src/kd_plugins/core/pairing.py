@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_plugins.core.contrast import contrast
+from kd_plugins.core.dense import contrast_dense, unit_relations
 
 Anchor = Literal["teacher", "student"]
+Form = Literal["dense", "direct", "gram"]
 Unit = Float[Tensor, "N D"]
 PerRelation = Float[Tensor, " E"]
 
@@ -29,26 +31,45 @@ WIDEST_DIRECT = 128
 Measured on a CPU: at D = 128 a block's similarities cost as much either way.
 """
 
+MOST_DENSE = 400
+"""Up to this many relations (one of two opposite ones) all logits are made at once.
+
+Measured on a CPU: from there on blocks are as fast, and their memory grows more slowly.
+"""
+
+WIDEST_DENSE = 2**16
+"""Numbers of a side's relations, E x D, up to which they are written out for that."""
+
 
 def unit(embeddings: Unit) -> Unit:
     """Return the embeddings at unit length."""
     return F.normalize(embeddings, dim=1, eps=SHORTEST_EMBEDDING)
 
 
-def prefers_gram(n_atoms: int, n_relations: int, width: int) -> bool:
-    """Return whether similarities of all atoms, (N, N), replace the embeddings, (N, D).
+def choose_form(n_atoms: int, n_relations: int, width: int) -> Form:
+    """Return how relations are contrasted: always exactly, as fast as their number allows.
 
-    They do where embeddings are wide, unless the matrix would be larger than the relations (E, D).
+    ``dense`` writes out few and narrow relations and all their logits. Else logits are made in
+    blocks: ``gram`` from similarities of all atoms, (N, N), where embeddings are wide, unless that
+    matrix would be larger than the relations (E, D), and ``direct`` from embeddings, (N, D).
     """
-    return width > WIDEST_DIRECT and n_atoms**2 <= n_relations * width
+    if n_relations <= MOST_DENSE and n_relations * width <= WIDEST_DENSE:
+        return "dense"
+    wide = width > WIDEST_DIRECT and n_atoms**2 <= n_relations * width
+    return "gram" if wide else "direct"
 
 
 @dataclass(frozen=True)
 class Side:
-    """One model's relations: its unit embeddings and one over the lengths of their differences."""
+    """One model's relations.
 
-    units: Unit
-    scale: PerRelation
+    Args:
+        vectors: unit embeddings of the atoms, (N, D), or unit relations, (E, D), in the dense form.
+        scale: one over the lengths of differences between two atoms; None in the dense form.
+    """
+
+    vectors: Float[Tensor, "I D"]
+    scale: PerRelation | None = None
 
 
 @dataclass(frozen=True)
@@ -78,12 +99,14 @@ class Pairing:
     Args:
         pairs: (2, E) atoms; None if every atom stands for itself.
         mirrored: whether each relation also comes the other way round.
-        gram: whether relations are made of similarities of atoms instead of embeddings.
+        form: in which they are contrasted, see `choose_form`.
+        asking: which relations are anchors, where the others are those of other ranks; all if None.
     """
 
     pairs: Int[Tensor, "2 E"] | None = None
     mirrored: bool = False
-    gram: bool = False
+    form: Form = "direct"
+    asking: slice | None = None
 
     def lengths(self, units: Unit) -> PerRelation:
         """Return the lengths of the differences between two atoms.
@@ -93,23 +116,43 @@ class Pairing:
         if self.pairs is None:
             return units.new_ones(len(units))
         first, second = self.pairs
-        if not self.gram:
-            return torch.linalg.vector_norm(units[first] - units[second], dim=1)
+        if self.form != "gram":
+            differences = units.index_select(0, first) - units.index_select(0, second)
+            return torch.linalg.vector_norm(differences, dim=1)
         products = units @ units.T
         squares = products.diagonal()
         squared = squares[first] + squares[second] - 2 * products[first, second]
         return squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt()
 
+    def side(self, embeddings: Unit, shortest: float) -> Side:
+        """Return one model's relations; those below the shortest length are not blown up to one."""
+        if self.pairs is None:
+            units = unit(embeddings)
+            return Side(units, None if self.form == "dense" else units.new_ones(len(units)))
+        if self.form == "dense":
+            return Side(unit_relations(embeddings, self.pairs, SHORTEST_EMBEDDING, shortest))
+        units = unit(embeddings.double())
+        lengths = self.lengths(units).clamp(min=shortest)
+        return Side(units, lengths.reciprocal().to(embeddings.dtype))
+
     def contrast(
         self, student: Side, teacher: Side, temperature: float, anchor: Anchor
-    ) -> tuple[PerRelation, Bool[Tensor, " E"]]:
-        """Return each relation's loss and hit; see `kd_plugins.core.contrast`."""
+    ) -> tuple[PerRelation, Bool[Tensor, " A"]]:
+        """Return each asking relation's loss and hit; see `kd_plugins.core.contrast`."""
         keys, anchors = (student, teacher) if anchor == "teacher" else (teacher, student)
-        atoms_of_keys, atoms = keys.units, anchors.units
-        if self.gram:
+        asking = self.asking or slice(0, None)
+        if keys.scale is None or anchors.scale is None:
+            vectors, asked = keys.vectors, anchors.vectors[asking]
+            losses, hits = contrast_dense(vectors, asked, temperature, self.mirrored, asking.start)
+            return self.listed(losses), self.listed(hits)
+        atoms_of_keys, atoms = keys.vectors, anchors.vectors
+        if self.pairs is None:
+            atoms = atoms[asking]
+        if self.form == "gram":
             atoms_of_keys, atoms = None, atoms @ atoms_of_keys.T
+        scales = keys.scale, anchors.scale[asking]
         losses, hits = contrast(
-            atoms_of_keys, atoms, self.pairs, keys.scale, anchors.scale, temperature, self.mirrored
+            atoms_of_keys, atoms, self.pairs, *scales, temperature, self.mirrored, asking.start
         )
         return self.listed(losses), self.listed(hits)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Block = Float[Tensor, "E B"]
@@ -25,6 +25,31 @@ def largest(logits: Block, mirrored: bool) -> PerAnchor:
     """Return each anchor's largest logit."""
     best = logits.amax(dim=0)
     return torch.maximum(best, -logits.amin(dim=0)) if mirrored else best
+
+
+def answers(
+    logits: Block, own: PerAnchor, mirrored: bool, cold: bool
+) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"], Float[Tensor, " B"]]:
+    """Return each anchor's loss, whether its own key is the best, and its log_sum, in float64.
+
+    Args:
+        logits: with all keys.
+        own: those with the anchors' own keys.
+        mirrored: whether the opposite of each key is a key, too.
+        cold: as `is_cold` says.
+    """
+    best = largest(logits, mirrored)
+    log_partition = log_sum(logits, mirrored, best if cold else None)
+    return log_partition - own, own >= best, log_partition
+
+
+def totals(
+    log_partition: Float[Tensor, " B"], dtype: torch.dtype, cold: bool
+) -> tuple[PerAnchor, PerAnchor | None]:
+    """Return what `pull` is to be divided by, and its shift: the logarithm where it is cold."""
+    if not cold:
+        return log_partition.exp().to(dtype), None
+    return torch.ones_like(log_partition, dtype=dtype), log_partition.to(dtype)
 
 
 def log_sum(logits: Block, mirrored: bool, shift: PerAnchor | None) -> Float[Tensor, " B"]:

@@ -8,6 +8,7 @@ Each relation returns one number an item and never averages.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,10 +17,12 @@ from torch import Tensor
 from kd_plugins.core.edges import EdgeIndex, Edges
 from kd_plugins.core.edges import choose_edges as choose_edges
 from kd_plugins.core.names import suggestion
-from kd_plugins.core.pairing import Anchor, Comparison, Pairing, Side, prefers_gram, unit
+from kd_plugins.core.pairing import Anchor, Comparison, Pairing, choose_form, unit
 from kd_plugins.core.reduction import masked_mean
+from kd_plugins.core.union import counts_of_ranks, gather, place
 
 NodeEmbeddings = Float[Tensor, "N D"]
+Negatives = Literal["local", "global"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Crack:
             self-image edges.
         tolerance: relations whose teacher difference is shorter are masked: between
             symmetry-equivalent neighbours its direction is noise.
+        negatives: ``"local"`` takes those of this process's batch; ``"global"`` those of all ranks
+            of torch.distributed, so that n ranks have the loss and, under
+            DistributedDataParallel, the gradient of one process on the union of their batches.
+            Each rank then sends and holds the embeddings of all atoms of all ranks, both models',
+            sends their gradients back, and takes n times as long for its own relations.
 
     Raises:
         ValueError: for a temperature or tolerance that is not positive, or an unknown choice.
@@ -47,6 +55,7 @@ class Crack:
     anchor: Anchor = "teacher"
     edges: Edges = "undirected"
     tolerance: float = 1e-3
+    negatives: Negatives = "local"
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -54,6 +63,7 @@ class Crack:
         _check_positive("tolerance", self.tolerance)
         _check_choice("anchor", self.anchor, ("teacher", "student"))
         _check_choice("edges", self.edges, ("undirected", "directed"))
+        _check_choice("negatives", self.negatives, ("local", "global"))
 
     def __call__(
         self, student: NodeEmbeddings, teacher: NodeEmbeddings, edge_index: EdgeIndex
@@ -82,18 +92,15 @@ class Crack:
                 loss and its gradient on top. The hits need no pass of their own.
         """
         student, teacher = _check_embeddings(student, teacher)
-        theirs, ours = unit(teacher.double()), unit(student.double())
-        pairs, mirrored = self._pairs(edge_index, len(theirs), atoms)
-        gram = prefers_gram(len(theirs), pairs.shape[1], theirs.shape[1])
-        pairing = Pairing(pairs, mirrored, gram)
-        lengths = pairing.lengths(theirs)
-        resolved = lengths >= self.tolerance
+        pairs, mirrored = self._pairs(edge_index, len(teacher), atoms)
+        form = choose_form(len(teacher), pairs.shape[1], teacher.shape[1])
+        pairing = Pairing(pairs, mirrored, form)
+        resolved = pairing.lengths(unit(teacher.double())) >= self.tolerance
         kept = replace(pairing, pairs=pairs[:, resolved])
-        dtype = student.dtype
-        teacher_side = Side(theirs, lengths[resolved].reciprocal().to(dtype))
-        lengths = kept.lengths(ours).clamp(min=self.tolerance)
-        student_side = Side(ours, lengths.reciprocal().to(dtype))
-        comparison = kept.compare(student_side, teacher_side, self.temperature, self.anchor, floor)
+        if self.negatives == "global":
+            student, teacher, kept = _of_all_ranks(student, teacher, kept)
+        sides = kept.side(student, self.tolerance), kept.side(teacher, self.tolerance)
+        comparison = kept.compare(*sides, self.temperature, self.anchor, floor)
         return replace(comparison, kept=pairing.listed(resolved))
 
     def _pairs(self, edge_index: Tensor, n_atoms: int, atoms: Tensor | None) -> tuple[Tensor, bool]:
@@ -111,19 +118,21 @@ class Instance:
 
     Args:
         temperature: divides the cosines.
-        anchor: as in `Crack`.
+        anchor, negatives: as in `Crack`.
 
     Raises:
-        ValueError: for a temperature that is not positive, or an unknown anchor.
+        ValueError: for a temperature that is not positive, or an unknown choice.
     """
 
     temperature: float = 0.15
     anchor: Anchor = "teacher"
+    negatives: Negatives = "local"
 
     def __post_init__(self) -> None:
         """Check every setting."""
         _check_positive("temperature", self.temperature)
         _check_choice("anchor", self.anchor, ("teacher", "student"))
+        _check_choice("negatives", self.negatives, ("local", "global"))
 
     def __call__(self, student: NodeEmbeddings, teacher: NodeEmbeddings) -> Float[Tensor, " N"]:
         """Return one loss an atom."""
@@ -134,9 +143,28 @@ class Instance:
     ) -> Comparison:
         """Return the losses with how good they are; see `Crack.compare`."""
         student, teacher = _check_embeddings(student, teacher)
-        ones = student.new_ones(len(student))
-        sides = Side(unit(student), ones), Side(unit(teacher), ones)
-        return Pairing().compare(*sides, self.temperature, self.anchor, floor)
+        pairing = Pairing()
+        if self.negatives == "global":
+            student, teacher, pairing = _of_all_ranks(student, teacher, pairing)
+        form = choose_form(len(student), len(student), student.shape[1])
+        pairing = replace(pairing, form="dense" if form == "dense" else "direct")
+        sides = pairing.side(student, 1.0), pairing.side(teacher, 1.0)
+        return pairing.compare(*sides, self.temperature, self.anchor, floor)
+
+
+def _of_all_ranks(
+    student: Tensor, teacher: Tensor, pairing: Pairing
+) -> tuple[Tensor, Tensor, Pairing]:
+    """Return the embeddings and relations of all ranks; this one's relations ask."""
+    n_atoms = counts_of_ranks(len(student), student.device)
+    student, teacher = (gather(side, n_atoms) for side in (student, teacher))
+    if pairing.pairs is None:
+        return student, teacher, replace(pairing, asking=place(n_atoms))
+    n_pairs = counts_of_ranks(pairing.pairs.shape[1], student.device)
+    shifted = pairing.pairs.T + place(n_atoms).start
+    pairs = gather(shifted.contiguous(), n_pairs).T.contiguous()
+    form = choose_form(len(student), pairs.shape[1], student.shape[1])
+    return student, teacher, replace(pairing, pairs=pairs, form=form, asking=place(n_pairs))
 
 
 def crack_loss(

@@ -17,6 +17,7 @@ from torch_geometric.data import Batch
 from kd_plugins.core.loss import LossReport, Sample, Term
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.fairchem import random_state
+from kd_plugins.fairchem.cached import CachedTeacher
 from kd_plugins.fairchem.convert import Capture, Units, flatten_outputs
 from kd_plugins.fairchem.hessian import draw_directions, force_derivatives
 from kd_plugins.fairchem.metrics import Metric, embedding_metrics, loss_metrics
@@ -39,16 +40,21 @@ class Distiller:
     Args:
         settings: of the run.
         student: hooks on the student.
-        teacher: the frozen teacher.
+        teacher: the frozen teacher, or its targets in a store.
         device: of the run.
     """
 
     def __init__(
-        self, settings: DistillSettings, student: Capture, teacher: Teacher, device: torch.device
+        self,
+        settings: DistillSettings,
+        student: Capture,
+        teacher: Teacher | CachedTeacher,
+        device: torch.device,
     ) -> None:
         self.settings, self.student, self.teacher, self.device = settings, student, teacher, device
         self.loss = settings.terms.loss()
-        self.shares_graph = teacher.shares_graph_with(student.backbone)
+        self.cached = isinstance(teacher, CachedTeacher)
+        self.shares_graph = not self.cached and teacher.shares_graph_with(student.backbone)
         self.projection = self._projection()
         self.optimizer: torch.optim.Optimizer | None = None
         self._metrics: dict[str, Metric] = {}
@@ -62,17 +68,14 @@ class Distiller:
         return DistributedDataParallel(projection) if distutils.initialized() else projection
 
     def known_elements(self) -> dict[str, int]:
-        """Return how many elements each model knows."""
-        return {
-            "student": self.student.backbone.max_num_elements,
-            "teacher": self.teacher.backbone.max_num_elements,
-        }
+        """Return how many elements each model knows, of those that are in memory."""
+        models = {"student": self.student} | ({} if self.cached else {"teacher": self.teacher})
+        return {who: model.backbone.max_num_elements for who, model in models.items()}
 
     def before_student(self) -> None:
-        """Note the random state from which the student's forward draws.
+        """Note the random state from which the student's forward draws its edges' rolls.
 
-        EquiformerV2 rolls every edge's frame at random. The teacher draws from the same state, so
-        that equal models give equal embeddings.
+        The teacher draws from the same state, so that equal models give equal embeddings.
         """
         self.student.clear()
         self._student_drew_from = random_state.current(self.device)
@@ -89,13 +92,11 @@ class Distiller:
     ) -> Tensor | None:
         """Return the weighted loss of a batch, or None where training has nothing to add.
 
-        In training only terms with a weight are evaluated; in validation all are, for the log.
-
         Args:
             out: the student's normalised outputs.
             batch: of fairchem's data loader.
             step: at which the weights are taken.
-            training: or validation.
+            training: terms without a weight are left out; or validation, which logs all.
             units: of the student.
             masks: quantity name to the items that count.
         """
@@ -114,10 +115,13 @@ class Distiller:
             sample = dataclasses.replace(sample, edge_index=edge_index, masks=masks)
             report = self._report(sample, step, terms)
         self.student.clear()
-        self.teacher.capture.clear()
+        if not self.cached:
+            self.teacher.capture.clear()
         return report.total * float("nan") if overflow else report.total
 
     def _targets(self, batch: Batch) -> TeacherTargets:
+        if self.cached:
+            return self.teacher(batch)
         graph = self.student.graph if self.shares_graph else None
         with random_state.drawing_from(self._student_drew_from, self.device):
             return self.teacher(batch, graph)
@@ -152,17 +156,16 @@ class Distiller:
     ) -> Sample:
         """Return both sides in the student's normalised units and the teacher's width."""
         teacher = teacher_in_student_units(dict(targets.values), units, batch)
-        embeddings = compared_embeddings(
-            values["equivariant_embeddings"], teacher["equivariant_embeddings"], self.projection
-        )
-        teacher["equivariant_embeddings"] = teacher["equivariant_embeddings"][
-            :, : embeddings.shape[1]
-        ]
-        student = {
-            **values,
-            "equivariant_embeddings": embeddings,
-            "node_embeddings": embeddings[:, 0],
-        }
+        theirs = teacher.get("equivariant_embeddings")
+        if theirs is None and "node_embeddings" in teacher:
+            theirs = teacher["node_embeddings"][:, None]
+        student = dict(values)
+        ours = student.pop("equivariant_embeddings")
+        if theirs is not None:
+            ours = compared_embeddings(ours, theirs, self.projection)
+            student |= {"equivariant_embeddings": ours, "node_embeddings": ours[:, 0]}
+        if "equivariant_embeddings" in teacher:
+            teacher["equivariant_embeddings"] = theirs[:, : ours.shape[1]]
         return Sample(student, dataclasses.replace(targets, values=teacher))
 
     def _report(self, sample: Sample, step: int, terms: tuple[Term, ...]) -> LossReport:
@@ -171,11 +174,13 @@ class Distiller:
         return report
 
     def _degrees(self) -> tuple[str, ...]:
-        """Return the embeddings that can be measured: not those of degrees left to chance.
+        """Return the embeddings that can be measured: not those that a store leaves out.
 
-        Between other widths the projection starts at random, and stays so where no term trains it.
+        Nor, between other widths, those whose projection starts at random and no term trains.
         """
-        if self.student.backbone.sphere_channels == self.teacher.backbone.sphere_channels:
+        if self.cached:
+            return tuple(name for name in EMBEDDINGS if name in self.teacher.quantities)
+        if self.student.backbone.sphere_channels == self.teacher.width:
             return EMBEDDINGS
         trained = {term.quantity for term in self.loss.terms}
         return EMBEDDINGS if "equivariant_embeddings" in trained else EMBEDDINGS[:1]
@@ -188,8 +193,7 @@ class Distiller:
     def load_optimizer(self, optim: Mapping[str, Any]) -> None:
         """Give the projection an AdamW of its own, without weight decay.
 
-        It is not one of fairchem's parameter groups, so the student's checkpoint stays one that a
-        plain fairchem trainer can resume (unless parts of the student are frozen).
+        Outside fairchem's, so that a plain trainer can resume a student without frozen parts.
         """
         if self.projection is not None:
             self.optimizer = torch.optim.AdamW(
@@ -202,12 +206,11 @@ class Distiller:
             self.optimizer.zero_grad()
 
     def step(self, learning_rate: float, scale: float, clip_grad_norm: float | None) -> None:
-        """Step the projection as fairchem has just stepped the student.
+        """Step the projection as fairchem has just stepped the student, unless it overflowed.
 
         Args:
             learning_rate: that the student had.
-            scale: by which mixed precision had multiplied the loss; a step whose gradients
-                overflowed is left out.
+            scale: by which mixed precision had multiplied the loss.
             clip_grad_norm: largest gradient norm, or None.
         """
         if self.optimizer is None:
@@ -225,21 +228,18 @@ class Distiller:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: the teacher's identity, the projection's state."""
-        state: dict[str, Any] = {"teacher": self.teacher.fingerprint}
-        if self.projection is not None:
-            state["projection"] = _unwrapped(self.projection).state_dict()
-            state["optimizer"] = self.optimizer.state_dict()
-        return state
+        parts = {"projection": self.projection, "optimizer": self.optimizer}
+        states = {n: _unwrapped(part).state_dict() for n, part in parts.items() if part is not None}
+        return {"teacher": self.teacher.fingerprint, **states}
 
     def load_state_dict(self, state: Mapping[str, Any] | None, checkpoint: Path) -> None:
         """Take up that state; without one the projection starts afresh, and says so."""
         if self.projection is None:
             return
         if state is None or "projection" not in state:
-            logging.warning(
-                f"no projection for this teacher lies beside {checkpoint.name}; it starts afresh "
-                "(expected when the checkpoint comes from another kind of run)"
-            )
+            expected = "(expected when the checkpoint comes from another kind of run)"
+            what = f"no projection for this teacher lies beside {checkpoint.name}"
+            logging.warning(f"{what}; it starts afresh {expected}")
             return
         _unwrapped(self.projection).load_state_dict(state["projection"])
         if self.optimizer is not None:

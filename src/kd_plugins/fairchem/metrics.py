@@ -36,8 +36,10 @@ def embedding_metrics(sample: Sample, quantities: Collection[str]) -> dict[str, 
     """
     metrics: dict[str, Metric] = {}
     for suffix, name in (("", "equivariant_embeddings"), ("_l0", "node_embeddings")):
+        if name not in quantities:
+            continue
         student, teacher = sample.student[name], sample.teacher.values[name]
-        if name in quantities and student.shape == teacher.shape:
+        if student.shape == teacher.shape:
             for measure, of in (("mae", absolute_mean), ("cosine", cosine_similarity)):
                 items = of(student.detach(), teacher)
                 metrics[f"embedding_{measure}{suffix}"] = _mean(items.sum(), len(items))

@@ -50,6 +50,8 @@ class CrackSettings:
     Args:
         features: relations over l = 0, as in the paper, or over all degrees l.
         excess: also log how far the loss is above that of a student that is its teacher.
+        negatives: relations of each rank's own batch, or ``global``: of all ranks' batches, at the
+            price of sending all their embeddings and of as many times the time as there are ranks.
     """
 
     weight: Schedule = reader(weight)
@@ -59,6 +61,7 @@ class CrackSettings:
     tolerance: float = 1e-3
     features: Literal["all", "l0"] = "l0"
     excess: bool = False
+    negatives: Literal["local", "global"] = "local"
 
     def __post_init__(self) -> None:
         """Check the settings at once, not when the loss is built."""
@@ -66,7 +69,8 @@ class CrackSettings:
 
     def term(self, name: str) -> Term:
         """Return the term of the loss."""
-        relation = Crack(self.temperature, self.anchor, self.edges, self.tolerance)
+        settings = self.temperature, self.anchor, self.edges, self.tolerance, self.negatives
+        relation = Crack(*settings)
         return CrackTerm(name, relation, self.weight, _quantity(self.features), self.excess)
 
 
@@ -77,6 +81,7 @@ class InstanceSettings:
     weight: Schedule = reader(weight)
     temperature: float = 0.15
     anchor: Literal["teacher", "student"] = "teacher"
+    negatives: Literal["local", "global"] = "local"
 
     def __post_init__(self) -> None:
         """Check the settings at once."""
@@ -84,7 +89,8 @@ class InstanceSettings:
 
     def term(self, name: str) -> Term:
         """Return the term of the loss."""
-        return InstanceTerm(name, Instance(self.temperature, self.anchor), self.weight)
+        relation = Instance(self.temperature, self.anchor, self.negatives)
+        return InstanceTerm(name, relation, self.weight)
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,8 @@ class DistillSettings:
     """The whole block.
 
     Args:
-        teacher: where it comes from.
+        teacher: where it comes from; beside ``targets`` it is only what the student starts from.
+        targets: folder of a store that ``kd-plugins label`` filled; then no teacher is run.
         student: how it starts.
         terms: of the loss, beside fairchem's own ``loss_functions``.
         projection: ``linear`` maps the student's embeddings to the teacher's width before they
@@ -179,15 +186,25 @@ class DistillSettings:
         preflight: how many structures have their labels checked before training starts.
     """
 
-    teacher: TeacherSettings
     student: StudentSettings
     terms: TermsSettings
+    teacher: TeacherSettings | None = None
+    targets: str | None = None
     projection: Literal["linear", "none"] = "linear"
     seed: int = 0
     preflight: int = 1000
 
     def __post_init__(self) -> None:
-        """Refuse a check of nothing."""
+        """Refuse a check of nothing, and a loss or a start without a teacher."""
+        if self.teacher is None and self.targets is None:
+            raise ValueError(
+                "teacher: missing; expected a mapping with its checkpoint, or targets: a folder"
+            )
+        if self.teacher is None and self.student.initialize == "teacher":
+            raise ValueError(
+                "student.initialize: teacher copies the teacher's weights, which targets do not "
+                "hold; give teacher.checkpoint as well, which is then read for that only"
+            )
         if self.preflight < 1:
             raise ValueError(f"preflight must be >= 1, got {self.preflight}")
 

@@ -14,6 +14,7 @@ from torch_geometric.data import Batch
 from kd_plugins.config import ConfigError
 from kd_plugins.core.loss import DistillationLoss
 from kd_plugins.core.projection import Projection
+from kd_plugins.fairchem.cached import CachedTeacher
 from kd_plugins.fairchem.convert import Capture, Units, at_least_float32, energy_and_forces
 from kd_plugins.fairchem.settings import DistillSettings
 from kd_plugins.fairchem.teacher import Teacher
@@ -79,7 +80,10 @@ def freeze(student: nn.Module, patterns: Sequence[str]) -> int:
 
 
 def check_pair(
-    student: Capture, teacher: Teacher, settings: DistillSettings, outputs: Collection[str]
+    student: Capture,
+    teacher: Teacher | CachedTeacher,
+    settings: DistillSettings,
+    outputs: Collection[str],
 ) -> None:
     """Refuse a pair of models that the chosen terms cannot compare.
 
@@ -93,7 +97,7 @@ def check_pair(
         ConfigError: naming the term and what does not fit.
     """
     quantities = {term.quantity: term.name for term in settings.terms.loss().terms}
-    widths = student.backbone.sphere_channels, teacher.backbone.sphere_channels
+    widths = student.backbone.sphere_channels, teacher.width
     if (
         settings.projection == "none"
         and widths[0] != widths[1]
@@ -103,7 +107,7 @@ def check_pair(
             f"projection: none needs equal widths; the student has {widths[0]} channels, "
             f"the teacher {widths[1]}; use projection: linear"
         )
-    degrees = student.backbone.lmax_list[0], teacher.backbone.lmax_list[0]
+    degrees = student.backbone.lmax_list[0], teacher.lmax
     if "equivariant_embeddings" in quantities and degrees[0] != degrees[1]:
         raise ConfigError(
             f"terms.{quantities['equivariant_embeddings']}.features: all needs equal lmax; the "
@@ -115,7 +119,8 @@ def check_pair(
                 f"terms.{name} needs an output of that name; the YAML's outputs: {list(outputs)}"
             )
     _check_heads(student, "student", quantities)
-    _check_heads(teacher.capture, "teacher", quantities)
+    if isinstance(teacher, Teacher):
+        _check_heads(teacher.capture, "teacher", quantities)
     if "force_derivatives" in quantities and student.backbone.activation_checkpoint:
         raise ConfigError(
             f"terms.{quantities['force_derivatives']} cannot be trained with "
@@ -142,12 +147,16 @@ def needs_projection(loss: DistillationLoss) -> bool:
     return any(term.quantity in EMBEDDINGS for term in loss.terms)
 
 
-def build_projection(student: Capture, teacher: Teacher, seed: int) -> Projection:
-    """Return the projection head, with one matrix for every degree that both models have."""
+def build_projection(student: Capture, teacher: Teacher | CachedTeacher, seed: int) -> Projection:
+    """Return the projection head, with one matrix for every degree that both models have.
+
+    Where only l = 0 was cached it has those of the student, so that it starts as it would online.
+    """
+    lmax = student.backbone.lmax_list[0]
     return Projection(
         student_width=student.backbone.sphere_channels,
-        teacher_width=teacher.backbone.sphere_channels,
-        lmax=min(student.backbone.lmax_list[0], teacher.backbone.lmax_list[0]),
+        teacher_width=teacher.width,
+        lmax=lmax if teacher.lmax is None else min(lmax, teacher.lmax),
         seed=seed,
     )
 

@@ -54,6 +54,16 @@ class Teacher:
         """The teacher's backbone."""
         return self.capture.backbone
 
+    @property
+    def width(self) -> int:
+        """Channels of its embeddings."""
+        return self.backbone.sphere_channels
+
+    @property
+    def lmax(self) -> int:
+        """Highest degree of its embeddings."""
+        return self.backbone.lmax_list[0]
+
     @torch.no_grad()
     def __call__(self, batch: Batch, graph: GraphData | None = None) -> TeacherTargets:
         """Return the targets of a batch: energies, forces, atomic energies and embeddings.

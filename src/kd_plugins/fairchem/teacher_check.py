@@ -18,17 +18,23 @@ from kd_plugins.core.cases import Case, Finding
 from kd_plugins.core.doctor import examine
 from kd_plugins.core.loss import Term
 from kd_plugins.core.structure import Structure
+from kd_plugins.fairchem.cached import CachedTeacher
 from kd_plugins.fairchem.convert import structure_ids
 from kd_plugins.fairchem.teacher import Teacher
 
 EXAMINED = 64
 """Structures on which the teacher is asked, at most."""
+_LABELLED = ("energy", "forces")
 _CONCERNS = {"atomic_energies": "energy", "force_derivatives": "forces"}
 logger = logging.getLogger(__name__)
 
 
 def check_teacher(
-    dataset: Dataset[Any], teacher: Teacher, terms: Iterable[Term], limit: int, device: torch.device
+    dataset: Dataset[Any],
+    teacher: Teacher | CachedTeacher,
+    terms: Iterable[Term],
+    limit: int,
+    device: torch.device,
 ) -> None:
     """Compare the teacher's energies and forces with the labels of some structures.
 
@@ -68,12 +74,14 @@ def _report(findings: Iterable[Finding], taught: set[str]) -> None:
         raise ConfigError("\n  ".join(["the teacher's targets cannot be right:", *fatal]))
 
 
-def _case(batch: Batch, teacher: Teacher, device: torch.device) -> Case:
+def _case(batch: Batch, teacher: Teacher | CachedTeacher, device: torch.device) -> Case:
     targets = teacher(batch.to(device)).values
-    labels = {name: batch[name] for name in ("energy", "forces") if name in batch}
+    labels = {name: batch[name] for name in _LABELLED if name in batch}
     pairs = {
         "labels": {name: _array(name, value, batch) for name, value in labels.items()},
-        "teacher": {name: _array(name, targets[name], batch) for name in ("energy", "forces")},
+        "teacher": {
+            name: _array(name, targets[name], batch) for name in targets if name in _LABELLED
+        },
     }
     return Case(structure_ids(batch)[0], _structure(batch), **pairs)
 

@@ -18,14 +18,13 @@ from torch_geometric.data import Batch
 
 from kd_plugins.config import ConfigError
 from kd_plugins.fairchem import sidecar
-from kd_plugins.fairchem.checkpoint import read_checkpoint
 from kd_plugins.fairchem.convert import Capture, Units
 from kd_plugins.fairchem.distiller import Distiller
 from kd_plugins.fairchem.preflight import check_batch, check_dataset
 from kd_plugins.fairchem.random_state import StepState
 from kd_plugins.fairchem.settings import read_settings
+from kd_plugins.fairchem.source import Source
 from kd_plugins.fairchem.student import check_pair, freeze, start_from_teacher
-from kd_plugins.fairchem.teacher import Teacher
 from kd_plugins.fairchem.teacher_check import check_teacher
 
 
@@ -41,18 +40,24 @@ class DistillMixin:
         if kwargs.get("gp_gpus") is not None:
             raise ConfigError("gp_gpus: distillation needs whole graphs on each rank; leave it out")
         self.settings = read_settings(task)
-        self._checkpoint = read_checkpoint(self.settings.teacher)
+        self._source = Source.of(self.settings, kwargs.get("dataset") or {})
         super().__init__(task, *args, **kwargs)
+
+    def get_dataloader(self, dataset: Any, sampler: Any, workers: int | None = None) -> Any:
+        """Load as fairchem does; targets from a store are read where batches are made."""
+        if dataset in (self.__dict__.get("train_dataset"), self.__dict__.get("val_dataset")):
+            self.collater = self._source.collater(self.collater)
+        return super().get_dataloader(dataset, sampler, workers)
 
     def load_model(self) -> None:
         """Build the student as fairchem does, then the teacher; start and freeze the student."""
         super().load_model()
         student = Capture(self._unwrapped_model, "student")
-        teacher = Teacher(self._checkpoint, self.device)
-        del self._checkpoint  # a second copy of the teacher's weights
+        teacher = self._source.teacher(self.device)
         check_pair(student, teacher, self.settings, self.output_targets)
         if self.settings.student.initialize == "teacher":
-            start_from_teacher(self._unwrapped_model, teacher.model)
+            model, self._units = self._source.origin(teacher, self.device)
+            start_from_teacher(self._unwrapped_model, model)
         if self.settings.student.freeze:
             freeze(self._unwrapped_model, self.settings.student.freeze)
             self._wrap_again()
@@ -68,8 +73,8 @@ class DistillMixin:
         """Load them as fairchem does; a student that starts as its teacher speaks its units."""
         super().load_references_and_normalizers()
         if self.settings.student.initialize == "teacher":
-            _adopt(self.normalizers, self.distiller.teacher.units.normalizers, "normalizer")
-            _adopt(self.elementrefs, self.distiller.teacher.units.elementrefs, "references")
+            _adopt(self.normalizers, self._units.normalizers, "normalizer")
+            _adopt(self.elementrefs, self._units.elementrefs, "references")
 
     def load_optimizer(self) -> None:
         """Add an optimizer of the projection's own; fairchem's keeps its shape on disk."""
@@ -81,7 +86,9 @@ class DistillMixin:
         elements = self.distiller.known_elements()
         for name, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
             if dataset is not None:
-                check_dataset(dataset, name, self._labels, elements, self.settings.preflight)
+                limit = self.settings.preflight
+                check_dataset(dataset, name, self._labels, elements, limit)
+                self._source.check_dataset(dataset, name, limit, self.device)
         check_teacher(
             self.train_dataset,
             self.distiller.teacher,
