@@ -2,8 +2,9 @@
 
     python recipes/chgnet_organic/evaluate.py --out runs/organic
 
-Cells and atoms, L-BFGS to 0.03 eV/Å, as in paper 004; a record a crystal and model, so that it can
-be stopped and several may work on one folder (--models chooses). Then report.py makes the tables.
+Students as they are after their last epoch, as in the paper. Cells and atoms, L-BFGS to 0.03 eV/Å;
+a record a crystal and model, so that it can be stopped and several may work on one folder
+(--models chooses). Then report.py makes the tables.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def models(study: Study) -> dict[str, Path | None]:
     """Return the name of each model, and the checkpoint where it is a student."""
     students = sorted((study.out / "students").glob("*/record.json"))
     return {"teacher": None, "pretrained": None} | {
-        path.parent.name: path.parent / "best.pth.tar" for path in students
+        path.parent.name: path.parent / "last.pth.tar" for path in students
     }
 
 

@@ -107,6 +107,19 @@ def volume_table(out: Path) -> Iterator[str]:
     yield from table(head.split("|"), (volume_row(*arm, found) for arm in arms))
 
 
+def scan_table(out: Path) -> Iterator[str]:
+    """Yield the table of volumes by scans, of every student after its last and its best epoch."""
+    found = read(out / "scanned")
+    rows = []
+    for arm, members in by_arm(found).items():
+        records = [{"volumes": found[member]} for member in members]
+        means = [spread(scan_means(records, one)) for one in ("teacher", "experiment")]
+        rows.append([arm, str(len(members)), *means])
+    if rows:
+        head = ["student", "seeds", "from the teacher's volume (%)", "from experiment (%)"]
+        yield from table(head, rows)
+
+
 def scan_means(records: list[dict[str, Any]], reference: str) -> list[float]:
     """Return each student's mean absolute volume error by scans, in percent."""
     return [
@@ -215,6 +228,7 @@ def main() -> None:
     out = parser.parse_args().out
     parts = {
         "Relaxed volumes": volume_table,
+        "Volumes by scans": scan_table,
         "Hard ratios": ratio_table,
         "N_train": size_table,
         "Elastic moduli": elastic_table,

@@ -1,18 +1,21 @@
 """The volume of least energy when rigid molecules move apart: a student's in a blink.
 
+    python recipes/chgnet_organic/scan.py --out runs/organic
+
 The trunk is frozen, so what the readout sees of a scan's structures is computed once; then a
 student's energies at all volumes of all test crystals are a few small matrix products.
 """
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from chgnet.model import CHGNet
-from study import Study
+from study import Study, open_study, write_json
 from tqdm import tqdm
 
 from kd_plugins.chgnet import FrozenTrunk, freeze_except
@@ -108,3 +111,26 @@ def volume_errors(scans: dict[str, Scan], model: CHGNet | None) -> dict[str, dic
             "teacher": 100 * (volume / teacher - 1),
         }
     return found
+
+
+def main() -> None:
+    """Run the command line: a record for the pretrained student, the teacher and every student."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    study = open_study(parser.parse_args().out)
+    scans = read_scans(study)
+    write_json(study.out / "scanned" / "teacher.json", volume_errors(scans, None))
+    pretrained = CHGNet.load(verbose=False)
+    write_json(study.out / "scanned" / "pretrained.json", volume_errors(scans, pretrained))
+    for record in sorted((study.out / "students").glob("*/record.json")):
+        arm, _, seed = record.parent.name.rpartition("-seed")
+        for epoch in ("last", "best"):
+            model = CHGNet.from_file(record.parent / f"{epoch}.pth.tar")
+            path = study.out / "scanned" / f"{arm}, {epoch} epoch-seed{seed}.json"
+            write_json(path, volume_errors(scans, model))
+
+
+if __name__ == "__main__":
+    main()

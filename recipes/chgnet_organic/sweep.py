@@ -80,7 +80,7 @@ def run(study: Study, arms: list[tuple[int, str, Arm]], paths: dict[tuple[int, s
             "seed": seed,
             "steps_taken": fitted.steps,
             "errors": fitted.errors[:: max(1, len(fitted.errors) // 100)],
-            "volumes": volume_errors(scans, fitted.best),
+            "volumes": volume_errors(scans, fitted.model),
         }
         write_json(paths[seed, name], record)
 

@@ -2,9 +2,10 @@
 
     python recipes/chgnet_organic/train.py --out runs/organic
 
-The first call computes the features of the frozen trunk, which takes most of the time; then a
-student takes a minute or so. Students are in OUT/students/<arm>-seed<k>/best.pth.tar, chosen by
-the selection crystals, and load with ``CHGNet.from_file``. Stopped, the same command goes on.
+The first call computes the features of the frozen trunk, which takes most of the time. Students are
+in OUT/students/<arm>-seed<k>: last.pth.tar after the last epoch, which is what the paper takes, and
+best.pth.tar, which has the least errors on the selection crystals. ``CHGNet.from_file`` loads both.
+Stopped, the same command goes on.
 """
 
 from __future__ import annotations

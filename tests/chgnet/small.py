@@ -30,6 +30,7 @@ from kd_plugins.chgnet import (
     fit,
     freeze_except,
 )
+from kd_plugins.core.record import Record
 from kd_plugins.teachers import Frame, label, read_structures
 
 HEAD_SIZE, SIZE = 12_545, 412_525
@@ -44,6 +45,8 @@ EVERYTHING = tuple(
     )
 )
 """Prefixes of all that trains in CHGNet as it is loaded."""
+NOISE = {"energy": 0.1, "forces": 0.1, "stress": 0.002, "magmoms": 0.1}
+"""By how much labels and targets are off."""
 CACHED = {"rtol": 1e-5, "atol": 1e-5}
 """Of weights that were trained with the whole model and on features."""
 
@@ -94,7 +97,8 @@ class Labelled:
 
     Args:
         frames: of the structures.
-        store: of CHGNet with dispersion.
+        store: of CHGNet with dispersion, a little off: dispersion moves atoms of salts by less than
+            rounding, whose sign decides a gradient of absolute errors.
         own: of CHGNet itself.
     """
 
@@ -110,28 +114,43 @@ class Labelled:
     def noisy(self) -> list[Frame]:
         """Return the structures with labels a little off, so that no error is zero by rounding."""
         generator = np.random.default_rng(0)
-        sizes = {"energy": 0.1, "forces": 0.1, "stress": 0.002, "magmoms": 0.1}
-        return [
-            with_label(
-                frame,
-                **{
-                    name: frame.labels[name]
-                    + size * generator.normal(size=frame.labels[name].shape)
-                    for name, size in sizes.items()
-                },
-            )
-            for frame in self.frames
-        ]
+        made = []
+        for frame in self.frames:
+            labels = {
+                name: value + NOISE[name] * generator.normal(size=value.shape)
+                for name, value in frame.labels.items()
+            }
+            made.append(with_label(frame, **labels))
+        return made
 
 
 def labelled(frames: Sequence[Frame], folder: Path) -> Labelled:
     """Label structures."""
     quantities = ("energy", "forces", "stress")
-    label(frames, "chgnet+d3", folder / "teacher", quantities, progress=False)
+    label(frames, "chgnet+d3", folder / "d3", quantities, progress=False)
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(name: str, value: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        return value + NOISE[name] * noise
+
+    changed_store(TargetStore.open(folder / "d3"), folder / "teacher", noisy)
     own = (*quantities, "magmoms")
     label(frames, "chgnet", folder / "own", own, progress=False)
     stores = [TargetStore.open(folder / name) for name in ("teacher", "own")]
     return Labelled(tuple(_with_labels(frame, stores[1]) for frame in frames), *stores)
+
+
+def changed_store(
+    source: TargetStore, folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]
+) -> TargetStore:
+    """Return a store with other values."""
+    made = TargetStore.create(folder, source.manifest)
+    for name in source.ids():
+        record = source.record(name)
+        values = {key: change(key, value) for key, value in record.values.items()}
+        made.append([Record(name, record.structure, values)])
+    return made
 
 
 def _with_labels(frame: Frame, store: TargetStore) -> Frame:

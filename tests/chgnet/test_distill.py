@@ -97,7 +97,7 @@ def test_both_ways_lead_to_the_same_student(
                 run(data, tmp_path / way, **changed)
         with pytest.raises((FileExistsError, ValueError), match="other (settings|structures)"):
             run(data.part([0, 1]), tmp_path / way)
-    assert differs(models["plain"], models["cached"]) < 1e-5
+    assert differs(models["plain"], models["cached"]) < 5e-5
 
 
 def test_what_features_cannot_do_is_done_by_the_trainer(

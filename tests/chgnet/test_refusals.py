@@ -71,16 +71,6 @@ class Case:
         made.train(*loaders, save_dir=str(self.folder / "run"))
         return made
 
-    def store(self, change: Callable[[str, torch.Tensor], torch.Tensor]) -> TargetStore:
-        """Return the teacher's store with other values."""
-        store = self.salts.store
-        made = TargetStore.create(self.folder / "store", store.manifest)
-        for name in store.ids():
-            record = store.record(name)
-            values = {key: change(key, value) for key, value in record.values.items()}
-            made.append([Record(name, record.structure, values)])
-        return made
-
 
 HARD = {"store": None, "hard": ("energy",)}
 Bad = Callable[[Case], Any]
@@ -92,7 +82,7 @@ DATA: dict[str, tuple[Bad, str]] = {
         ),
         "label energy holds NaN or inf",
     ),
-    "no label": (lambda c: c.labelled(stress=None), "no label stress; it has energy, forces"),
+    "no label": (lambda c: c.labelled(stress=None), "no label stress; it has "),
     "label of another shape": (
         lambda c: c.labelled(forces=[[0.0] * 3] * 3),
         r"label forces has shape \(3, 3\), expected \(2, 3\)",
@@ -127,7 +117,7 @@ DATA: dict[str, tuple[Bad, str]] = {
     ),
     "soft magmoms": (
         lambda c: c.salts.data(store=c.salts.own, soft=("magmoms",)),
-        "soft: unknown quantity 'magmoms'; expected some of energy, forces, stress",
+        "soft: unknown quantity 'magmoms'; known: energy, forces, stress",
     ),
     "missing that is not hard": (
         lambda c: c.salts.data(hard=("energy",), missing=("forces",)),
@@ -248,26 +238,46 @@ UNITS: dict[str, tuple[str, Callable[[Any, int], Any], str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+    """A dozen salts, strained and rattled, so that there is enough to tell from."""
+    generator, made = np.random.default_rng(0), []
+    for index in range(12):
+        atoms = list(small.salts())[index % 4].atoms
+        strain = generator.normal(scale=0.02, size=(3, 3))
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain + strain.T), scale_atoms=True)
+        atoms.rattle(0.1, seed=index)
+        made.append(Frame(f"salt/{index}", atoms))
+    return small.labelled(made, tmp_path_factory.mktemp("many"))
+
+
 @pytest.mark.parametrize("source", ["hard", "soft"])
 @pytest.mark.parametrize("name", UNITS)
-def test_units_and_signs_are_refused(case: Case, name: str, source: str) -> None:
+def test_units_and_signs_are_refused(
+    many: Labelled, tmp_path: Path, name: str, source: str
+) -> None:
     """In labels and in the store, by what pretrained CHGNet says of the structures."""
     quantity, change, message = UNITS[name]
-    frames, store = case.salts.frames, None
+    frames, store = many.frames, None
     if source == "hard":
         frames = [
-            small.with_label(frame, **{quantity: change(frame.labels[quantity], len(frame.atoms))})
+            small.with_label(frame, **{quantity: change(frame.labels[quantity], 2)})
             for frame in frames
         ]
     else:
-        store = case.store(lambda key, value: change(value, 2) if key == quantity else value)
+        store = small.changed_store(
+            many.store,
+            tmp_path / "store",
+            lambda key, value: change(value, 2) if key == quantity else value,
+        )
     weights = {"energy": 1, "forces": 1, "stress": 1}
-    data = case.salts.data(frames, store=store, **{source: tuple(weights)})
-    with pytest.raises(
-        DataError, match=f"the {source} targets cannot be right.*(\n.*)*({message})"
-    ):
-        case.train(data, **{source: weights})
-    assert not (case.folder / "run").exists()
+    data = many.data(frames, store=store, **{source: tuple(weights)})
+    match = f"the {source} targets cannot be right.*(\n.*)*({message})"
+    with pytest.raises(DataError, match=match):
+        small.trainer(**{source: weights}).train(
+            small.loader(data, 2), small.loader(data, 2), save_dir=str(tmp_path / "run")
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_store_takes_no_nan_and_has_what_is_asked(case: Case) -> None:

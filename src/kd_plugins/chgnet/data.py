@@ -146,14 +146,14 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
                 self.left_out[name] = str(error.args[0])
 
     def _row(self, frame: Frame) -> Row:
-        n_atoms = len(frame.atoms)
+        structure, n_atoms = to_pymatgen(frame.atoms), len(frame.atoms)
         labels = {name: _label(name, frame, self.missing) for name in self.hard}
         teacher = self._teacher(frame)
         hard = to_host({"energy": np.nan, **labels}, n_atoms)
         soft = {
             PREFIX["soft"] + letter: value for letter, value in to_host(teacher, n_atoms).items()
         }
-        graph = self.converter(to_pymatgen(frame.atoms), graph_id=frame.structure_id)
+        graph = self.converter(structure, graph_id=frame.structure_id)
         for tensor in (graph.atom_frac_coord, graph.lattice):
             tensor.requires_grad_(False)
         case = Case(frame.structure_id, to_structure(frame.atoms), labels, teacher)

@@ -23,7 +23,7 @@ from kd_plugins.chgnet.preflight import check_magmoms, check_targets_held
 from kd_plugins.chgnet.schedule import FitSettings
 from kd_plugins.chgnet.trainer import LAST, OURS, DistillTrainer
 from kd_plugins.chgnet.trunk import FrozenTrunk, UnsuitableTrunk
-from kd_plugins.chgnet.trunk_cache import CachedData
+from kd_plugins.chgnet.trunk_cache import CachedData, check_share
 from kd_plugins.chgnet.weights import Ratios
 
 Way = Literal["cached", "plain"]
@@ -89,6 +89,7 @@ def distill(
     paper = {"energy": 1, "forces": 1} if soft is None and hard is None else {}
     ratios = Ratios(hard=hard or {}, soft=soft or paper)
     loss = DistillLoss(ratios, criterion, delta, select)
+    check_share(force_share)
     for data in (train, validation):
         check_targets_held(data.keys, ratios)
     print(freeze_except(model, trainable))

@@ -54,8 +54,7 @@ class CachedData(Dataset[tuple[Features, dict[str, Tensor]]]):
         seed: int = 0,
         progress: bool = True,
     ) -> None:
-        if not 0 < force_share <= 1:
-            raise ValueError(f"force_share: expected above 0 and at most 1, got {force_share}")
+        check_share(force_share)
         self.data, self.trunk, self.folder = data, trunk, Path(folder) / trunk.fingerprint
         self.force_share, self.seed = force_share, seed
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +95,12 @@ class CachedData(Dataset[tuple[Features, dict[str, Tensor]]]):
         save_file({name: value.contiguous() for name, value in vars(made).items()}, partial)
         os.replace(partial, path)
         return made
+
+
+def check_share(force_share: float) -> None:
+    """Raise a ValueError for a share that is not above 0 and at most 1."""
+    if not 0 < force_share <= 1:
+        raise ValueError(f"force_share: expected above 0 and at most 1, got {force_share}")
 
 
 def n_coordinates(row: Row, force_share: float) -> int:

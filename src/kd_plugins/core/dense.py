@@ -8,7 +8,7 @@ float64 before they are rounded, keep all digits of a relation between atoms tha
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,8 +39,8 @@ def contrast_dense(
     >>> [round(loss, 4) for loss in losses.tolist()], hits.tolist()
     ([0.3133, 0.3133], [True, True])
     """
-    found = _Contrast.apply(keys, anchors, temperature, mirrored, first)
-    return cast(tuple[Tensor, Tensor], found)
+    apply: Any = _Contrast.apply
+    return apply(keys, anchors, temperature, mirrored, first)
 
 
 def unit_relations(
@@ -54,7 +54,8 @@ def unit_relations(
     What is shorter than the two limits is not blown up to unit length. Differentiable once; in one
     step, since the many small ones that it is made of would take longer than their numbers.
     """
-    return cast(Tensor, _UnitRelations.apply(embeddings, pairs, shortest_embedding, shortest))
+    apply: Any = _UnitRelations.apply
+    return apply(embeddings, pairs, shortest_embedding, shortest)
 
 
 class _UnitRelations(torch.autograd.Function):

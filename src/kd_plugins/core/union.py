@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,7 +56,8 @@ def gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
         rows: of this rank.
         counts: how many each rank has, see `counts_of_ranks`.
     """
-    return cast(Tensor, _Gather.apply(rows, counts)) if len(counts) > 1 else rows
+    apply: Any = _Gather.apply
+    return apply(rows, counts) if len(counts) > 1 else rows
 
 
 def place(counts: tuple[int, ...]) -> slice:
