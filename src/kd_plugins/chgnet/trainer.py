@@ -130,6 +130,8 @@ class DistillTrainer(Trainer):
             self._check(train_loader.dataset)
         self._claim(Path(save_dir))
         self._begin(len(train_loader))
+        if self.best_model is not None:
+            self._save_best(save_dir)  # which a kill after last.pth.tar may have left out
         references = self.model.composition_model
         trains = any(parameter.requires_grad for parameter in references.parameters())
         super().train(
@@ -207,11 +209,16 @@ class DistillTrainer(Trainer):
         best = copy.deepcopy(self.model) if is_best else self.best_model
         self.best_model = best
         os.makedirs(save_dir, exist_ok=True)
-        if is_best:
-            self.save(os.path.join(save_dir, BEST))
+        self.save(os.path.join(save_dir, LAST))
         super().save_checkpoint(epoch, mae_error, save_dir)
         self.best_model = best  # CHGNet takes the model that goes on training
-        self.save(os.path.join(save_dir, LAST))  # after the others: killed before, all are redone
+        if is_best:
+            self._save_best(save_dir)
+
+    def _save_best(self, folder: str) -> None:
+        live, self.model = self.model, self.best_model
+        self.save(os.path.join(folder, BEST))
+        self.model = live
 
     def get_best_model(self) -> CHGNet:
         """Return the model of the epoch with the lowest score, see `DistillLoss.score`.
