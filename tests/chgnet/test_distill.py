@@ -97,7 +97,7 @@ def test_both_ways_lead_to_the_same_student(
                 run(data, tmp_path / way, **changed)
         with pytest.raises((FileExistsError, ValueError), match="other (settings|structures)"):
             run(data.part([0, 1]), tmp_path / way)
-    assert differs(models["plain"], models["cached"]) < 5e-5
+    assert differs(models["plain"], models["cached"]) < 5e-4  # see test_trunk
 
 
 def test_what_features_cannot_do_is_done_by_the_trainer(
@@ -160,7 +160,7 @@ test_distill.run(data, Path(sys.argv[2]), settings=settings)
 
 def test_a_killed_call_goes_on(salts: Labelled, tmp_path: Path) -> None:
     """Before its first checkpoint of twenty seconds."""
-    epochs = 100
+    epochs = 40
     words = [str(salts.store.folder), str(tmp_path), str(epochs)]
     running = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", KILLED, *words],
