@@ -298,7 +298,7 @@ def test_a_corrupt_record_of_mptrj_is_named(case: Case) -> None:
     site = {"species": [{"element": "Cu", "occu": 1}], "abc": [0, 0, 0]}
     structure = {"lattice": {"matrix": np.eye(3).tolist()}, "sites": [site]}
     good = {"structure": structure, "energy_per_atom": -4.0, "force": [[0, 0, 0]], "stress": None}
-    for bad in ({"force": [[0, 0]]}, {"structure": {"sites": [site]}}):
+    for bad in ({"corrected_total_energy": 7.0}, {"structure": {"sites": [site]}}):
         path = case.folder / "mptrj.json"
         path.write_text(json.dumps({"mp-1": {"mp-1-0-0": good, "mp-1-0-1": {**good, **bad}}}))
         with pytest.raises(

@@ -160,9 +160,9 @@ def test_the_best_model_is_that_of_the_lowest_score_and_stays_as_it_is(
     seen: list[CHGNet] = []
     original = made.save_checkpoint
 
-    def save_checkpoint(*arguments: Any) -> None:
+    def save_checkpoint(*arguments: Any, **keywords: Any) -> None:
         seen.append(copy.deepcopy(made.model))
-        original(*arguments)
+        original(*arguments, **keywords)
 
     made.save_checkpoint = save_checkpoint
     with pytest.raises(RuntimeError, match="needs to be trained first"):

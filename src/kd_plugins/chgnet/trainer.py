@@ -95,7 +95,7 @@ class DistillTrainer(Trainer):
         self.errors: list[dict[str, float]] = []
         self.trainer_args = {
             **{"soft": ratios.soft, "hard": ratios.hard, "trainable": list(trainable)},
-            **{"criterion": criterion, "delta": delta, "select": loss.select},
+            **{"criterion": criterion, "delta": loss.delta, "select": loss.select},
             **{"schedule": schedule, "seed": seed, **host},
         }
         self._random_state: torch.Tensor | None = None
