@@ -12,7 +12,7 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 # Both suites at once, a core each; every line says whose it is.
 test: lint
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-pinned test-latest
+	@$(MAKE) --no-print-directory --jobs=2 test-pinned test-latest
 
 lint: .venv/.installed
 	@echo "== ruff and pyright"

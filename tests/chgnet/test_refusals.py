@@ -231,7 +231,7 @@ UNITS: dict[str, tuple[str, Callable[[Any, int], Any], str]] = {
     "stress of the other sign": ("stress", lambda s, n: -s, "sign"),
     "stress as VASP has it": ("stress", lambda s, n: s * -1602.0, "kBar"),
     "gradients for forces": ("forces", lambda f, n: -f, "sign|gradient"),
-    "forces in eV/bohr": ("forces", lambda f, n: f * 0.529177, "ohr|unit"),
+    "forces in kcal/mol/Å": ("forces", lambda f, n: f * 23.06, "kcal/mol/Å"),
     "energy per atom": ("energy", lambda e, n: e / n, "per atom"),
     "energy times atoms": ("energy", lambda e, n: e * n, "eV/atom|per atom|total"),
     "energy of another zero": ("energy", lambda e, n: e + 5 * n, r"align_references\(model, data"),

@@ -121,13 +121,10 @@ def kill_after(made: DistillTrainer, n_steps: int) -> None:
 
 
 @pytest.mark.filterwarnings(LOADS)
-@pytest.mark.parametrize("prefixes", [("mlp.",), ("mlp.", "composition_model.")])
-def test_a_resumed_run_ends_as_an_uninterrupted_one(
-    data: DistillData, tmp_path: Path, prefixes: tuple[str, ...]
-) -> None:
+def test_a_resumed_run_ends_as_an_uninterrupted_one(data: DistillData, tmp_path: Path) -> None:
     settings = {
         **{"soft": {"energy": RAMP, "forces": 1, "stress": 0.1}, "hard": {"energy": FADE}},
-        **{"epochs": 3, "seed": 7, "trainable": prefixes, "criterion": "Huber", "delta": 0.02},
+        **{"epochs": 3, "seed": 7, "criterion": "Huber", "delta": 0.02},
     }
     whole = trainer(**settings)
     whole.train(loader(data, 2), loader(data, 4), save_dir=str(tmp_path / "whole"))
@@ -140,7 +137,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     resumed = DistillTrainer.load(str(tmp_path / "stopped" / "last.pth.tar"))
     assert resumed.starting_epoch == 1
     assert resumed.trainable == whole.trainable
-    assert resumed.trainable.n_trainable == small.HEAD_SIZE + 94 * (len(prefixes) - 1)
+    assert resumed.trainable.n_trainable == small.HEAD_SIZE
     resumed.train(loader(data, 2), loader(data, 4), save_dir=str(tmp_path / "stopped"))
 
     assert differs(whole.model, resumed.model) == 0.0
@@ -148,7 +145,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     assert whole.errors == resumed.errors
     assert whole.training_history == resumed.training_history
     assert whole.criterion.step == resumed.criterion.step == 6
-    assert all(name.startswith(prefixes) for name in small.has_changed(resumed.model))
+    assert all(name.startswith("mlp.") for name in small.has_changed(resumed.model))
     files = [{path.name for path in (tmp_path / name).iterdir()} for name in ("whole", "stopped")]
     assert files[0] == files[1]
 
@@ -221,11 +218,3 @@ def test_arguments_may_be_numpys_and_are_not_kept_by_reference(
     state = torch.load(tmp_path / "last.pth.tar", weights_only=True)
     assert state["trainer_args"]["soft"]["forces"]["end"] == 1.0
     assert state["trainer_args"]["scheduler_params"] == {"decay_fraction": 0.1}
-
-
-def test_a_distilled_student_scores_better_than_it_did(data: DistillData, tmp_path: Path) -> None:
-    made = trainer(epochs=3)
-    made.train(loader(data, 2), loader(data, 4), save_dir=str(tmp_path))
-    train, val = made.errors[0]["train_soft_e"], made.errors[-1]["val_soft_e"]
-    assert val < train
-    assert {"train_soft_e", "train_soft_f", "train_soft_s", "train_hard_e"} <= set(made.errors[0])

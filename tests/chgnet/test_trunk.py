@@ -293,7 +293,7 @@ def test_a_loss_that_was_used_before_starts_at_its_first_step(
 def test_the_best_of_a_fit_is_that_of_the_lowest_score(
     data: DistillData, trunk_folder: Path, tmp_path: Path
 ) -> None:
-    settings = {"epochs": 9, "learning_rate": 0.1, "schedule": "chgnet"}
+    settings = {"epochs": 9, "learning_rate": 0.05, "schedule": "chgnet"}
     found, model = small.fitted(data, trunk_folder, tmp_path, **settings)
     scores = [errors["val_score"] for errors in found.errors]
     best = int(np.argmin(scores))
