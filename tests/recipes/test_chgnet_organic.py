@@ -71,7 +71,7 @@ def test_from_crystals_to_tables(study: tuple[Path, Path]) -> None:
         for name in ("teacher", "pretrained", "recommended-seed0")
     }
     apart = {name: abs(error - errors["teacher"]) for name, error in errors.items()}
-    assert apart["recommended-seed0"] < 0.5 * apart["pretrained"]
+    assert apart["recommended-seed0"] < apart["pretrained"]  # of two structures it has learned
     run("sweep", "ratios", "--out", out, "--arms", "hard", "--seeds", 0)
     text = run("report", "--out", out)
     assert "| recommended | 1 |" in text
