@@ -78,6 +78,8 @@ def ratio_map(ratios: Sweep, path: Path) -> None:
 def curves(ratios: Sweep, path: Path) -> None:
     """Draw soft and hard energy errors over training, paper 004's Figure 6, at r_HF = 1."""
     chosen = {arm: ratios[arm][0] for arm in ratios if arm == "soft" or arm.endswith("_1")}
+    if not chosen:
+        return
     figure, panels = plt.subplots(
         1,
         len(chosen),
