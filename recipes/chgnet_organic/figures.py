@@ -106,7 +106,7 @@ def learning(sizes: Sweep, path: Path) -> None:
     styles = {"ef_epochs": "C0o-", "ef_steps": "C0s--", "efs_epochs": "C1o-", "efs_steps": "C1s--"}
     for kind, style in styles.items():
         arms = [one for arm, one in sizes.items() if arm.rpartition("_")[0] == kind]
-        points = sorted((one[0]["size"] or 198, list(map(scanned, one))) for one in arms)
+        points = sorted((one[0]["structures"], list(map(scanned, one))) for one in arms)
         means = [statistics.mean(errors) for _, errors in points]
         bars = [statistics.stdev(errors) if len(errors) > 1 else 0 for _, errors in points]
         label = kind.replace("efs", "E + F + 0.1 S").replace("ef_", "E + F_").replace("_", ", ")

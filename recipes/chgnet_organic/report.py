@@ -162,13 +162,12 @@ def size_table(out: Path) -> Iterator[str]:
     """Yield N_train at fixed epochs and at fixed steps."""
     rows = []
     for arm, records in sweep(out, "sizes").items():
-        kind, budget, size = arm.split("_")
+        kind, budget, _ = arm.split("_")
         loss = {"ef": "energy, forces", "efs": "energy, forces, 0.1 stress"}[kind]
         steps = f"{records[0]['steps_taken']:,}"
-        number = 198 if size == "None" else int(size)
         errors = spread(scan_means(records, "teacher"))
         what = "100 epochs" if budget == "epochs" else "2,400 steps"
-        rows.append([loss, what, f"{number}", steps, f"{len(records)}", errors])
+        rows.append([loss, what, f"{records[0]['structures']}", steps, f"{len(records)}", errors])
     if rows:
         head = [
             "soft targets",

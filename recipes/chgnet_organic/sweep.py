@@ -78,6 +78,7 @@ def run(study: Study, arms: list[tuple[int, str, Arm]], paths: dict[tuple[int, s
             **asdict(arm),
             "arm": name,
             "seed": seed,
+            "structures": arm.size or len(school.train),
             "steps_taken": fitted.steps,
             "errors": fitted.errors[:: max(1, len(fitted.errors) // 100)],
             "volumes": volume_errors(scans, fitted.model),

@@ -177,8 +177,7 @@ def _differentiate(ctx: Any, of_losses: Tensor, *_: Any) -> tuple[Any, ...]:
     return keys, anchors, None, key_scale, anchor_scale, None, None, None, None
 
 
-def refuse(ctx: Any, *_: Any) -> None:
-    """Say that there is no second derivative."""
+def _refuse(ctx: Any, *_: Any) -> None:
     raise NotImplementedError(
         "the contrast of relations (CRACK, instance) can be differentiated once; a second "
         "derivative was asked for, as by create_graph=True and another backward"
@@ -188,4 +187,4 @@ def refuse(ctx: Any, *_: Any) -> None:
 torch.library.register_fake(NAME, _shapes)
 torch.library.register_fake(f"{NAME}_backward", _shapes_of_gradients)
 torch.library.register_autograd(NAME, _differentiate, setup_context=_save)
-torch.library.register_autograd(f"{NAME}_backward", refuse)
+torch.library.register_autograd(f"{NAME}_backward", _refuse)

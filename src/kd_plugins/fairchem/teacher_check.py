@@ -17,8 +17,7 @@ from kd_plugins.config import ConfigError
 from kd_plugins.core.cases import Case, Finding
 from kd_plugins.core.doctor import examine
 from kd_plugins.core.loss import Term
-from kd_plugins.core.structure import Structure
-from kd_plugins.fairchem.cached import CachedTeacher
+from kd_plugins.fairchem.cached import CachedTeacher, structures
 from kd_plugins.fairchem.convert import structure_ids
 from kd_plugins.fairchem.teacher import Teacher
 
@@ -83,7 +82,7 @@ def _case(batch: Batch, teacher: Teacher | CachedTeacher, device: torch.device) 
             name: _array(name, targets[name], batch) for name in targets if name in _LABELLED
         },
     }
-    return Case(structure_ids(batch)[0], _structure(batch), **pairs)
+    return Case(structure_ids(batch)[0], structures(batch)[0], **pairs)
 
 
 def _array(name: str, value: Tensor, batch: Batch) -> Any:
@@ -93,9 +92,3 @@ def _array(name: str, value: Tensor, batch: Batch) -> Any:
         return value.flatten()[0].cpu().numpy()
     free = batch.fixed == 0 if "fixed" in batch else torch.ones_like(batch.batch, dtype=torch.bool)
     return (value * free[:, None]).cpu().numpy()
-
-
-def _structure(batch: Batch) -> Structure:
-    periodic = batch.pbc.flatten().bool().cpu() if "pbc" in batch else [True] * 3
-    cell = batch.cell.reshape(3, 3).cpu()
-    return Structure(batch.atomic_numbers.long().cpu(), batch.pos.cpu(), cell, periodic)
