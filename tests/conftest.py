@@ -21,6 +21,11 @@ from tests.shared import require_shared, shared_folder
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
+# hippynn reads these when imported: no kernels to compile, no bars, no search for close pairs.
+os.environ.setdefault("HIPPYNN_USE_CUSTOM_KERNELS", "_pytorch_raw")
+os.environ.setdefault("HIPPYNN_PROGRESS", "none")
+os.environ.setdefault("HIPPYNN_WARN_LOW_DISTANCES", "False")
+
 jaxtyping.install_import_hook("kd_plugins.core", "beartype.beartype")
 
 collect_ignore_glob = [f"{host}/*" for host in ABSENT_HOSTS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from kd_plugins.cli import main
 from kd_plugins.config import read_config
 from kd_plugins.fairchem.settings import DistillSettings
 from kd_plugins.teachers import label, load_teacher
+from kd_plugins.teachers.structures import Frame, read_structures
 from tests.house import ROOT
 from tests.teachers import slow
 
@@ -61,6 +64,34 @@ def test_python_of_chgnet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     before = load_teacher("chgnet")(names["atoms"], ["stress"])["stress"]
     after = names["atoms"].get_stress()
     assert np.abs(after - taught).mean() < 0.3 * np.abs(before - taught).mean()
+
+
+def test_python_of_hippynn_runs(
+    shared_file: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Teacher, student and control on real molybdenum; the student is then hippynn's alone."""
+    pytest.importorskip("hippynn")
+    monkeypatch.chdir(tmp_path)
+    frames = list(read_structures([shared_file("metals/mlearn_Mo_train.extxyz.xz")]))
+    small = [frame for frame in frames if len(frame.atoms) < 50]
+    write_frames(Path("train.extxyz"), [*small, *frames[:: len(frames) // 16]])
+    (block,) = blocks("python", "add_teacher_targets")
+    for written, quick in ((", 100\n", ", 8\n"), ("learning_rate=0.001", "learning_rate=0.01")):
+        assert written in block
+        block = block.replace(written, quick)
+    exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "my-student" / "best_model.pt").is_file()
+    assert all((tmp_path / name / "best_model.pt").is_file() for name in ("teacher", "control"))
+
+
+def write_frames(path: Path, frames: Sequence[Frame]) -> None:
+    """Write labelled structures as an extended xyz."""
+    for frame in {one.structure_id: one for one in frames}.values():
+        atoms = frame.atoms.copy()
+        atoms.info = {"structure_id": frame.structure_id}
+        labels = {"energy": float(frame.labels["energy"]), "forces": frame.labels["forces"]}
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+        ase.io.write(path, atoms, append=True)
 
 
 def rattled_silicon(count: int, seed: int) -> list[Atoms]:

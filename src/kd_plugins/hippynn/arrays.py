@@ -1,0 +1,180 @@
+"""hippynn's padded arrays, and the structures that they hold."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+
+from kd_plugins.core.structure import Structure
+from kd_plugins.teachers.structures import Frame
+
+STRUCTURE_KEY = "structure_key"
+"""The array by which a database's rows are found in a TargetStore."""
+LABELS = ("energy", "forces")
+
+
+class DataError(ValueError):
+    """A database or a teacher's targets for it cannot be right; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class ArrayNames:
+    """What a database calls its arrays; left out, as hippynn's ``AseDatabase`` does.
+
+    Args:
+        species: (n, atoms) atomic numbers, 0 where a structure has no further atom.
+        positions: (n, atoms, 3) in Å.
+        cell: (n, 3, 3) in Å, rows are the lattice vectors; None where nothing is periodic.
+        energy: (n, 1) of the whole structure in eV.
+        forces: (n, atoms, 3) in eV/Å.
+    """
+
+    species: str = "numbers"
+    positions: str = "positions"
+    cell: str | None = "cell"
+    energy: str = "energy"
+    forces: str = "forces"
+
+    @property
+    def geometry(self) -> tuple[str, ...]:
+        """Names of what makes out a structure."""
+        names = (self.species, self.positions, self.cell)
+        return tuple(name for name in names if name is not None)
+
+
+def structure_keys(structure_ids: Iterable[str]) -> NDArray[np.int64]:
+    """Return a number for each structure id, which a hippynn database can carry along.
+
+    >>> bool(structure_keys(["a"])[0] == structure_keys(["b", "a"])[1])
+    True
+    """
+    digests = [hashlib.blake2b(one.encode(), digest_size=8).digest() for one in structure_ids]
+    return np.array([int.from_bytes(one, "big") >> 1 for one in digests], dtype=np.int64)
+
+
+def to_arrays(
+    frames: Iterable[Frame],
+    labels: Sequence[str] = LABELS,
+    names: ArrayNames | None = None,
+    dtype: DTypeLike = np.float32,
+) -> dict[str, NDArray[Any]]:
+    """Return structures with labels as a hippynn ``Database`` takes them.
+
+    Beside the arrays of `ArrayNames` there are ``structure_key``, by which rows are found again in
+    a TargetStore however a database shuffles them, and ``energy_per_atom``.
+
+    Args:
+        frames: such as `kd_plugins.teachers.read_structures` yields.
+        labels: those that every structure must have, ``energy`` and ``forces`` or one of them.
+        names: of the arrays.
+        dtype: of everything that is not a whole number.
+
+    Raises:
+        DataError: for no structure, an id that comes twice, or a label that is missing or not
+            finite.
+
+    >>> from ase import Atoms
+    >>> frame = Frame("cu", Atoms("Cu", cell=[2, 2, 2], pbc=True), {"energy": np.array(-3.5)})
+    >>> sorted(to_arrays([frame], labels=["energy"]))
+    ['cell', 'energy', 'energy_per_atom', 'numbers', 'positions', 'structure_key']
+    """
+    names, held = names or ArrayNames(), list(frames)
+    _check_frames(held, labels)
+    size = max(len(frame.atoms) for frame in held)
+    arrays = {
+        names.species: padded([frame.atoms.numbers for frame in held], size),
+        names.positions: padded([frame.atoms.positions for frame in held], size).astype(dtype),
+        STRUCTURE_KEY: structure_keys(frame.structure_id for frame in held),
+    }
+    if names.cell is not None:
+        arrays[names.cell] = np.array([frame.atoms.cell.array for frame in held], dtype)
+    if "energy" in labels:
+        energy = np.array([[float(frame.labels["energy"])] for frame in held])
+        sizes = np.array([[len(frame.atoms)] for frame in held])
+        arrays[names.energy] = energy.astype(dtype)
+        arrays["energy_per_atom"] = (energy / sizes).astype(dtype)
+    if "forces" in labels:
+        forces = [frame.labels["forces"] for frame in held]
+        arrays[names.forces] = padded(forces, size).astype(dtype)
+    return arrays
+
+
+def padded(values: Sequence[NDArray[Any]], size: int) -> NDArray[Any]:
+    """Return (n, size, ...) of n arrays (atoms, ...), zeros behind each one's atoms."""
+    first = values[0]
+    found = np.zeros((len(values), size, *first.shape[1:]), first.dtype)
+    for row, value in zip(found, values, strict=True):
+        row[: len(value)] = value
+    return found
+
+
+def structures(arrays: Mapping[str, torch.Tensor], names: ArrayNames) -> list[Structure]:
+    """Return the structures of a split, without padding.
+
+    Raises:
+        DataError: for arrays that are missing or do not fit each other, or values not finite.
+    """
+    check_there(arrays, names.geometry)
+    numbers, positions = (arrays[name].cpu().numpy() for name in names.geometry[:2])
+    if positions.shape != (*numbers.shape, 3):
+        raise DataError(
+            f"array {names.positions!r}: expected {(*numbers.shape, 3)} as of {names.species!r}, "
+            f"got {positions.shape}"
+        )
+    cells = np.zeros((len(numbers), 3, 3)) if names.cell is None else arrays[names.cell].cpu()
+    periodic = [names.cell is not None] * 3
+    try:
+        return [
+            Structure(z[z != 0], r[z != 0], cell, periodic)
+            for z, r, cell in zip(numbers, positions, np.asarray(cells), strict=True)
+        ]
+    except ValueError as error:
+        raise DataError(f"a structure of the database: {error}") from error
+
+
+def check_there(arrays: Mapping[str, Any], wanted: Iterable[str]) -> None:
+    """Refuse a split that lacks an array.
+
+    Raises:
+        DataError: naming it.
+    """
+    for name in wanted:
+        if name not in arrays:
+            raise DataError(
+                f"the database has no array {name!r}; it has {', '.join(sorted(arrays))}; say "
+                "what it calls its arrays with names=ArrayNames(...)"
+            )
+
+
+def _check_frames(frames: Sequence[Frame], labels: Sequence[str]) -> None:
+    unknown = sorted(set(labels) - set(LABELS))
+    if unknown:
+        raise DataError(f"labels: expected some of {', '.join(LABELS)}, got {unknown[0]!r}")
+    if not frames:
+        raise DataError("there are no structures to make arrays of")
+    seen = set[str]()
+    for frame in frames:
+        if frame.structure_id in seen:
+            raise DataError(f"structure id {frame.structure_id!r} comes twice")
+        seen.add(frame.structure_id)
+        for name in labels:
+            _check_label(frame, name)
+
+
+def _check_label(frame: Frame, name: str) -> None:
+    if name not in frame.labels:
+        held = ", ".join(frame.labels) or "no labels"
+        raise DataError(f"structure {frame.structure_id!r} has no {name}; it has {held}")
+    value = frame.labels[name]
+    expected = () if name == "energy" else (len(frame.atoms), 3)
+    if value.shape != expected or not np.isfinite(value).all():
+        raise DataError(
+            f"structure {frame.structure_id!r}: expected {name} {expected}, finite; got "
+            f"{value.shape} with {int((~np.isfinite(value)).sum())} that are NaN or inf"
+        )

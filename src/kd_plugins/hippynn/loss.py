@@ -1,0 +1,226 @@
+"""The loss of paper 003 as a hippynn loss graph, of hippynn's own nodes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hippynn.graphs import physics
+from hippynn.graphs.nodes.base.algebra import ValueNode
+from hippynn.graphs.nodes.loss import MAELoss, Mean, MSELoss, l2reg
+from hippynn.graphs.nodes.tags import Network
+
+from kd_plugins.core.names import look_up
+from kd_plugins.core.schedules import Constant, Schedule
+
+TEACHER = "teacher_"
+"""Prefix of the arrays that `kd_plugins.hippynn.add_teacher_targets` adds to a database."""
+WEIGHT = "_weight"
+"""Suffix of the array that says how much each of them counts, 0 where one is missing."""
+SMALL = 1e-6
+"""Error, in its own unit, below which the gradient of an RMSE is not that of a root any more."""
+NOTHING = 1e-12
+"""Keeps a batch without any target at zero."""
+
+
+@dataclass(frozen=True, eq=False)
+class DistillationLoss:
+    """Nodes for hippynn's ``assemble_for_training``.
+
+    Args:
+        train: the loss to train with.
+        validation: name to unweighted error; give one of them as ``stopping_key``, never a
+            weighted sum, whose weights a schedule would leave behind.
+        weights: term to the node that holds its weight.
+        schedules: term to weight as a function of the epoch, of those that change.
+    """
+
+    train: Any
+    validation: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    schedules: Mapping[str, Schedule]
+
+
+def distillation_loss(
+    energy_node: Any,
+    force_node: Any | None = None,
+    *,
+    weights: Mapping[str, float | Schedule],
+    energies: Literal["total", "per_atom"],
+) -> DistillationLoss:
+    """Return the loss of a student: labels and teacher, each RMSE + MAE (paper 003, eq. 3 and 5).
+
+    Terms by name: ``energy`` and ``forces`` compare with labels; ``atomic_energies``,
+    ``teacher_energy`` and ``teacher_forces`` with what `add_teacher_targets` has put into the
+    database; ``l2`` is the network's squared weights and ``hierarchicality`` HIPNN's own
+    regulariser. A term whose weight is 0 is not part of the graph, so the run without it is
+    hippynn's own.
+
+    Only nodes of hippynn are in it, so a student loads where this package is not.
+
+    Args:
+        energy_node: the student's ``HEnergyNode``, or one that sums several; with a ``db_name``.
+        force_node: its ``GradientNode`` with ``sign=-1``, if forces are compared.
+        weights: term to number, or to a schedule of `kd_plugins.core.schedules` over epochs, which
+            `LossSchedule` then carries out; such as `STUDENT` or `BORN_AGAIN`.
+        energies: what energy labels are compared as. ``"total"`` is the paper's, in eV, and counts
+            large structures for more; ``"per_atom"`` needs an array ``energy_per_atom``, in
+            eV/atom.
+
+    Raises:
+        KeyError: for a term that does not exist.
+        ValueError: for weights that are not >= 0, none above it, or a term that its node misses.
+
+    >>> from hippynn.graphs import inputs, networks, physics, targets
+    >>> species, positions = inputs.SpeciesNode(db_name="Z"), inputs.PositionsNode(db_name="R")
+    >>> sizes = dict(possible_species=[0, 1], n_features=4, n_sensitivities=4, dist_soft_min=1,
+    ...     dist_soft_max=3, dist_hard_max=4, n_interaction_layers=1, n_atom_layers=1)
+    >>> network = networks.Hipnn("net", (species, positions), module_kwargs=sizes)
+    >>> energy = targets.HEnergyNode("energy", network, db_name="E")
+    >>> loss = distillation_loss(energy, weights={"energy": 1, "atomic_energies": 100},
+    ...     energies="total")
+    >>> sorted(loss.validation)
+    ['atomic_energies_mae', 'atomic_energies_rmse', 'energy_mae', 'energy_rmse']
+    """
+    schedules = {name: _schedule(name, weight) for name, weight in weights.items()}
+    nodes = _Nodes(energy_node, force_node, energies)
+    chosen = {name: one for name, one in schedules.items() if one != Constant(0.0)}
+    if not chosen:
+        raise ValueError(f"weights: expected one above 0 or more, got {dict(weights)}")
+    errors = {name: look_up(name, TERMS, "loss term")(nodes) for name in weights}
+    values = {name: ValueNode(float(chosen[name](0))) for name in chosen}
+    terms = [values[name] * sum_of(errors[name]) for name in chosen]
+    return DistillationLoss(
+        train=sum_of(dict(enumerate(terms))),
+        validation={
+            f"{name}_{kind}": node
+            for name, kinds in errors.items()
+            for kind, node in kinds.items()
+            if name in chosen and kind
+        },
+        weights=values,
+        schedules={n: one for n, one in chosen.items() if not isinstance(one, Constant)},
+    )
+
+
+def sum_of(nodes: Mapping[Any, Any]) -> Any:
+    """Return the sum of loss nodes, from left to right."""
+    first, *rest = nodes.values()
+    for node in rest:
+        first = first + node
+    return first
+
+
+def root(square: Any) -> Any:
+    """Return the square root of a node, 0 at 0 and with a finite gradient there.
+
+    The usual one has an infinite gradient, which turns into NaN in a student that starts as its
+    teacher.
+    """
+    return (square + SMALL**2) ** 0.5 - SMALL
+
+
+@dataclass(frozen=True, eq=False)
+class _Nodes:
+    energy: Any
+    forces: Any | None
+    energies: str
+
+    def labels(self) -> dict[str, Any]:
+        if self.energies not in ("total", "per_atom"):
+            raise ValueError(f"energies: expected 'total' or 'per_atom', got {self.energies!r}")
+        if self.energies == "total":
+            return _label_error(_named(self.energy.main_output, "energy"))
+        name = "energy_per_atom"
+        return _label_error(physics.PerAtom(name, self.energy.main_output, db_name=name))
+
+    def force_labels(self) -> dict[str, Any]:
+        return _label_error(_named(self._forces("forces"), "forces"))
+
+    def teacher(self, name: str) -> dict[str, Any]:
+        nodes = {
+            "atomic_energies": lambda: self._atomic_energies(),
+            "energy": lambda: self.energy.main_output,
+            "forces": lambda: self._forces("teacher_forces"),
+        }
+        return _teacher_error(nodes[name](), f"{TEACHER}{name}")
+
+    def l2(self) -> dict[str, Any]:
+        return {"": l2reg(self.energy.find_unique_relative(lambda n: isinstance(n, Network)))}
+
+    def hierarchicality(self) -> dict[str, Any]:
+        if not hasattr(self.energy, "hierarchicality"):
+            raise ValueError(
+                f"hierarchicality: node {self.energy.name!r} has none; expected an HEnergyNode, or "
+                "leave that weight out"
+            )
+        return {"": Mean(self.energy.hierarchicality.pred)}
+
+    def _forces(self, term: str) -> Any:
+        if self.forces is None:
+            raise ValueError(f"{term} has a weight, but there is no force_node to compare; give it")
+        return self.forces.main_output
+
+    def _atomic_energies(self) -> Any:
+        if not hasattr(self.energy, "atom_energies"):
+            raise ValueError(
+                f"node {self.energy.name!r} ({type(self.energy).__name__}) has no atomic energies; "
+                "expected an HEnergyNode or a CombineEnergyNode; of an AtomizationEnergyNode, take "
+                "create_henergy_equivalent()"
+            )
+        return self.energy.atom_energies
+
+
+TERMS: Mapping[str, Callable[[_Nodes], dict[str, Any]]] = {
+    "energy": _Nodes.labels,
+    "forces": _Nodes.force_labels,
+    "atomic_energies": lambda nodes: nodes.teacher("atomic_energies"),
+    "teacher_energy": lambda nodes: nodes.teacher("energy"),
+    "teacher_forces": lambda nodes: nodes.teacher("forces"),
+    "l2": _Nodes.l2,
+    "hierarchicality": _Nodes.hierarchicality,
+}
+"""What a loss may be made of."""
+
+
+def _named(node: Any, term: str) -> Any:
+    if node.db_name is None:
+        raise ValueError(
+            f"{term}: node {node.name!r} has no db_name, so there are no labels to compare; give it"
+        )
+    return node
+
+
+def _label_error(node: Any) -> dict[str, Any]:
+    return {"rmse": root(MSELoss(node.pred, node.true)), "mae": MAELoss(node.pred, node.true)}
+
+
+def _teacher_error(node: Any, name: str) -> dict[str, Any]:
+    """Return the errors of a student's node against an array, each item with its weight."""
+    target, weight = _read(node, name).true, _read(node, name + WEIGHT).true
+    shares = Mean(weight) + NOTHING
+    difference = node.pred - target
+    return {
+        "rmse": root(Mean(difference * difference * weight) / shares),
+        "mae": MAELoss(node.pred * weight, target * weight) / shares,
+    }
+
+
+def _read(node: Any, name: str) -> Any:
+    """Return a node by which the loss reads an array that is laid out as another node's values.
+
+    It is never computed: hippynn finds a target's layout by its place in the model graph.
+    """
+    carrier = node * 1.0
+    carrier.set_dbname(name)
+    return carrier
+
+
+def _schedule(name: str, weight: float | Schedule) -> Schedule:
+    if callable(weight):
+        return weight
+    try:
+        return Constant(float(weight) if not isinstance(weight, bool) else weight)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"weight of {name!r}: {error}") from error

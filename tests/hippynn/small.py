@@ -1,0 +1,159 @@
+"""Small HIPNN models and molybdenum databases, real ones, and hippynn's own way to train them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hippynn.databases import Database
+from hippynn.experiment import SetupParams, assemble_for_training, setup_training, train_model
+from hippynn.experiment.controllers import Controller
+from hippynn.graphs import Predictor, inputs, networks, physics, targets
+from hippynn.graphs.nodes.inputs import CellNode, PositionsNode, SpeciesNode
+from hippynn.pretraining import hierarchical_energy_initialization
+from hippynn.tools import active_directory
+
+from kd_plugins.core.schedules import Schedule
+from kd_plugins.hippynn import LossSchedule, distillation_loss, to_arrays
+from kd_plugins.teachers.structures import Frame, read_structures
+
+MO = "metals/mlearn_Mo_train.extxyz.xz"
+INPUTS = (SpeciesNode, PositionsNode, CellNode)
+STEADY: Mapping[str, float | Schedule] = {"energy": 1, "forces": 10, "atomic_energies": 100}
+
+
+@dataclass(frozen=True)
+class Hipnn:
+    """The nodes of one model."""
+
+    network: Any
+    energy: Any
+    forces: Any
+
+
+def hipnn(seed: int = 2, width: int = 4, elements: Iterable[int] = (42,)) -> Hipnn:
+    """Return a model of one interaction layer with vector sensitivity."""
+    torch.manual_seed(seed)
+    species = inputs.SpeciesNode(db_name="numbers")
+    positions = inputs.PositionsNode(db_name="positions")
+    cell = inputs.CellNode(db_name="cell")
+    sizes = {
+        "possible_species": [0, *elements],
+        "n_features": width,
+        "n_sensitivities": 4,
+        "dist_soft_min": 1.5,
+        "dist_soft_max": 3.5,
+        "dist_hard_max": 4.0,
+        "n_interaction_layers": 1,
+        "n_atom_layers": 1,
+    }
+    network = networks.HipnnVec(
+        "hipnn", (species, positions, cell), periodic=True, module_kwargs=sizes
+    )
+    energy = targets.HEnergyNode("energy", network, db_name="energy")
+    forces = physics.GradientNode("forces", (energy, positions), sign=-1, db_name="forces")
+    return Hipnn(network, energy, forces)
+
+
+def frames(shared_file: Callable[[str], Path], small: int = 6, large: int = 14) -> list[Frame]:
+    """Return molybdenum structures: some of 2 to 36 atoms, and some of 53 or 54."""
+    held = list(read_structures([shared_file(MO)]))
+    sizes = {True: small, False: large}
+    return [
+        frame
+        for is_small, count in sizes.items()
+        for frame in [one for one in held if (len(one.atoms) < 50) == is_small][:count]
+    ]
+
+
+def database(held: Iterable[Frame], seed: int = 0) -> Database:
+    """Return a database that has been split; what is trained on it says what it needs."""
+    return Database(to_arrays(held), None, None, seed=seed, test_size=3, valid_size=3, quiet=True)
+
+
+def initialise(model: Hipnn, data: Database) -> None:
+    """Set the atoms' energies by the labels, as hippynn's scripts do."""
+    hierarchical_energy_initialization(model.energy, data)
+
+
+def near(model: Hipnn) -> Hipnn:
+    """Return a copy of a model whose weights are a little off."""
+    twin = copy.deepcopy(model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in twin.network.torch_module.parameters():
+            if parameter.is_floating_point():
+                parameter += 0.02 * torch.randn_like(parameter)
+    return twin
+
+
+def inputs_of(model: Hipnn) -> list[Any]:
+    """Return the nodes that read the database."""
+    return [model.energy.find_unique_relative(lambda n, k=k: isinstance(n, k)) for k in INPUTS]
+
+
+def predicted(model: Hipnn, arrays: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return what hippynn's own predictor says, padded."""
+    nodes = {"atomic_energies": model.energy.atom_energies, "forces": model.forces}
+    nodes |= {"energy": model.energy.main_output}
+    inputs = inputs_of(model)
+    said = Predictor(inputs, list(nodes.values()))(
+        **{n.db_name: arrays[n.db_name].clone() for n in inputs}
+    )
+    found = {name: said[node.name].numpy() for name, node in nodes.items()}
+    return {**found, "atomic_energies": found["atomic_energies"][..., 0]}
+
+
+def set_up(
+    model: Hipnn, data: Database, loss: Any, schedulers: Sequence[Any] = (), **settings: Any
+) -> tuple[Any, Any, Any]:
+    """Return hippynn's modules, controller and metrics."""
+    modules, info = assemble_for_training(loss.train, dict(loss.validation))
+    data.inputs, data.targets = info["inputs"], info["targets"]
+    initialise(model, data)
+    trained = [p for p in modules.model.parameters() if p.requires_grad]
+    settings = {"controller": Controller, "max_epochs": 3, **settings}
+    make = settings.pop("controller")
+    controller = make(
+        optimizer=torch.optim.Adam(trained, lr=1e-4),
+        scheduler=list(schedulers),
+        batch_size=4,
+        fraction_train_eval=0.5,
+        stopping_key=next(iter(loss.validation)),
+        quiet=True,
+        **settings,
+    )
+    return setup_training(modules, SetupParams(controller=controller, device="cpu"))
+
+
+def student(
+    folder: Path, model: Hipnn, data: Database, weights: Mapping[str, Any], max_epochs: int = 3
+) -> Any:
+    """Train with the loss of this package, in hippynn's own way; return its metrics."""
+    loss = distillation_loss(model.energy, model.forces, weights=weights, energies="total")
+    schedulers = [LossSchedule(loss)] if loss.schedules else []
+    modules, controller, metrics = set_up(model, data, loss, schedulers, max_epochs=max_epochs)
+    return train(folder, modules, data, controller, metrics)
+
+
+def train(
+    folder: Path,
+    modules: Any,
+    data: Database,
+    controller: Any,
+    metrics: Any,
+    callbacks: Sequence[Any] = (),
+    **more: Any,
+) -> Any:
+    """Let hippynn train in a folder; return its metrics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    with active_directory(str(folder)):
+        return train_model(
+            modules, data, controller, metrics, list(callbacks), None, quiet=True, **more
+        )

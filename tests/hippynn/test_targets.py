@@ -1,0 +1,369 @@
+"""A teacher's targets in a database: the same numbers wherever they come from, or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase.calculators.lj import LennardJones
+from hippynn.experiment import assemble_for_training
+from hippynn.graphs import GraphModule
+from hippynn.graphs.gops import swap_pairfinders
+from hippynn.graphs.nodes.pairs import DynamicPeriodicPairs
+from hippynn.interfaces.ase_interface import HippynnCalculator
+
+from kd_plugins.core.manifest import Manifest
+from kd_plugins.core.record import Record
+from kd_plugins.core.store import TargetStore
+from kd_plugins.hippynn import (
+    ArrayNames,
+    DataError,
+    HippynnTeacher,
+    add_teacher_targets,
+    cache_pairs,
+    distillation_loss,
+    to_arrays,
+)
+from kd_plugins.teachers.structures import Frame, to_structure
+from tests.hippynn import small
+
+EVERYTHING = ("atomic_energies", "energy", "forces")
+
+
+@pytest.fixture
+def frames(shared_file: Callable[[str], Path]) -> list[Frame]:
+    return small.frames(shared_file, large=12)
+
+
+@pytest.fixture
+def teacher(frames: list[Frame]) -> small.Hipnn:
+    """An untrained one whose atoms have the labels' mean energy."""
+    model = small.hipnn()
+    small.initialise(model, small.database(frames))
+    return model
+
+
+def added(data: Any) -> dict[str, torch.Tensor]:
+    return {
+        f"{split} {name}": array
+        for split, arrays in data.splits.items()
+        for name, array in arrays.items()
+        if name.startswith("teacher_")
+    }
+
+
+def labelled(folder: Path, frames: list[Frame], model: Any, **changes: Any) -> TargetStore:
+    """Return a store with what a model says of structures."""
+    manifest = Manifest("HIPNN", "a model", dict.fromkeys(EVERYTHING, "float64"))
+    store = TargetStore.create(folder, manifest)
+    arrays = {n: torch.as_tensor(a) for n, a in to_arrays(frames).items()}
+    said = HippynnTeacher(model)(arrays, EVERYTHING)
+    records = []
+    for row, frame in enumerate(frames):
+        n = len(frame.atoms)
+        values = {
+            "atomic_energies": said["atomic_energies"][row][:n],
+            "energy": said["energy"][row],
+            "forces": said["forces"][row][:n],
+        }
+        values = {name: torch.tensor(value) for name, value in values.items()}
+        structure = to_structure(changes.get("atoms", frame.atoms))
+        records.append(Record(frame.structure_id, structure, values))
+    store.append(records[: changes.get("count")])
+    return store
+
+
+def test_targets_are_what_the_model_says(frames: list[Frame], teacher: small.Hipnn) -> None:
+    """In every split, padded, and atoms add up to the whole."""
+    data = small.database(frames)
+    report = add_teacher_targets(data, teacher.energy, EVERYTHING)
+    for split, arrays in data.splits.items():
+        said = small.predicted(teacher, arrays)
+        for name, value in said.items():
+            np.testing.assert_allclose(arrays[f"teacher_{name}"], value, rtol=1e-5, atol=1e-5)
+        real = arrays["numbers"] != 0
+        assert torch.equal(arrays["teacher_atomic_energies_weight"] == 1, real)
+        assert not arrays["teacher_atomic_energies"][~real].any()
+        total = arrays["teacher_atomic_energies"].sum(1, keepdim=True)
+        torch.testing.assert_close(total, arrays["teacher_energy"], rtol=1e-5, atol=1e-3)
+        errors = ((total - arrays["energy"]) / real.sum(1, keepdim=True)).double()
+        assert report.sums[split].mean == pytest.approx(errors.mean().item(), abs=1e-4)
+        assert split in str(report)
+
+
+def test_from_wherever_the_same_targets_come(
+    frames: list[Frame], teacher: small.Hipnn, tmp_path: Path
+) -> None:
+    """A node, its model, a model with other pair finders, an ASE calculator, a store."""
+    expected = small.database(frames)
+    add_teacher_targets(expected, teacher.energy)
+    cached = with_cached_pairs(frames, teacher)
+    dynamic = small.copy.deepcopy(teacher)
+    swap_pairfinders(dynamic.energy, DynamicPeriodicPairs, module_kwargs={"dist_hard_max": 4.0})
+    sources = {
+        "model": GraphModule(small.inputs_of(teacher), [teacher.energy.main_output]),
+        "cached pairs": cached,
+        "dynamic pairs": dynamic.energy,
+        "calculator": PerAtom(teacher.energy),
+        "store": labelled(tmp_path / "store", frames, teacher.energy),
+    }
+    for source in sources.values():
+        data = small.database(frames)
+        add_teacher_targets(data, source)
+        for name, array in added(expected).items():
+            torch.testing.assert_close(added(data)[name], array, rtol=1e-5, atol=1e-5)
+
+
+class PerAtom(HippynnCalculator):
+    """hippynn's calculator with each atom's energy under ASE's name, in eV."""
+
+    def __init__(self, energy: Any) -> None:
+        extra = {"potential_energies": energy.atom_energies}
+        super().__init__(energy, extra_properties=extra, en_unit=1.0)
+        self.implemented_properties.append("energies")
+
+    def get_property(self, name: str, atoms: Any, allow_calculation: bool = True) -> Any:
+        found = super().get_property(
+            {"energies": "potential_energies"}.get(name, name), atoms, allow_calculation
+        )
+        return found[:, 0] if name == "energies" else found
+
+
+def with_cached_pairs(frames: list[Frame], teacher: small.Hipnn) -> Any:
+    """Return the model of a script that has cached its pairs."""
+    twin, data = small.copy.deepcopy(teacher), small.database(frames)
+    loss = distillation_loss(twin.energy, weights={"energy": 1}, energies="total")
+    modules, _ = assemble_for_training(loss.train, dict(loss.validation))
+    cache_pairs(modules.model, data)
+    modules, info = assemble_for_training(loss.train, dict(loss.validation))
+    assert "AutoPrecomputedPairs" in info["inputs"]
+    return modules.model
+
+
+def test_several_teachers_give_mean_and_spread(frames: list[Frame]) -> None:
+    """Through hippynn's own ensemble: as the mean and spread of its members."""
+    models = [small.hipnn(seed) for seed in (2, 4, 6)]
+    for model in models:
+        small.initialise(model, small.database(frames))
+    data = small.database(frames)
+    add_teacher_targets(data, [model.energy for model in models], spread=0.01)
+    for arrays in data.splits.values():
+        said = np.stack([small.predicted(model, arrays)["atomic_energies"] for model in models])
+        np.testing.assert_allclose(arrays["teacher_atomic_energies"], said.mean(0), atol=1e-4)
+        real = arrays["numbers"].numpy() != 0
+        expected = real / (1 + np.square(said.std(0, ddof=1) / 0.01))
+        np.testing.assert_allclose(
+            arrays["teacher_atomic_energies_weight"], expected, rtol=1e-3, atol=1e-4
+        )
+
+
+def test_a_teacher_stays_as_it_is(frames: list[Frame], teacher: small.Hipnn) -> None:
+    """Weights, mode and graph of the user's model."""
+    teacher.network.torch_module.train()
+    before = {n: p.clone() for n, p in teacher.network.torch_module.named_parameters()}
+    names = sorted(node.name for node in teacher.energy.get_all_connected())
+    add_teacher_targets(small.database(frames), [teacher.energy, teacher.energy], EVERYTHING)
+    assert teacher.network.torch_module.training
+    assert names == sorted(node.name for node in teacher.energy.get_all_connected())
+    for name, parameter in teacher.network.torch_module.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_another_zero_of_energy_is_taken_away(frames: list[Frame], teacher: small.Hipnn) -> None:
+    """Only if asked for: what is left is a teacher with the labels' zero."""
+    with torch.no_grad():
+        teacher.energy.torch_module.layers[0].weight += 3.0
+    with pytest.raises(DataError, match=r"\d eV/atom above the labels.*align=True"):
+        add_teacher_targets(small.database(frames), teacher.energy)
+    data = small.database(frames)
+    report = add_teacher_targets(data, teacher.energy, ("atomic_energies", "energy"), align=True)
+    assert report.offsets[42] == pytest.approx(3.0, abs=0.2)
+    assert abs(report.sums["train"].mean) < 0.05
+    arrays = data.splits["test"]
+    total = arrays["teacher_atomic_energies"].sum(1, keepdim=True)
+    torch.testing.assert_close(total, arrays["teacher_energy"], rtol=1e-5, atol=1e-3)
+
+
+def test_structures_that_do_not_add_up_are_left_out(
+    frames: list[Frame], teacher: small.Hipnn
+) -> None:
+    data = small.database(frames)
+    report = add_teacher_targets(data, teacher.energy, max_sum_error=0.1)
+    assert any(report.dropped.values())
+    for split, arrays in data.splits.items():
+        counts = arrays["teacher_atomic_energies_weight"].amax(1)
+        beyond = np.abs(report.sums[split].per_atom) > 0.1
+        assert counts.tolist() == [float(not one) for one in beyond]
+
+
+def test_missing_structures_do_not_count_if_allowed(
+    frames: list[Frame], teacher: small.Hipnn, tmp_path: Path
+) -> None:
+    store = labelled(tmp_path / "store", frames, teacher.energy, count=-2)
+    with pytest.raises(DataError, match="no targets of .* allow_missing=True"):
+        add_teacher_targets(small.database(frames), store)
+    data = small.database(frames)
+    report = add_teacher_targets(data, store, EVERYTHING, allow_missing=True)
+    assert sum(report.missing.values()) == 2
+    weights = torch.cat([a["teacher_energy_weight"] for a in data.splits.values()])
+    assert int((weights == 0).sum()) == 2
+
+
+def _edited(change: Callable[[Any], None]) -> Callable[..., Any]:
+    def prepare(data: Any, teacher: Any, frames: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+        change(data.splits["train"])
+        return teacher.energy, {}
+
+    return prepare
+
+
+def _nan(name: str) -> Callable[[Any], None]:
+    def change(arrays: Any) -> None:
+        arrays[name][0] = float("nan")
+
+    return change
+
+
+def _scaled(name: str, factor: float) -> Callable[[Any], None]:
+    def change(arrays: Any) -> None:
+        arrays[name] *= factor
+
+    return change
+
+
+def _settings(**settings: Any) -> Callable[..., Any]:
+    return lambda data, teacher, frames, folder: (teacher.energy, settings)
+
+
+def _per_atom(arrays: Any) -> None:
+    arrays["energy"] /= (arrays["numbers"] != 0).sum(1, keepdim=True)
+
+
+def _calculator(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+    return LennardJones(), {"quantities": ("magmoms",)}
+
+
+def _other_structures(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+    moved = [f.atoms.copy() for f in frames]
+    for atoms in moved:
+        atoms.positions[0] += 0.1
+    shifted = [Frame(f.structure_id, a, f.labels) for f, a in zip(frames, moved, strict=True)]
+    return labelled(folder / "moved", shifted, teacher.energy), {}
+
+
+def _shuffled_ids(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+    ids = [frame.structure_id for frame in frames][::-1]
+    other = [Frame(i, f.atoms, f.labels) for i, f in zip(ids, frames, strict=True)]
+    return labelled(folder / "shuffled", other, teacher.energy), {}
+
+
+def _no_keys(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+    for arrays in data.splits.values():
+        del arrays["structure_key"]
+    return labelled(folder / "store", frames, teacher.energy), {}
+
+
+def _unsplit(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+    data.splits.clear()
+    return teacher.energy, {}
+
+
+def _other_elements(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+    return small.hipnn(elements=(29, 47)).energy, {}
+
+
+def _twice(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+    add_teacher_targets(data, teacher.energy)
+    return teacher.energy, {}
+
+
+def _several_energies(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+    from hippynn.graphs.nodes.targets import HEnergyNode
+
+    second = HEnergyNode("second", teacher.network)
+    return GraphModule(
+        small.inputs_of(teacher), [teacher.energy.main_output, second.main_output]
+    ), {}
+
+
+def _gradients(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+    with torch.no_grad():
+        teacher.energy.torch_module.layers[1].weight *= 1000
+    for arrays in data.splits.values():
+        arrays["forces"] = -torch.as_tensor(small.predicted(teacher, arrays)["forces"])
+    return teacher.energy, {"quantities": EVERYTHING}
+
+
+def _given(teacher: Any) -> Callable[..., Any]:
+    return lambda data, own, frames, folder: (teacher, {})
+
+
+BAD: Mapping[str, tuple[Callable[..., Any], type[Exception], str]] = {
+    "NaN energy": (_edited(_nan("energy")), DataError, "'energy' is NaN or inf in 1 of"),
+    "NaN force": (_edited(_nan("forces")), DataError, "'forces' is NaN or inf in 1 of"),
+    "NaN position": (_edited(_nan("positions")), DataError, "NaN or inf"),
+    "energies per atom": (_edited(_per_atom), DataError, "above the labels|per atom"),
+    "kcal/mol": (_edited(_scaled("energy", 23.06)), DataError, "eV/atom above the labels|unit"),
+    "gradients": (_gradients, DataError, "turn its sign"),
+    "other elements": (_other_elements, DataError, "element 42, which the teacher does not know"),
+    "other structures": (_other_structures, DataError, "not the one that was labelled"),
+    "shuffled ids": (_shuffled_ids, DataError, "not the one that was labelled"),
+    "no keys": (_no_keys, DataError, "no array 'structure_key'"),
+    "not split": (_unsplit, DataError, "no training split yet"),
+    "twice": (_twice, DataError, "has 'teacher_atomic_energies' already"),
+    "no folder": (_given("nowhere"), DataError, "holds no hippynn model"),
+    "no teacher": (_given(3), DataError, "expected a hippynn GraphModule"),
+    "empty list": (_given([]), DataError, "empty list"),
+    "several energies": (_several_energies, DataError, "several energies"),
+    "not given by it": (_calculator, KeyError, "unknown quantity 'magmoms'"),
+    "unknown quantity": (
+        _settings(quantities=("charges",)),
+        KeyError,
+        "unknown quantity 'charges'",
+    ),
+    "a word": (_settings(quantities="energy"), DataError, "expected one or more names"),
+    "other names": (_settings(names=ArrayNames(species="Z")), DataError, "no array 'Z'"),
+    "no cells": (_settings(names=ArrayNames(cell=None)), DataError, "the teacher needs cells"),
+    "spread of one": (_settings(spread=0.1), DataError, "one teacher, so there is no spread"),
+    "forces' shape": (
+        _edited(lambda a: a.update(forces=a["forces"][:, :-1])),
+        DataError,
+        "'forces': expected",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_and_nothing_written(
+    name: str, frames: list[Frame], teacher: small.Hipnn, tmp_path: Path
+) -> None:
+    prepare, error, message = BAD[name]
+    data = small.database(frames)
+    source, settings = prepare(data, teacher, frames, tmp_path)
+    before = sorted(added(data))
+    with pytest.raises(error, match=message):
+        add_teacher_targets(data, source, **settings)
+    assert sorted(added(data)) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frames: [], "no structures"),
+        (lambda frames: [frames[0], frames[0]], "comes twice"),
+        (lambda frames: [Frame("a", frames[0].atoms, {})], "has no energy"),
+        (
+            lambda frames: [Frame("a", frames[0].atoms, {"energy": np.array(np.nan)})],
+            r"expected energy \(\), finite",
+        ),
+    ],
+)
+def test_arrays_of_bad_structures_are_refused(
+    frames: list[Frame], change: Callable[[list[Frame]], list[Frame]], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        to_arrays(change(frames))
