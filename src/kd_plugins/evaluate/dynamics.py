@@ -1,0 +1,179 @@
+"""Molecular dynamics with a calculator: how fast, how steady, how much memory."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.md.verlet import VelocityVerlet
+from jaxtyping import Float
+from tqdm import tqdm
+
+from kd_plugins.core.structure import Array
+
+WARM = 3
+"""Steps before the clock runs: compiled kernels and first neighbour lists."""
+
+
+@dataclass(frozen=True, eq=False)
+class NveRun:
+    """A run at constant energy.
+
+    Args:
+        n_atoms: of the structure.
+        timestep: fs.
+        times: (K,) ps at which the rest was noted.
+        energies: (K,) total energy, potential and kinetic, eV/atom.
+        temperatures: (K,) K.
+        seconds_per_step: by the clock, the median over steps.
+        frames: the K structures.
+    """
+
+    n_atoms: int
+    timestep: float
+    times: Float[Array, " K"]
+    energies: Float[Array, " K"]
+    temperatures: Float[Array, " K"]
+    seconds_per_step: float
+    frames: tuple[Atoms, ...]
+
+    @property
+    def microseconds_per_atom(self) -> float:
+        """Time per step per atom in µs (paper 003, Figure 2 A)."""
+        return 1e6 * self.seconds_per_step / self.n_atoms
+
+    @property
+    def nanoseconds_per_day(self) -> float:
+        """Simulated time in a day of computing."""
+        return 86400 / self.seconds_per_step * self.timestep * 1e-6
+
+    @property
+    def drift(self) -> float:
+        """Slope of the total energy, meV/atom/ps."""
+        return 1e3 * float(np.polyfit(self.times, self.energies, 1)[0])
+
+
+def nve(
+    atoms: Atoms,
+    calculator: Any,
+    steps: int,
+    *,
+    temperature: float,
+    seed: int,
+    timestep: float = 1.0,
+    every: int = 10,
+    progress: bool = True,
+) -> NveRun:
+    """Run molecular dynamics at constant energy and volume, by ASE's velocity Verlet.
+
+    Args:
+        atoms: a structure, which stays as it is.
+        calculator: an ASE calculator.
+        steps: to run, and to time after a few.
+        temperature: of the initial velocities in K; about half of it is left in a crystal.
+        seed: of these velocities.
+        timestep: fs.
+        every: steps between two notes.
+        progress: show a bar.
+
+    Raises:
+        ValueError: for fewer steps than two notes need, or forces that are not finite.
+    """
+    if steps < 2 * every:
+        raise ValueError(f"nve: expected {2 * every} steps or more (two notes), got {steps}")
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    atoms.set_velocities(_velocities(atoms, temperature, seed))
+    run = VelocityVerlet(atoms, timestep * units.fs)
+    run.run(WARM)
+    notes, clock = [], []
+    for step in tqdm(range(steps), "molecular dynamics", disable=not progress, unit=" steps"):
+        if step % every == 0:
+            notes.append(_note(atoms, step * timestep * 1e-3))
+        start = time.perf_counter()
+        run.run(1)
+        clock.append(time.perf_counter() - start)
+    times, energies, temperatures, frames = zip(*notes, strict=True)
+    return NveRun(
+        len(atoms),
+        timestep,
+        np.array(times),
+        np.array(energies),
+        np.array(temperatures),
+        float(np.median(clock)),
+        frames,
+    )
+
+
+def _velocities(atoms: Atoms, temperature: float, seed: int) -> Float[Array, "N 3"]:
+    """Return Maxwell-Boltzmann velocities without a drift of the whole, in ASE's unit."""
+    masses = atoms.get_masses()[:, None]
+    generator = np.random.default_rng(seed)
+    drawn = generator.normal(size=(len(atoms), 3)) * np.sqrt(units.kB * temperature / masses)
+    return drawn - (masses * drawn).sum(axis=0) / masses.sum()
+
+
+def _note(atoms: Atoms, moment: float) -> tuple[float, float, float, Atoms]:
+    energy = float(atoms.get_total_energy()) / len(atoms)
+    if not (np.isfinite(energy) and np.isfinite(atoms.get_forces()).all()):
+        raise ValueError(f"nve: energy or forces are not finite after {moment:.3f} ps")
+    frame = atoms.copy()
+    frame.calc = None
+    return moment, energy, float(atoms.get_temperature()), frame
+
+
+def autograd_bytes(atoms: Atoms, calculator: Any) -> int:
+    """Return the most memory that a calculator keeps for its backward pass, in bytes.
+
+    On a CPU the memory of a process is mostly that of its libraries and neighbour lists; this is
+    what grows with a model, the same in every run. A storage that is kept twice counts once.
+
+    Raises:
+        ValueError: for a calculator that keeps nothing, such as one without torch.
+    """
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    kept = _Kept()
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
+        atoms.get_forces()
+    if not kept.most:
+        raise ValueError(f"{type(calculator).__name__} keeps no tensor for a backward pass")
+    return kept.most
+
+
+class _Kept:
+    """Counts the storages that are kept, and remembers the most."""
+
+    def __init__(self) -> None:
+        self.holders: Counter[int] = Counter()
+        self.now = self.most = 0
+
+    def pack(self, tensor: torch.Tensor) -> _Holder:
+        return _Holder(tensor, self)
+
+    def unpack(self, holder: _Holder) -> torch.Tensor:
+        return holder.tensor
+
+    def change(self, tensor: torch.Tensor, by: int) -> None:
+        storage = tensor.untyped_storage()
+        before = self.holders[storage.data_ptr()]
+        self.holders[storage.data_ptr()] = before + by
+        if (before, by) in ((0, 1), (1, -1)):
+            self.now += by * storage.nbytes()
+            self.most = max(self.most, self.now)
+
+
+class _Holder:
+    """One tensor that is kept, until autograd lets it go."""
+
+    def __init__(self, tensor: torch.Tensor, kept: _Kept) -> None:
+        self.tensor, self.kept = tensor, kept
+        kept.change(tensor, 1)
+
+    def __del__(self) -> None:
+        self.kept.change(self.tensor, -1)

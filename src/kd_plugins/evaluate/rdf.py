@@ -1,0 +1,66 @@
+"""Radial distribution functions, and how far two of them are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.geometry.rdf import get_rdf
+from jaxtyping import Float
+
+from kd_plugins.core.structure import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Rdf:
+    """A radial distribution function, averaged over frames.
+
+    Args:
+        distances: (K,) middles of the bins in Å.
+        values: (K,) density around an atom relative to the mean density.
+    """
+
+    distances: Float[Array, " K"]
+    values: Float[Array, " K"]
+
+    def distance(self, other: Rdf) -> float:
+        """Return the integral of the absolute difference, in Å (paper 003, Figure 3 C).
+
+        Two runs of one model differ as well, so a distance says something only beside theirs.
+
+        Raises:
+            ValueError: for other bins.
+        """
+        if not np.array_equal(self.distances, other.distances):
+            raise ValueError("two radial distribution functions need the same cutoff and bins")
+        width = self.distances[1] - self.distances[0]
+        return float(np.abs(self.values - other.values).sum() * width)
+
+
+def rdf(frames: Sequence[Atoms], cutoff: float, bins: int = 100) -> Rdf:
+    """Return the radial distribution function of some frames, by ASE, in cells of any shape.
+
+    Args:
+        frames: periodic structures; each cell must hold a sphere of the cutoff.
+        cutoff: in Å.
+        bins: up to the cutoff, two or more.
+
+    Raises:
+        ValueError: for no frame, a frame that is not periodic, or fewer than two bins.
+        ase.geometry.rdf.CellTooSmall: if the cutoff is more than half a cell's height.
+
+    >>> from ase.build import bulk
+    >>> found = rdf([bulk("Cu", cubic=True) * (4, 4, 4)], cutoff=5.0)
+    >>> float(found.distances[found.values.argmax()].round(2))
+    2.58
+    """
+    if not len(frames):
+        raise ValueError("rdf: expected one frame or more, got none")
+    if not all(frame.pbc.all() and frame.cell.rank == 3 for frame in frames):
+        raise ValueError("rdf: a frame is not periodic in three directions, so has no density")
+    if bins < 2:
+        raise ValueError(f"rdf: expected 2 bins or more, got {bins}")
+    values, distances = get_rdf(list(frames), cutoff, bins)
+    return Rdf(distances, values)

@@ -1,0 +1,84 @@
+"""Energy is conserved, speed is a rate, and memory is what autograd keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+
+from kd_plugins.evaluate import autograd_bytes, nve
+
+
+class Springs(Calculator):
+    """Each atom on a spring of torch; wrong forces on request."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def __init__(self, wrong: float = 0.0) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def calculate(self, atoms: Any = None, properties: Any = None, changes: Any = None) -> None:
+        super().calculate(atoms, properties, changes)
+        positions = torch.tensor(atoms.positions, requires_grad=True)
+        energy = (positions**2).sum() + positions.exp().sum() * 0
+        (gradient,) = torch.autograd.grad(energy, positions, create_graph=True)
+        forces = -gradient.detach().numpy() + self.wrong
+        self.results = {"energy": energy.item(), "forces": forces}
+
+
+def copper() -> Atoms:
+    return bulk("Cu", cubic=True) * (2, 2, 2)
+
+
+def test_energy_is_conserved_and_velocities_follow_the_seed() -> None:
+    runs = [nve(copper(), EMT(), 60, temperature=600, seed=s, progress=False) for s in (0, 0, 1)]
+    first, again, other = runs
+    assert abs(first.drift) < 5
+    assert np.ptp(first.energies) < 1e-3
+    np.testing.assert_array_equal(first.energies, again.energies)
+    assert not np.allclose(first.temperatures, other.temperatures)
+    assert first.times == pytest.approx(np.arange(6) * 0.01)
+    assert len(first.frames) == 6 and first.frames[0].calc is None
+
+
+def test_forces_that_are_not_the_energys_show_as_drift() -> None:
+    atoms = Atoms("Cu4", positions=np.random.default_rng(0).normal(size=(4, 3)))
+    right = nve(atoms, Springs(), 100, temperature=0, seed=0, progress=False)
+    wrong = nve(atoms, Springs(wrong=2.0), 100, temperature=0, seed=0, progress=False)
+    assert abs(wrong.drift) > 50 * abs(right.drift)
+
+
+def test_rates_are_of_one_clock() -> None:
+    run = nve(copper(), EMT(), 20, temperature=300, seed=0, timestep=2.0, progress=False)
+    per_step = run.microseconds_per_atom * 1e-6 * run.n_atoms
+    assert run.nanoseconds_per_day * per_step == pytest.approx(86400 * 2e-6)
+
+
+def test_a_structure_stays_as_it_is() -> None:
+    atoms = copper()
+    before = atoms.positions.copy()
+    nve(atoms, EMT(), 20, temperature=300, seed=0, progress=False)
+    assert atoms.calc is None and np.array_equal(atoms.positions, before)
+
+
+def test_memory_grows_with_the_structure() -> None:
+    sizes = [autograd_bytes(Atoms(f"Cu{n}", positions=np.ones((n, 3))), Springs()) for n in (8, 16)]
+    assert sizes[1] - sizes[0] >= 8 * 3 * 8
+    assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.1)
+    assert autograd_bytes(Atoms("Cu8", positions=np.ones((8, 3))), Springs()) == sizes[0]
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ValueError, match="keeps no tensor"):
+        autograd_bytes(copper(), EMT())
+    with pytest.raises(ValueError, match="expected 20 steps or more"):
+        nve(copper(), EMT(), 10, temperature=300, seed=0)
+    with pytest.raises(ValueError, match="not finite"):
+        nve(copper(), Springs(float("nan")), 40, temperature=300, seed=0, progress=False)
