@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from ase.build import molecule
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from kd_plugins.config import ConfigError
@@ -165,12 +167,38 @@ def test_invariant_embeddings_in_half_precision_are_enough(
     assert set(metrics) - set(fewer) == {"embedding_mae", "embedding_cosine"} & set(metrics)
 
 
+def test_molecules_without_a_cell(
+    make_config: Callable[..., Settings], teacher: Path, tmp_path: Path
+) -> None:
+    """fairchem gives them lattice vectors, and they are still the structures that were labelled."""
+    molecules = [molecule(name) for name in ("H2O", "CH4", "NH3")]
+    for index, atoms in enumerate(molecules):
+        atoms.calc = EMT()
+        labels = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+        atoms.info = {"sid": f"molecule{index}", "fid": 0}
+    path = tiny.write_database(tmp_path / "molecules.db", molecules)
+    folder = tmp_path / "targets"
+    label(read_structures([path]), teacher_name(teacher), folder, SINGLE, progress=False)
+    assert not TargetStore.open(folder).record("molecule0/0").structure.cell.any()
+    settings = make_config(trainer=EQV2, task=cached(folder))
+    settings["dataset"]["train"]["src"] = str(path)
+    settings["dataset"].pop("val")
+
+    def said(trainer: Any) -> dict[str, float]:
+        targets = trainer.distiller.teacher(first_batch(trainer))
+        return dict(zip(targets.structure_ids, targets.values["energy"].tolist(), strict=True))
+
+    for name, energy in tiny.run(settings, said).items():
+        assert TargetStore.open(folder)[name].values["energy"].item() == energy
+
+
 def edited(settings: Settings, tmp_path: Path, **changes: Any) -> None:
     """Have the run read a copy of the store with another manifest."""
-    source = Path(block(settings)["targets"])
-    copy = tmp_path / "edited"
-    shutil.copytree(source, copy)
-    block(settings)["targets"] = str(copy)
+    targets, copy = block(settings)["targets"], tmp_path / "edited"
+    filled = isinstance(targets, dict)
+    shutil.copytree(targets["auto"] if filled else targets, copy)
+    block(settings)["targets"] = {"auto": str(copy)} if filled else str(copy)
     text = (copy / "manifest.json").read_text()
     for old, new in changes.items():
         text = text.replace(old, new)
@@ -225,7 +253,10 @@ BAD: dict[str, tuple[Callable[[Settings, Path], Any], str]] = {
         lambda s, p: block(s).update(targets=str(p / "none")),
         "task.distill.targets: .* holds no target store",
     ),
-    "no text": (lambda s, p: block(s).update(targets=3), "targets: expected a string, got 3"),
+    "no text": (
+        lambda s, p: block(s).update(targets=3),
+        "targets: expected a folder, auto or {auto: FOLDER}, got 3",
+    ),
     "neither": (lambda s, p: block(s).pop("targets"), "teacher: missing; .* or targets: a folder"),
     "an empty store": (
         lambda s, p: block(s).update(

@@ -76,10 +76,10 @@ def test_resume_equals_uninterrupted(
     folder = Path(settings["run_dir"]) / "checkpoints"
     for name in ("checkpoint.pt", "kd_checkpoint.pt", "best_checkpoint.pt"):
         whole, resumed = (tiny.load(folder / run / name) for run in ("run", "stopped"))
-        assert_same(_without_names(whole), _without_names(resumed), name)
+        assert_same(without_names(whole), without_names(resumed), name)
 
 
-def _without_names(state: dict[str, Any]) -> dict[str, Any]:
+def without_names(state: dict[str, Any]) -> dict[str, Any]:
     """Drop the run's name, and the scratch space in which fairchem swaps averages in and out."""
     if state.get("ema"):
         state["ema"].pop("collected_params")

@@ -48,11 +48,12 @@ def unit_relations(
     pairs: Int[Tensor, "2 E"],
     shortest_embedding: float,
     shortest: float,
-) -> Float[Tensor, "E W"]:
-    """Return the unit differences of pairs of unit embeddings, made in float64 and then rounded.
+) -> tuple[Float[Tensor, "E W"], Float[Tensor, " E"]]:
+    """Return the unit differences of pairs of unit embeddings, and how long they were.
 
-    What is shorter than the two limits is not blown up to unit length. Differentiable once; in one
-    step, since the many small ones that it is made of would take longer than their numbers.
+    Made in float64; the first are then rounded. What is shorter than the two limits is not blown up
+    to unit length. The first can be differentiated once, the lengths cannot; in one step, since the
+    many small ones that it is made of would take longer than their numbers.
     """
     apply: Any = _UnitRelations.apply
     return apply(embeddings, pairs, shortest_embedding, shortest)
@@ -64,7 +65,7 @@ class _UnitRelations(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, embeddings: Tensor, pairs: Tensor, shortest_embedding: float, shortest: float
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         units, sizes = _normalised(embeddings.double(), shortest_embedding)
         first, second = pairs
         differences = units.index_select(0, first).sub_(units.index_select(0, second))
@@ -72,12 +73,14 @@ class _UnitRelations(torch.autograd.Function):
         ctx.save_for_backward(units, sizes, relations, lengths, pairs)
         ctx.limits = shortest_embedding, shortest
         ctx.dtype = embeddings.dtype
-        return relations.to(embeddings.dtype)
+        given = lengths.flatten()
+        ctx.mark_non_differentiable(given)
+        return relations.to(embeddings.dtype), given
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        (gradient,) = grad_outputs
+        gradient, _ = grad_outputs
         units, sizes, relations, lengths, (first, second) = ctx.saved_tensors
         shortest_embedding, shortest = ctx.limits
         pull = _across(gradient.double(), relations, lengths, shortest)
@@ -88,15 +91,15 @@ class _UnitRelations(torch.autograd.Function):
 
 
 def _normalised(vectors: Tensor, shortest: float) -> tuple[Tensor, Tensor]:
-    """Return vectors over their lengths, and these lengths, not below the shortest."""
-    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_(min=shortest)
-    return vectors / lengths, lengths
+    """Return vectors over their lengths, of the short ones over the shortest; and the lengths."""
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / lengths.clamp(min=shortest), lengths
 
 
 def _across(gradient: Tensor, units: Tensor, lengths: Tensor, shortest: float) -> Tensor:
     """Return the gradient of what was normalised: its part across, of the short ones all of it."""
     along = (gradient * units).sum(dim=1, keepdim=True).mul_(lengths > shortest)
-    return gradient.addcmul(units, along, value=-1).div_(lengths)
+    return gradient.addcmul(units, along, value=-1).div_(lengths.clamp(min=shortest))
 
 
 class _Contrast(torch.autograd.Function):
@@ -107,10 +110,11 @@ class _Contrast(torch.autograd.Function):
         ctx: Any, keys: Tensor, anchors: Tensor, temperature: float, mirrored: bool, first: int
     ) -> tuple[Tensor, Tensor]:
         logits = _logits(keys, anchors, temperature)
+        totals = None if is_cold(temperature, keys.dtype) else _totals(logits, mirrored)
         own = logits[first : first + len(anchors)].diagonal()
-        losses = _log_sum(logits, mirrored, is_cold(temperature, keys.dtype)) - own
+        losses = _log_sum(logits, totals, mirrored) - own
         hits = own >= largest(logits, mirrored) if len(keys) else own.bool()
-        ctx.save_for_backward(keys, anchors)
+        ctx.save_for_backward(keys, anchors, logits, totals)
         ctx.settings = temperature, mirrored, first
         ctx.mark_non_differentiable(hits)
         return losses.to(keys.dtype), hits
@@ -118,9 +122,12 @@ class _Contrast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         gradient, _ = grad_outputs
-        keys, anchors = ctx.saved_tensors
+        keys, anchors, logits, totals = ctx.saved_tensors
         temperature, mirrored, first = ctx.settings
-        slope = _slope(_logits(keys, anchors, temperature), mirrored, temperature)
+        if torch.is_grad_enabled():  # a second derivative is asked for, which needs their graph
+            logits = _logits(keys, anchors, temperature)
+            totals = None if totals is None else _totals(logits, mirrored)
+        slope = _slope(logits, totals, mirrored)
         slope[first : first + len(anchors)].diagonal().sub_(1)
         slope = slope * (gradient / temperature)
         with torch.autocast(keys.device.type, enabled=False):
@@ -134,20 +141,27 @@ def _logits(keys: Tensor, anchors: Tensor, temperature: float) -> Float[Tensor, 
         return keys @ anchors.T / temperature
 
 
-def _log_sum(logits: Tensor, mirrored: bool, cold: bool) -> Float[Tensor, " A"]:
-    """Return the logarithm of each anchor's sum of exponentials, in float64."""
-    if cold:
-        both = torch.cat([logits, -logits]) if mirrored else logits
-        return both.double().logsumexp(dim=0)
-    terms = logits.cosh() if mirrored else logits.exp()
-    return terms.sum(dim=0).double().log() + (math.log(2) if mirrored else 0.0)
+def _totals(logits: Tensor, mirrored: bool) -> Float[Tensor, " A"]:
+    """Return each anchor's sum of exponentials, half of it where keys have opposites."""
+    return (logits.cosh() if mirrored else logits.exp()).sum(dim=0)
 
 
-def _slope(logits: Tensor, mirrored: bool, temperature: float) -> Float[Tensor, "E A"]:
+def _log_sum(logits: Tensor, totals: Tensor | None, mirrored: bool) -> Float[Tensor, " A"]:
+    """Return the logarithm of each anchor's sum of exponentials, in float64.
+
+    Without totals, which overflow at low temperatures, logits are taken relative to the largest.
+    """
+    if totals is not None:
+        return totals.double().log() + (math.log(2) if mirrored else 0.0)
+    both = torch.cat([logits, -logits]) if mirrored else logits
+    return both.double().logsumexp(dim=0)
+
+
+def _slope(logits: Tensor, totals: Tensor | None, mirrored: bool) -> Float[Tensor, "E A"]:
     """Return the derivative of `_log_sum`."""
+    if totals is not None:
+        return (logits.sinh() if mirrored else logits.exp()) / totals
     if not mirrored:
         return logits.softmax(dim=0).clone()
-    if is_cold(temperature, logits.dtype):
-        here, opposite = torch.cat([logits, -logits]).softmax(dim=0).chunk(2)
-        return here - opposite
-    return logits.sinh() / logits.cosh().sum(dim=0)
+    here, opposite = torch.cat([logits, -logits]).softmax(dim=0).chunk(2)
+    return here - opposite

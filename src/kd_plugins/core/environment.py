@@ -28,7 +28,7 @@ def recover(path: Path) -> None:
 
     LMDB tells readers of a commit at its very end, or when somebody writes again.
     """
-    handle_of(path, write=True).begin(write=True).abort()
+    transaction(path, write=True).abort()
 
 
 _OPEN: dict[Path, tuple[int, bool, lmdb.Environment]] = {}
@@ -89,14 +89,14 @@ def _check_length(path: Path, environment: lmdb.Environment) -> None:
         )
 
 
-def reading(path: Path) -> lmdb.Transaction:
-    """Return a read transaction, after another process has made the file larger, too."""
-    environment = handle_of(path, write=False)
+def transaction(path: Path, *, write: bool) -> lmdb.Transaction:
+    """Return a transaction, after another process has made the file larger, too."""
+    environment = handle_of(path, write=write)
     try:
-        return environment.begin()
+        return environment.begin(write=write)
     except lmdb.MapResizedError:
         environment.set_mapsize(0)
-        return environment.begin()
+        return environment.begin(write=write)
 
 
 def _map_size(path: Path) -> int:

@@ -65,11 +65,19 @@ class Side:
 
     Args:
         vectors: unit embeddings of the atoms, (N, D), or unit relations, (E, D), in the dense form.
-        scale: one over the lengths of differences between two atoms; None in the dense form.
+        lengths: of the differences between two atoms, however short.
+        scale: one over these lengths, less so for the shortest; None in the dense form.
     """
 
     vectors: Float[Tensor, "I D"]
+    lengths: PerRelation
     scale: PerRelation | None = None
+
+    def some(self, chosen: Bool[Tensor, " E"]) -> Side:
+        """Return some of its relations."""
+        if self.scale is None:
+            return Side(self.vectors[chosen], self.lengths[chosen])
+        return Side(self.vectors, self.lengths[chosen], self.scale[chosen])
 
 
 @dataclass(frozen=True)
@@ -108,32 +116,17 @@ class Pairing:
     form: Form = "direct"
     asking: slice | None = None
 
-    def lengths(self, units: Unit) -> PerRelation:
-        """Return the lengths of the differences between two atoms.
-
-        The Gram matrix spares the (E, D) differences, at the price of digits: 1e-16/length².
-        """
-        if self.pairs is None:
-            return units.new_ones(len(units))
-        first, second = self.pairs
-        if self.form != "gram":
-            differences = units.index_select(0, first) - units.index_select(0, second)
-            return torch.linalg.vector_norm(differences, dim=1)
-        products = units @ units.T
-        squares = products.diagonal()
-        squared = squares[first] + squares[second] - 2 * products[first, second]
-        return squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt()
-
     def side(self, embeddings: Unit, shortest: float) -> Side:
         """Return one model's relations; those below the shortest length are not blown up to one."""
         if self.pairs is None:
             units = unit(embeddings)
-            return Side(units, None if self.form == "dense" else units.new_ones(len(units)))
+            lengths = units.new_ones(len(units))
+            return Side(units, lengths, None if self.form == "dense" else lengths)
         if self.form == "dense":
-            return Side(unit_relations(embeddings, self.pairs, SHORTEST_EMBEDDING, shortest))
+            return Side(*unit_relations(embeddings, self.pairs, SHORTEST_EMBEDDING, shortest))
         units = unit(embeddings.double())
-        lengths = self.lengths(units).clamp(min=shortest)
-        return Side(units, lengths.reciprocal().to(embeddings.dtype))
+        lengths = _lengths(units, self.pairs, self.form)
+        return Side(units, lengths, lengths.clamp(min=shortest).reciprocal().to(embeddings.dtype))
 
     def contrast(
         self, student: Side, teacher: Side, temperature: float, anchor: Anchor
@@ -170,3 +163,18 @@ class Pairing:
     def listed(self, items: Tensor) -> Tensor:
         """Return one item a relation: opposite ones are alike, and come after all others."""
         return torch.cat([items, items]) if self.mirrored else items
+
+
+def _lengths(units: Unit, pairs: Int[Tensor, "2 E"], form: Form) -> PerRelation:
+    """Return the lengths of the differences between two atoms.
+
+    The Gram matrix spares the (E, D) differences, at the price of digits: 1e-16/length².
+    """
+    first, second = pairs
+    if form != "gram":
+        differences = units.index_select(0, first) - units.index_select(0, second)
+        return torch.linalg.vector_norm(differences, dim=1)
+    products = units @ units.T
+    squares = products.diagonal()
+    squared = squares[first] + squares[second] - 2 * products[first, second]
+    return squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt()

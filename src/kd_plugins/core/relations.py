@@ -17,7 +17,7 @@ from torch import Tensor
 from kd_plugins.core.edges import EdgeIndex, Edges
 from kd_plugins.core.edges import choose_edges as choose_edges
 from kd_plugins.core.names import suggestion
-from kd_plugins.core.pairing import Anchor, Comparison, Pairing, choose_form, unit
+from kd_plugins.core.pairing import Anchor, Comparison, Pairing, choose_form
 from kd_plugins.core.reduction import masked_mean
 from kd_plugins.core.union import counts_of_ranks, gather, place
 
@@ -95,12 +95,14 @@ class Crack:
         pairs, mirrored = self._pairs(edge_index, len(teacher), atoms)
         form = choose_form(len(teacher), pairs.shape[1], teacher.shape[1])
         pairing = Pairing(pairs, mirrored, form)
-        resolved = pairing.lengths(unit(teacher.double())) >= self.tolerance
-        kept = replace(pairing, pairs=pairs[:, resolved])
+        taught = pairing.side(teacher, self.tolerance)
+        resolved = taught.lengths >= self.tolerance
+        kept, taught = replace(pairing, pairs=pairs[:, resolved]), taught.some(resolved)
         if self.negatives == "global":
             student, teacher, kept = _of_all_ranks(student, teacher, kept)
-        sides = kept.side(student, self.tolerance), kept.side(teacher, self.tolerance)
-        comparison = kept.compare(*sides, self.temperature, self.anchor, floor)
+            taught = kept.side(teacher, self.tolerance)
+        learned = kept.side(student, self.tolerance)
+        comparison = kept.compare(learned, taught, self.temperature, self.anchor, floor)
         return replace(comparison, kept=pairing.listed(resolved))
 
     def _pairs(self, edge_index: Tensor, n_atoms: int, atoms: Tensor | None) -> tuple[Tensor, bool]:

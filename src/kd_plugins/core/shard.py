@@ -15,7 +15,7 @@ from typing import IO
 import lmdb
 
 from kd_plugins.core.environment import StoreError as StoreError
-from kd_plugins.core.environment import handle_of, is_born, reading, recover
+from kd_plugins.core.environment import handle_of, is_born, recover, transaction
 
 LONGEST_ID = 500
 """Bytes of UTF-8; LMDB keys end at 511."""
@@ -35,16 +35,17 @@ class ShardWriter:
 
     Args:
         path: of the LMDB file; made if it is not there.
+        patience: seconds to wait for another writer.
 
     Raises:
         ShardBusy: if another process is writing to it.
         StoreError: if the folder is read-only, or the file is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience: float = 0.0) -> None:
         self.path = path.resolve()
         try:
-            self._lock = exclusive_lock(path)
+            self._lock = exclusive_lock(path, patience)
             if self.path.exists() and not is_born(self.path):
                 self.path.unlink()  # what a full disk or a kill left of its making
             recover(self.path)
@@ -70,9 +71,9 @@ class ShardWriter:
             ) from error
 
     def _put(self, records: Mapping[str, bytes]) -> None:
-        with handle_of(self.path, write=True).begin(write=True) as transaction:
+        with transaction(self.path, write=True) as writing:
             for structure_id, payload in records.items():
-                transaction.put(key(structure_id), _digest(payload) + payload)
+                writing.put(key(structure_id), _digest(payload) + payload)
 
     def close(self) -> None:
         """Let another process write."""
@@ -125,21 +126,21 @@ class ShardReader:
             page = self._page(page[-1] + b"\0")
 
     def _page(self, start: bytes) -> list[bytes]:
-        with self._access() as transaction, transaction.cursor() as cursor:
+        with self._access() as reading, reading.cursor() as cursor:
             if not cursor.set_range(start):
                 return []
             return [bytes(k) for k in islice(cursor.iternext(keys=True, values=False), PAGE)]
 
     def _stored(self, structure_id: str) -> bytes | None:
-        with self._access() as transaction:
-            stored = transaction.get(key(structure_id))
+        with self._access() as reading:
+            stored = reading.get(key(structure_id))
             return None if stored is None else bytes(stored)
 
     @contextmanager
     def _access(self) -> Iterator[lmdb.Transaction]:
         try:
-            with reading(self.path) as transaction:
-                yield transaction
+            with transaction(self.path, write=False) as reading:
+                yield reading
         except lmdb.Error as error:
             raise StoreError(
                 f"{self.path.name} is damaged ({error}); restore it from a copy, or remove it and "
@@ -176,33 +177,30 @@ def key(structure_id: str) -> bytes:
     return encoded
 
 
-def exclusive_lock(path: Path) -> IO[str]:
+def exclusive_lock(path: Path, patience: float = 0.0) -> IO[str]:
     """Return a lock beside ``path`` that ends when it is closed, or with its process.
 
     Raises:
-        ShardBusy: if another process has it.
+        ShardBusy: if another process still has it after ``patience`` seconds.
     """
-    file = path.with_name(f"{path.name}.writer").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ShardBusy(
-            f"{path.name} is being written by another process; give each writer its own shard"
-        ) from None
-    return file
+    file, deadline = path.with_name(f"{path.name}.writer").open("a"), time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                file.close()
+                raise ShardBusy(
+                    f"{path.name} is being written by another process; give each writer its own "
+                    "shard"
+                ) from None
+        time.sleep(0.01)
 
 
 def take_over(shard: Path, patience: float) -> None:
     """Wait some seconds until nobody writes a shard, and make its last whole batch seen."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return ShardWriter(shard).close()
-        except ShardBusy:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+    ShardWriter(shard, patience).close()
 
 
 def _digest(payload: bytes) -> bytes:

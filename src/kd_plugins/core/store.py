@@ -98,11 +98,11 @@ class TargetStore:
         with self.only_writer(), self.writer(shard) as writer:
             writer.append(self.pack(records))
 
-    def writer(self, shard: str = "main") -> ShardWriter:
-        """Return a writer for many batches; give it what `pack` returns, and close it."""
+    def writer(self, shard: str = "main", patience: float = 0.0) -> ShardWriter:
+        """Return a writer, after seconds of patience; give it what `pack` returns, and close it."""
         if not re.fullmatch(r"[\w.-]+", shard):
             raise ValueError(f"a shard's name is made of letters, digits, '_', '-', '.': {shard!r}")
-        return ShardWriter(self.folder / f"{shard}.lmdb")
+        return ShardWriter(self.folder / f"{shard}.lmdb", patience)
 
     def pack(self, records: Iterable[Record]) -> dict[str, bytes]:
         """Return id to bytes, validated; see `append` for what is refused."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,33 +31,51 @@ class CachedTeacher:
     Each structure is compared with the one that was labelled before its targets are given away.
 
     Args:
-        folder: of the store, as ``task.distill.targets`` names it.
-        terms: of the loss, whose quantities the store must hold.
-
-    Raises:
-        ConfigError: if there is no store, it is empty, or lacks what a term needs.
+        store: that holds them.
+        quantities: that are given away, of each structure.
+        width: of the embeddings, or None where there are none.
+        lmax: highest degree of the embeddings, or None where there is but l = 0.
     """
 
-    def __init__(self, folder: str, terms: Sequence[Term]) -> None:
+    def __init__(
+        self,
+        store: TargetStore,
+        quantities: tuple[str, ...],
+        width: int | None = None,
+        lmax: int | None = None,
+    ) -> None:
+        self.store, self.quantities, self.width, self.lmax = store, quantities, width, lmax
+
+    @classmethod
+    def open(cls, folder: str, terms: Sequence[Term]) -> CachedTeacher:
+        """Return the targets of a store that was filled before.
+
+        Args:
+            folder: of the store, as ``task.distill.targets`` names it.
+            terms: of the loss, whose quantities the store must hold.
+
+        Raises:
+            ConfigError: if there is no store, it is empty, or lacks what a term needs.
+        """
         try:
-            self.store = TargetStore.open(folder)
-            first = next(self.store.ids(), None)
-            record = None if first is None else self.store.record(first)
+            store = TargetStore.open(folder)
+            first = next(store.ids(), None)
+            record = None if first is None else store.record(first)
         except StoreError as error:
             raise ConfigError(f"task.distill.targets: {error}") from error
         if record is None:
             raise ConfigError(f"task.distill.targets: the store {folder} holds no structure")
-        self.quantities = _needed(terms, self.store)
         sizes = {name: tuple(value.shape) for name, value in record.values.items()}
         widths = [shape[-1] for name, shape in sizes.items() if name.endswith("_embeddings")]
-        self.width = widths[0] if widths else None
         rows = sizes.get("equivariant_embeddings", (0, 0))[1]
-        self.lmax = math.isqrt(rows) - 1 if rows else None
+        lmax = math.isqrt(rows) - 1 if rows else None
+        return cls(store, _needed(terms, store), widths[0] if widths else None, lmax)
 
     @property
     def fingerprint(self) -> str:
         """The identity of the model that filled the store, as the model itself says it."""
-        return self.store.manifest.fingerprint.removeprefix("EquiformerV2 ")
+        own = self.store.manifest.fingerprint.removeprefix("EquiformerV2 ")
+        return own.partition(" ")[0]
 
     def __call__(self, batch: Batch, graph: object = None) -> TeacherTargets:
         """Return the targets of a batch, in float32; the graph is not needed."""
@@ -65,6 +83,11 @@ class CachedTeacher:
             self.attach(batch)
         values = {name: batch[f"{PREFIX}{name}"] for name in self.quantities}
         return TeacherTargets(structure_ids(batch), batch.natoms, values)
+
+    def missing(self, batch: Batch) -> list[int]:
+        """Return the places of a batch's structures that the store lacks."""
+        ids = enumerate(structure_ids(batch))
+        return [place for place, structure_id in ids if structure_id not in self.store]
 
     def attach(self, batch: Batch) -> Batch:
         """Put the targets of its structures into a batch, which carries them to the device."""
@@ -99,22 +122,6 @@ class CachedTeacher:
                 f"task.distill.targets: structure {structure_id!r} has no {missing[0]!r}"
             )
         return {name: _batched(name, record.values[name]) for name in self.quantities}
-
-
-class Collater:
-    """fairchem's collater, and the targets; runs in the workers of the data loader.
-
-    Args:
-        collate: fairchem's.
-        teacher: whose targets each batch is given.
-    """
-
-    def __init__(self, collate: Callable[[list[Any]], Batch], teacher: CachedTeacher) -> None:
-        self.collate, self.teacher = collate, teacher
-
-    def __call__(self, data: list[Any]) -> Batch:
-        """Return a batch with targets."""
-        return self.teacher.attach(self.collate(data))
 
 
 def structures(batch: Batch) -> list[Structure]:
@@ -152,12 +159,6 @@ def _needed(terms: Sequence[Term], store: TargetStore) -> tuple[str, ...]:
         ConfigError: naming a term, what it lacks and the command that makes it.
     """
     held = store.manifest.dtypes
-    for term in terms:
-        if term.quantity in _NEVER:
-            raise ConfigError(
-                f"terms.{term.name} compares {_NEVER[term.quantity]}, which no store can hold; "
-                "leave it out, or give teacher.checkpoint in place of targets"
-            )
     missing = [(term.quantity, term.name) for term in terms if term.quantity not in held]
     if missing:
         name, term = missing[0]
@@ -168,18 +169,29 @@ def _needed(terms: Sequence[Term], store: TargetStore) -> tuple[str, ...]:
             f"fill another with: kd-plugins label STRUCTURES --teacher "
             f'"{store.manifest.teacher}" --store FOLDER --quantities {every}{hint}'
         )
-    wanted = {term.quantity for term in terms} | ({"energy", "forces"} & set(held))
-    if "equivariant_embeddings" in wanted and "node_embeddings" in held:
+    return read_quantities(terms, held)
+
+
+def read_quantities(terms: Sequence[Term], held: Iterable[str]) -> tuple[str, ...]:
+    """Return those of some quantities that are worth reading: what terms and checks look at."""
+    wanted = {"energy", "forces", *(term.quantity for term in terms)}
+    if "equivariant_embeddings" in wanted:
         wanted.add("node_embeddings")
     return tuple(name for name in held if name in wanted)
 
 
-def check_transforms(dataset: Mapping[str, Any]) -> None:
-    """Refuse what would move atoms after they were labelled.
+def check_storable(terms: Sequence[Term], dataset: Mapping[str, Any]) -> None:
+    """Refuse terms whose targets are others in each step, and what moves atoms after labelling.
 
     Raises:
-        ConfigError: naming the transform.
+        ConfigError: naming the term or the transform.
     """
+    for term in terms:
+        if term.quantity in _NEVER:
+            raise ConfigError(
+                f"terms.{term.name} compares {_NEVER[term.quantity]}, which no store can hold; "
+                "leave it out, or give teacher.checkpoint in place of targets"
+            )
     still = ("normalizer", "element_references", "decompose_tensor")
     for split, settings in dataset.items():
         transforms = settings.get("transforms") if isinstance(settings, Mapping) else None
@@ -190,9 +202,3 @@ def check_transforms(dataset: Mapping[str, Any]) -> None:
                     f"targets would then be wrong; known not to: {', '.join(still)}. Leave it "
                     "out, or give teacher.checkpoint in place of targets"
                 )
-
-
-def missing_of(store: TargetStore, ids: Iterable[str]) -> list[str]:
-    """Return the ids that a store lacks."""
-    held = set(store.ids())
-    return [name for name in ids if name not in held]

@@ -19,6 +19,7 @@ from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.fairchem import random_state
 from kd_plugins.fairchem.cached import CachedTeacher
 from kd_plugins.fairchem.convert import Capture, Units, flatten_outputs
+from kd_plugins.fairchem.filling import AnyTeacher
 from kd_plugins.fairchem.hessian import draw_directions, force_derivatives
 from kd_plugins.fairchem.metrics import Metric, embedding_metrics, loss_metrics
 from kd_plugins.fairchem.settings import DistillSettings
@@ -31,7 +32,7 @@ from kd_plugins.fairchem.student import (
     student_values,
     teacher_in_student_units,
 )
-from kd_plugins.fairchem.teacher import Teacher, given_graph, with_graph
+from kd_plugins.fairchem.teacher import given_graph, with_graph
 
 
 class Distiller:
@@ -40,7 +41,7 @@ class Distiller:
     Args:
         settings: of the run.
         student: hooks on the student.
-        teacher: the frozen teacher, or its targets in a store.
+        teacher: the frozen teacher, its targets in a store, or both.
         device: of the run.
     """
 
@@ -48,7 +49,7 @@ class Distiller:
         self,
         settings: DistillSettings,
         student: Capture,
-        teacher: Teacher | CachedTeacher,
+        teacher: AnyTeacher,
         device: torch.device,
     ) -> None:
         self.settings, self.student, self.teacher, self.device = settings, student, teacher, device
@@ -178,12 +179,11 @@ class Distiller:
 
         Nor, between other widths, those whose projection starts at random and no term trains.
         """
-        if self.cached:
-            return tuple(name for name in EMBEDDINGS if name in self.teacher.quantities)
+        held = tuple(name for name in EMBEDDINGS if name in self.teacher.quantities)
         if self.student.backbone.sphere_channels == self.teacher.width:
-            return EMBEDDINGS
+            return held
         trained = {term.quantity for term in self.loss.terms}
-        return EMBEDDINGS if "equivariant_embeddings" in trained else EMBEDDINGS[:1]
+        return held if "equivariant_embeddings" in trained else held[:1]
 
     def take_metrics(self) -> dict[str, Metric]:
         """Return what the last batch added to the log, once."""

@@ -172,12 +172,37 @@ class TermsSettings:
 
 
 @dataclass(frozen=True)
+class Auto:
+    """A store that the run fills itself, asking the teacher once for each structure.
+
+    Args:
+        folder: where; ``targets`` beside the run's checkpoints if left out.
+    """
+
+    folder: str | None = None
+
+
+def read_targets(raw: object) -> str | Auto | None:
+    """Return where targets lie: ``FOLDER``, ``auto`` or ``{auto: FOLDER}``.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if raw is None or isinstance(raw, str):
+        return Auto() if raw == "auto" else raw
+    if isinstance(raw, Mapping) and set(raw) == {"auto"} and isinstance(raw["auto"], str):
+        return Auto(raw["auto"])
+    raise ValueError(f"expected a folder, auto or {{auto: FOLDER}}, got {raw!r}")
+
+
+@dataclass(frozen=True)
 class DistillSettings:
     """The whole block.
 
     Args:
         teacher: where it comes from; beside ``targets`` it is only what the student starts from.
-        targets: folder of a store that ``kd-plugins label`` filled; then no teacher is run.
+        targets: folder of a store that ``kd-plugins label`` filled; then no teacher is run. Or
+            ``auto``, and the teacher is run once for each structure, see `Auto`.
         student: how it starts.
         terms: of the loss, beside fairchem's own ``loss_functions``.
         projection: ``linear`` maps the student's embeddings to the teacher's width before they
@@ -189,7 +214,7 @@ class DistillSettings:
     student: StudentSettings
     terms: TermsSettings
     teacher: TeacherSettings | None = None
-    targets: str | None = None
+    targets: str | Auto | None = reader(read_targets, default=None)
     projection: Literal["linear", "none"] = "linear"
     seed: int = 0
     preflight: int = 1000
@@ -200,6 +225,8 @@ class DistillSettings:
             raise ValueError(
                 "teacher: missing; expected a mapping with its checkpoint, or targets: a folder"
             )
+        if self.teacher is None and isinstance(self.targets, Auto):
+            raise ValueError("targets: auto asks a teacher; give teacher.checkpoint as well")
         if self.teacher is None and self.student.initialize == "teacher":
             raise ValueError(
                 "student.initialize: teacher copies the teacher's weights, which targets do not "

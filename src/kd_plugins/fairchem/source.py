@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from torch_geometric.data import Batch
 from tqdm import tqdm
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.cached import CachedTeacher, Collater, check_transforms, missing_of
+from kd_plugins.fairchem.cached import CachedTeacher, check_storable, structures
 from kd_plugins.fairchem.checkpoint import Checkpoint, read_checkpoint
 from kd_plugins.fairchem.convert import Units, structure_ids
-from kd_plugins.fairchem.settings import DistillSettings
+from kd_plugins.fairchem.filling import AnyTeacher, FillingTeacher, of_all_ranks, online
+from kd_plugins.fairchem.settings import Auto, DistillSettings
 from kd_plugins.fairchem.teacher import Teacher
 
 SHOWN = 5
@@ -31,11 +33,13 @@ class Source:
 
     Args:
         checkpoint: as its file describes it; given away once, and with it its memory.
-        cached: the store.
+        cached: the store; one that the run fills itself is there when its teacher is.
+        filling: what the run itself puts into a store, and where.
     """
 
     checkpoint: Checkpoint | None
-    cached: CachedTeacher | None
+    cached: CachedTeacher | None = None
+    filling: Auto | None = None
 
     @classmethod
     def of(cls, settings: DistillSettings, dataset: Mapping[str, Any]) -> Source:
@@ -45,28 +49,43 @@ class Source:
             ConfigError: if the store lacks what a term needs, or a transform moves structures.
         """
         if settings.targets is None:
-            return cls(read_checkpoint(settings.teacher), None)
-        check_transforms(dataset)
-        cached = CachedTeacher(settings.targets, settings.terms.loss().terms)
+            return cls(read_checkpoint(settings.teacher))
+        terms = settings.terms.loss().terms
+        check_storable(terms, dataset)
+        if isinstance(settings.targets, Auto):
+            return cls(read_checkpoint(settings.teacher), filling=settings.targets)
+        cached = CachedTeacher.open(settings.targets, terms)
         if settings.student.initialize == "teacher":
             return cls(read_checkpoint(settings.teacher), cached)
         if settings.teacher is not None:
             logging.info("teacher.checkpoint is not read: targets come from the store")
         return cls(None, cached)
 
-    def teacher(self, device: torch.device) -> Teacher | CachedTeacher:
-        """Return what gives targets."""
-        return self.cached or self._take(device)
+    def teacher(self, device: torch.device, folder: Path, terms: Sequence[Term]) -> AnyTeacher:
+        """Return what gives targets.
 
-    def origin(
-        self, teacher: Teacher | CachedTeacher, device: torch.device
-    ) -> tuple[nn.Module, Units]:
+        Args:
+            device: of the run.
+            folder: of the run's own store, where it fills one and names no other.
+            terms: of the loss.
+
+        Raises:
+            ConfigError: if the store to fill is another teacher's, or for other terms.
+        """
+        if self.filling is None:
+            return self.cached or self._take(device)
+        named = self.filling.folder
+        teacher = FillingTeacher(self._take(device), Path(named) if named else folder, terms)
+        self.cached = teacher.cached
+        return teacher
+
+    def origin(self, teacher: AnyTeacher, device: torch.device) -> tuple[nn.Module, Units]:
         """Return the model from which a student starts, and its units.
 
         Raises:
             ConfigError: if it is another than the one that filled the store.
         """
-        model = teacher if isinstance(teacher, Teacher) else self._take(device)
+        model = online(teacher) or self._take(device)
         if model.fingerprint != teacher.fingerprint:
             raise ConfigError(
                 "task.distill: teacher.checkpoint is not the teacher that filled the store of "
@@ -77,17 +96,17 @@ class Source:
 
     def collater(self, collate: Callable[[list[Any]], Batch]) -> Callable[[list[Any]], Batch]:
         """Return a collater that reads targets, if they are read."""
-        if self.cached is None or isinstance(collate, Collater):
+        if (self.cached is None and self.filling is None) or isinstance(collate, Collater):
             return collate
-        return Collater(collate, self.cached)
+        return Collater(collate, self)
 
     def check_dataset(
         self, dataset: Dataset[Any], name: str, limit: int, device: torch.device
     ) -> None:
-        """Refuse a data set of which a structure has no target; ranks share the work.
+        """Refuse a data set of which a structure has no target, nor gets one; ranks share the work.
 
         Of some it is checked that they are still those that were labelled; of the others when they
-        are read.
+        are read. Where targets are added, an id must not stand for two structures.
 
         Args:
             dataset: of fairchem.
@@ -96,7 +115,8 @@ class Source:
             device: on which ranks talk.
 
         Raises:
-            ConfigError: with the number of structures without one and the first few.
+            ConfigError: with the number of structures without one and the first few, or with an
+                id of two structures.
         """
         if self.cached is None:
             return
@@ -104,7 +124,16 @@ class Source:
         mine = range(distutils.get_rank(), size, distutils.get_world_size())
         bar = tqdm(mine, f"matching {name}", leave=False, disable=not distutils.is_master())
         ids = [structure_ids(Batch.from_data_list([dataset[index]]))[0] for index in bar]
-        missing = missing_of(self.cached.store, ids)
+        held = set(self.cached.store.ids())
+        if self.filling is None:
+            self._refuse([its_id for its_id in ids if its_id not in held], size, name, device)
+        else:
+            check_ids(dataset, name, of_all_ranks(ids))
+        known = [index for index, its_id in zip(mine, ids, strict=True) if its_id in held]
+        for index in known[:: max(1, size // limit)]:
+            self.cached.attach(Batch.from_data_list([dataset[index]]))
+
+    def _refuse(self, missing: list[str], size: int, name: str, device: torch.device) -> None:
         count = int(distutils.all_reduce(len(missing), device=device))
         if count:
             shown = f": {', '.join(missing[:SHOWN])}" if missing else " (named by another rank)"
@@ -113,9 +142,53 @@ class Source:
                 f"{self.cached.store.folder}{shown}; label them with kd-plugins label, with the "
                 "same --teacher and --store"
             )
-        for index in list(mine)[:: max(1, size // limit)]:
-            self.cached.attach(Batch.from_data_list([dataset[index]]))
 
     def _take(self, device: torch.device) -> Teacher:
         checkpoint, self.checkpoint = self.checkpoint, None
         return Teacher(checkpoint, device)
+
+
+class Collater:
+    """fairchem's collater, and the targets; runs in the workers of the data loader.
+
+    A batch that the store does not hold yet is left as it is.
+
+    Args:
+        collate: fairchem's.
+        source: of the targets.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Batch], source: Source) -> None:
+        self.collate, self.source = collate, source
+
+    def __call__(self, data: list[Any]) -> Batch:
+        """Return a batch, with targets where they are known."""
+        batch, cached = self.collate(data), self.source.cached
+        return batch if cached is None or cached.missing(batch) else cached.attach(batch)
+
+
+def check_ids(dataset: Dataset[Any], name: str, ids: Sequence[Sequence[str]]) -> None:
+    """Refuse a data set in which two structures have one id.
+
+    Args:
+        dataset: of fairchem.
+        name: "train" or "val", for messages.
+        ids: of every how-many-th structure, by the rank that begins with its own number.
+
+    Raises:
+        ConfigError: naming the id and how the structures differ.
+    """
+    first: dict[str, int] = {}
+    for rank, found in enumerate(ids):
+        for index, its_id in zip(range(rank, len(dataset), len(ids)), found, strict=True):  # type: ignore[arg-type]
+            other = first.setdefault(its_id, index)
+            if other == index:
+                continue
+            ours, theirs = structures(Batch.from_data_list([dataset[i] for i in (other, index)]))
+            difference = ours.difference(theirs)
+            if difference is not None:
+                raise ConfigError(
+                    f"dataset.{name}: structures {other} and {index} are both called {its_id!r} "
+                    f"and are not the same: {difference}; targets are kept by sid/fid, so give "
+                    "each structure its own"
+                )

@@ -16,8 +16,8 @@ from kd_plugins.core.loss import DistillationLoss
 from kd_plugins.core.projection import Projection
 from kd_plugins.fairchem.cached import CachedTeacher
 from kd_plugins.fairchem.convert import Capture, Units, at_least_float32, energy_and_forces
+from kd_plugins.fairchem.filling import AnyTeacher
 from kd_plugins.fairchem.settings import DistillSettings
-from kd_plugins.fairchem.teacher import Teacher
 
 EMBEDDINGS = ("node_embeddings", "equivariant_embeddings")
 
@@ -81,7 +81,7 @@ def freeze(student: nn.Module, patterns: Sequence[str]) -> int:
 
 def check_pair(
     student: Capture,
-    teacher: Teacher | CachedTeacher,
+    teacher: AnyTeacher,
     settings: DistillSettings,
     outputs: Collection[str],
 ) -> None:
@@ -119,7 +119,7 @@ def check_pair(
                 f"terms.{name} needs an output of that name; the YAML's outputs: {list(outputs)}"
             )
     _check_heads(student, "student", quantities)
-    if isinstance(teacher, Teacher):
+    if not isinstance(teacher, CachedTeacher):
         _check_heads(teacher.capture, "teacher", quantities)
     if "force_derivatives" in quantities and student.backbone.activation_checkpoint:
         raise ConfigError(
@@ -147,7 +147,7 @@ def needs_projection(loss: DistillationLoss) -> bool:
     return any(term.quantity in EMBEDDINGS for term in loss.terms)
 
 
-def build_projection(student: Capture, teacher: Teacher | CachedTeacher, seed: int) -> Projection:
+def build_projection(student: Capture, teacher: AnyTeacher, seed: int) -> Projection:
     """Return the projection head, with one matrix for every degree that both models have.
 
     Where only l = 0 was cached it has those of the student, so that it starts as it would online.

@@ -26,7 +26,7 @@ from kd_plugins.fairchem.convert import (
     structure_ids,
 )
 
-_GRAPH_SETTINGS = (
+GRAPH_SETTINGS = (
     *("cutoff", "max_neighbors", "enforce_max_neighbors_strictly"),
     *("use_pbc", "use_pbc_single", "otf_graph"),
 )
@@ -64,6 +64,14 @@ class Teacher:
         """Highest degree of its embeddings."""
         return self.backbone.lmax_list[0]
 
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What it gives of a batch, by its heads."""
+        heads = self.model.output_heads.values()
+        energies = ("energy", "atomic_energies") if self.capture.energy_head is not None else ()
+        forces = ("forces",) if any(hasattr(head, "force_block") for head in heads) else ()
+        return (*energies, *forces, "node_embeddings", "equivariant_embeddings")
+
     @torch.no_grad()
     def __call__(self, batch: Batch, graph: GraphData | None = None) -> TeacherTargets:
         """Return the targets of a batch: energies, forces, atomic energies and embeddings.
@@ -96,7 +104,7 @@ class Teacher:
     def shares_graph_with(self, student: EquiformerV2Backbone) -> bool:
         """Return whether both models would build the same neighbour graph."""
         return all(
-            getattr(self.backbone, name) == getattr(student, name) for name in _GRAPH_SETTINGS
+            getattr(self.backbone, name) == getattr(student, name) for name in GRAPH_SETTINGS
         )
 
 

@@ -20,6 +20,7 @@ from kd_plugins.config import ConfigError
 from kd_plugins.fairchem import sidecar
 from kd_plugins.fairchem.convert import Capture, Units
 from kd_plugins.fairchem.distiller import Distiller
+from kd_plugins.fairchem.filling import online
 from kd_plugins.fairchem.preflight import check_batch, check_dataset
 from kd_plugins.fairchem.random_state import StepState
 from kd_plugins.fairchem.settings import read_settings
@@ -53,7 +54,8 @@ class DistillMixin:
         """Build the student as fairchem does, then the teacher; start and freeze the student."""
         super().load_model()
         student = Capture(self._unwrapped_model, "student")
-        teacher = self._source.teacher(self.device)
+        terms = self.settings.terms.loss().terms
+        teacher = self._source.teacher(self.device, self._checkpoint_folder / "targets", terms)
         check_pair(student, teacher, self.settings, self.output_targets)
         if self.settings.student.initialize == "teacher":
             model, self._units = self._source.origin(teacher, self.device)
@@ -91,7 +93,7 @@ class DistillMixin:
                 self._source.check_dataset(dataset, name, limit, self.device)
         check_teacher(
             self.train_dataset,
-            self.distiller.teacher,
+            online(self.distiller.teacher) or self.distiller.teacher,
             self.distiller.loss.terms,
             self.settings.preflight,
             self.device,
