@@ -155,7 +155,12 @@ def ratio_table(out: Path) -> Iterator[str]:
             ]
         )
     if rows:
-        yield from table(head.split("|"), sorted(rows, key=lambda row: (row[0][:3], row[1])))
+        yield from table(head.split("|"), sorted(rows, key=_by_ratios))
+
+
+def _by_ratios(row: list[str]) -> tuple[float, float]:
+    """Return what sorts a row of Table 1; hard targets alone come last."""
+    return (float("inf"), 0.0) if "soft" in row[0] else (float(row[0]), float(row[1]))
 
 
 def size_table(out: Path) -> Iterator[str]:
