@@ -5,7 +5,8 @@
 
 One process, one batch of 16. fairchem: rattled slabs, small channels, as it is the ratio of layers
 that counts. CHGNet: rattled salts of 16 atoms; its readout learns from CHGNet + D3, whose
-calculator goes over the batch one by one before the plain step to be online.
+calculator goes over the batch one by one before the plain step to be online. hippynn: rattled cells
+of 54 atoms; the teacher has paper 003's size.
 The kinds of step are timed in turns, reading and collating included, and the best turn counts. A
 host is a function that returns its steps by name; add one to `HOSTS`.
 """
@@ -145,7 +146,98 @@ def salts() -> Iterator[Frame]:
         yield Frame(f"salt{index}", atoms, labels)
 
 
-HOSTS: dict[str, Callable[[Path, int], Steps]] = {"fairchem": fairchem, "chgnet": chgnet}
+def hippynn(folder: Path, layers: int) -> Steps:
+    """Return steps of a light HIPNN on energies and forces, and on a teacher's atomic energies.
+
+    The teacher's atom layers are paper 003's four, whatever is asked for.
+    """
+    from hippynn.databases import Database
+    from hippynn.experiment import assemble_for_training
+    from hippynn.experiment.step_functions import get_step_function
+
+    from kd_plugins.hippynn import (
+        CONTROL,
+        STUDENT,
+        HippynnTeacher,
+        add_teacher_targets,
+        distillation_loss,
+        to_arrays,
+    )
+
+    arrays = to_arrays(metals())
+    teacher = HippynnTeacher(hipnn(width=128, sensitivities=40, layers=4)[0])
+    steps: Steps = {}
+    for kind, weights in (("plain", CONTROL), ("cached", STUDENT)):
+        nodes = hipnn(width=24, sensitivities=16, layers=2)
+        loss = distillation_loss(*nodes, weights=weights, energies="total")
+        modules, info = assemble_for_training(loss.train, dict(loss.validation))
+        data = Database(arrays, None, None, seed=0, quiet=True)
+        data.split_the_rest("train")
+        if kind == "cached":
+            add_teacher_targets(data, teacher, align=True)
+        data.inputs, data.targets = info["inputs"], info["targets"]
+        optimizer = torch.optim.Adam(modules.model.parameters(), lr=1e-3)
+        steps[kind] = hippynn_step(modules, data, optimizer, get_step_function(optimizer))
+
+    def online() -> None:
+        teacher({name: torch.as_tensor(one) for name, one in arrays.items()}, ["atomic_energies"])
+        steps["cached"]()
+
+    return {**steps, "online": online}
+
+
+def hippynn_step(modules: Any, data: Any, optimizer: Any, take: Any) -> Callable[[], None]:
+    """Return what one turn of hippynn's training loop does."""
+
+    def step() -> None:
+        modules.model.train()
+        (batch,) = data.make_generator("train", "train", BATCH)
+        take(
+            optimizer,
+            modules.model,
+            modules.loss,
+            batch[: len(data.inputs)],
+            batch[-len(data.targets) :],
+        )
+
+    return step
+
+
+def hipnn(width: int, sensitivities: int, layers: int) -> tuple[Any, Any]:
+    """Return the energy and force nodes of a HIPNN with a cutoff of 5 Å."""
+    from hippynn.graphs import inputs, networks, physics, targets
+
+    sizes = {
+        "possible_species": [0, 42],
+        "n_features": width,
+        "n_sensitivities": sensitivities,
+        "dist_soft_min": 1.5,
+        "dist_soft_max": 4.5,
+        "dist_hard_max": 5.0,
+        "n_interaction_layers": 1,
+        "n_atom_layers": layers,
+    }
+    positions = inputs.PositionsNode(db_name="positions")
+    nodes = (inputs.SpeciesNode(db_name="numbers"), positions, inputs.CellNode(db_name="cell"))
+    network = networks.HipnnVec("hipnn", nodes, periodic=True, module_kwargs=sizes)
+    energy = targets.HEnergyNode("energy", network, db_name="energy")
+    return energy, physics.GradientNode("forces", (energy, positions), sign=-1, db_name="forces")
+
+
+def metals() -> Iterator[Frame]:
+    """Yield a batch of rattled molybdenum cells of 54 atoms, labelled likewise."""
+    for index in range(BATCH):
+        atoms = bulk("Mo", cubic=True) * (3, 3, 3)
+        atoms.rattle(0.1, seed=index)
+        forces = np.random.default_rng(index).normal(size=(len(atoms), 3))
+        yield Frame(f"metal{index}", atoms, {"energy": np.array(-540.0), "forces": forces})
+
+
+HOSTS: dict[str, Callable[[Path, int], Steps]] = {
+    "fairchem": fairchem,
+    "chgnet": chgnet,
+    "hippynn": hippynn,
+}
 
 
 def seconds(steps: Steps, turns: int) -> dict[str, float]:
