@@ -328,6 +328,11 @@ BAD: Mapping[str, tuple[Callable[..., Any], type[Exception], str]] = {
     "a word": (_settings(quantities="energy"), DataError, "expected one or more names"),
     "other names": (_settings(names=ArrayNames(species="Z")), DataError, "no array 'Z'"),
     "no cells": (_settings(names=ArrayNames(cell=None)), DataError, "the teacher needs cells"),
+    "sums of forces": (
+        _settings(quantities=("forces",), max_sum_error=0.1),
+        DataError,
+        "max_sum_error: split .* has no energies",
+    ),
     "spread of one": (_settings(spread=0.1), DataError, "one teacher, so there is no spread"),
     "forces' shape": (
         _edited(lambda a: a.update(forces=a["forces"][:, :-1])),

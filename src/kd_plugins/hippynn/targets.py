@@ -103,9 +103,7 @@ def add_teacher_targets(
     held = {split: one for split, one in sums.items() if one is not None}
     check_targets(database.splits, said, names)
     _check_offset(held, align)
-    dropped = {
-        s: tuple(held[s].beyond(max_sum_error)) if s in held and max_sum_error else () for s in said
-    }
+    dropped = {split: _beyond(held, split, max_sum_error) for split in said}
     _write(database, said, dropped, names, spread)
     missing = {split: int((~one.present).sum()) for split, one in said.items()}
     report = TargetsReport(wanted, held, missing, dropped, moved)
@@ -144,6 +142,17 @@ def _check_offset(sums: Mapping[str, SumErrors], is_aligned: bool) -> None:
             f"{scatter:.3f}; if only its atoms have another zero of energy, give align=True; is "
             "it the right teacher?"
         )
+
+
+def _beyond(sums: Mapping[str, SumErrors], split: str, limit: float | None) -> tuple[int, ...]:
+    if limit is None:
+        return ()
+    if split not in sums:
+        raise DataError(
+            f"max_sum_error: split {split!r} has no energies of teacher and labels to compare; "
+            "leave it out, or add atomic_energies or energy"
+        )
+    return tuple(sums[split].beyond(limit))
 
 
 def _write(
