@@ -203,6 +203,18 @@ def test_a_node_without_labels_or_atomic_energies_is_refused() -> None:
         distillation_loss(model.forces, weights={"atomic_energies": 1}, energies="total")
 
 
+def test_a_term_without_weight_needs_nothing_and_leaves_nothing() -> None:
+    """No node of it hangs on the user's model, and a misspelt one is still refused."""
+    model = small.hipnn()
+    before = len(model.energy.get_all_connected())
+    weights = {"energy": 1, "forces": 0, "atomic_energies": 0, "teacher_forces": 0}
+    loss = distillation_loss(model.energy, weights=weights, energies="total")
+    assert sorted(loss.validation) == ["energy_mae", "energy_rmse"]
+    assert len(model.energy.get_all_connected()) == before
+    with pytest.raises(KeyError, match="did you mean 'teacher_forces'"):
+        distillation_loss(model.energy, weights={"energy": 1, "teacher_force": 0}, energies="total")
+
+
 def test_a_constant_schedule_is_a_number() -> None:
     model = small.hipnn()
     loss = distillation_loss(model.energy, weights={"energy": Constant(2.0)}, energies="total")

@@ -84,11 +84,12 @@ def distillation_loss(
     ['atomic_energies_mae', 'atomic_energies_rmse', 'energy_mae', 'energy_rmse']
     """
     schedules = {name: _schedule(name, weight) for name, weight in weights.items()}
+    makers = {name: look_up(name, TERMS, "loss term") for name in weights}
     nodes = _Nodes(energy_node, force_node, energies)
     chosen = {name: one for name, one in schedules.items() if one != Constant(0.0)}
     if not chosen:
         raise ValueError(f"weights: expected one above 0 or more, got {dict(weights)}")
-    errors = {name: look_up(name, TERMS, "loss term")(nodes) for name in weights}
+    errors = {name: makers[name](nodes) for name in chosen}
     values = {name: ValueNode(float(chosen[name](0))) for name in chosen}
     terms = [values[name] * sum_of(errors[name]) for name in chosen]
     return DistillationLoss(
@@ -97,7 +98,7 @@ def distillation_loss(
             f"{name}_{kind}": node
             for name, kinds in errors.items()
             for kind, node in kinds.items()
-            if name in chosen and kind
+            if kind
         },
         weights=values,
         schedules={n: one for n, one in chosen.items() if not isinstance(one, Constant)},
@@ -140,7 +141,7 @@ class _Nodes:
 
     def teacher(self, name: str) -> dict[str, Any]:
         nodes = {
-            "atomic_energies": lambda: self._atomic_energies(),
+            "atomic_energies": self._atomic_energies,
             "energy": lambda: self.energy.main_output,
             "forces": lambda: self._forces("teacher_forces"),
         }

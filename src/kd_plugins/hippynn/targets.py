@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kd_plugins.core.names import suggestion
 from kd_plugins.hippynn.arrays import ArrayNames, DataError
 from kd_plugins.hippynn.loss import TEACHER, WEIGHT
 from kd_plugins.hippynn.preflight import check_labels, check_targets
@@ -122,8 +123,7 @@ def _checked(database: Any, quantities: Sequence[str]) -> tuple[str, ...]:
         raise DataError(f"quantities: expected one or more names, got {quantities!r}")
     for name in quantities:
         if name not in QUANTITIES:
-            known = ", ".join(QUANTITIES)
-            raise KeyError(f"unknown quantity {name!r} of a teacher; known: {known}")
+            raise KeyError(f"unknown quantity {name!r} of a teacher{suggestion(name, QUANTITIES)}")
         if TEACHER + name in database.splits["train"]:
             raise DataError(
                 f"the database has {TEACHER + name!r} already; targets are added once, so make the "

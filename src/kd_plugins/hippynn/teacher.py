@@ -42,8 +42,6 @@ class HippynnTeacher:
             one.
     """
 
-    quantities = QUANTITIES
-
     def __init__(self, models: Any, batch_size: int = 32) -> None:
         given = list(models) if isinstance(models, list | tuple) else [models]
         if not given:
