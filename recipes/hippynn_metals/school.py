@@ -117,7 +117,8 @@ def train(
     """Let hippynn train; the best model by the labels that the method has."""
     labels = {"energy": 1.0, "forces": 10.0}
     judge = distillation_loss(*nodes, weights=labels, energies="total")
-    validation = {**judge.validation, "energy_forces": judge.train}
+    validation = {name: judge.validation[name] for name in ("energy_rmse", "forces_rmse")}
+    validation["energy_forces"] = judge.train
     modules, _ = assemble_for_training(loss.train, validation)
     cache_pairs(modules.model, data)
     modules, info = assemble_for_training(loss.train, validation)
