@@ -2,17 +2,32 @@
 #   .venv         every host framework, at the versions that fairchem-core 1.10 asks for (torch 2.4)
 #   .venv-latest  a recent torch and every host framework but fairchem-core
 # A second run installs nothing unless pyproject.toml or requirements-latest.txt has changed.
+# `make quickstart` needs the same, sets up .venv-latest alone, and writes runs/quickstart/report.html.
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: test lint test-pinned test-latest clean
+.PHONY: test quickstart lint test-pinned test-latest clean
 
 # Both suites at once, a core each; every line says whose it is.
 test: lint
 	@$(MAKE) --no-print-directory --jobs=2 test-pinned test-latest
+
+QUICK = runs/quickstart
+KD = .venv-latest/bin/kd-plugins
+quickstart: export OMP_NUM_THREADS = 1
+quickstart: export HIPPYNN_USE_CUSTOM_KERNELS = _pytorch_raw
+quickstart: export HIPPYNN_WARN_LOW_DISTANCES = False
+quickstart: export PYTHONWARNINGS = ignore
+quickstart: .venv-latest/.installed
+	.venv-latest/bin/python recipes/quickstart/structures.py --out $(QUICK)/data
+	$(KD) label $(QUICK)/data/train.extxyz --teacher chgnet --store $(QUICK)/targets \
+	    --quantities energy forces atomic_energies --engine process --workers 2
+	$(KD) export $(QUICK)/targets $(QUICK)/data/labelled.extxyz
+	$(KD) compare recipes/quickstart/experiment.yml --out $(QUICK)/compare --workers 2
+	$(KD) report $(QUICK)/compare -o $(QUICK)/report.html
 
 lint: .venv/.installed
 	@echo "== ruff and pyright"
@@ -38,7 +53,7 @@ test-latest: .venv-latest/.installed
 .venv-latest/.installed: pyproject.toml requirements-latest.txt
 	@echo "== setting up .venv-latest: some minutes the first time"
 	@$(PYTHON) -m venv .venv-latest
-	@.venv-latest/bin/$(PIP_INSTALL) --editable '.[hippynn,chgnet,ray,test]' -r requirements-latest.txt
+	@.venv-latest/bin/$(PIP_INSTALL) --editable '.[hippynn,chgnet,ray,report,test]' -r requirements-latest.txt
 	@touch $@
 
 clean:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib import metadata
 
+import pytest
+
 HOSTS = {"fairchem": "fairchem-core", "hippynn": "hippynn", "chgnet": "chgnet"}
 """The folder of an adapter and the distribution that it needs."""
 
@@ -18,3 +20,9 @@ def is_installed(distribution: str) -> bool:
 
 
 ABSENT_HOSTS = [host for host, distribution in HOSTS.items() if not is_installed(distribution)]
+
+in_one_environment = pytest.mark.skipif(
+    is_installed("fairchem-core"),
+    reason="takes minutes, and runs where fairchem-core is not installed, as in .venv-latest",
+)
+"""Of a recipe's whole way: its parts are tested everywhere."""

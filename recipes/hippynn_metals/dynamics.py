@@ -3,12 +3,16 @@
     python recipes/hippynn_metals/dynamics.py --out runs/mo --models teacher-large-1-seed0 \
         student-tiny-1-seed0 control_30-tiny-1-seed0
 
-A record a model; stopped, the same command goes on. Compare times of one call only.
+A record a model; stopped, the same command goes on, and further velocity seeds are added. Compare
+times of one call only. Liquids of one model with other velocities show how far apart two radial
+distribution functions are by chance.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +32,8 @@ SKIN = 0.5
 """Å; hippynn's default of 1 gives a solid three times the pairs that it needs."""
 REPEATS = (3, 5, 8)
 """Cubic cells along each edge, for time and memory."""
-HOT, STEPS = 12000.0, 1500
-"""K of the initial velocities, of which half is left, and steps of 1 fs, for the liquid."""
+STEPS = 1500
+"""Of 1 fs, for a liquid; the first half melts the crystal."""
 
 
 def crystal(study: Study, repeat: int) -> Atoms:
@@ -60,18 +64,33 @@ def costs(study: Study, folder: Path, repeat: int) -> dict[str, Any]:
     }
 
 
-def liquid(study: Study, folder: Path) -> dict[str, Any]:
+def liquid(study: Study, folder: Path, seed: int) -> dict[str, Any]:
     """Return the radial distribution function of the second half of a hot run, and its drift."""
-    atoms = crystal(study, 4)
-    run = nve(atoms, calculator(folder), STEPS, temperature=HOT, seed=0, every=10)
-    later = run.frames[len(run.frames) // 2 :]
-    found = rdf(later, cutoff=6.0, bins=120)
+    atoms, hot = crystal(study, 4), study.settings.lattice.hot
+    run = nve(atoms, calculator(folder), STEPS, temperature=hot, seed=seed, progress=False)
+    half = len(run.frames) // 2
+    found = rdf(run.frames[half:], cutoff=6.0, bins=120)
     return {
+        "velocity_seed": seed,
         "distances": found.distances.tolist(),
         "values": found.values.tolist(),
-        "temperature": float(run.temperatures[len(run.frames) // 2 :].mean()),
+        "temperature": float(run.temperatures[half:].mean()),
         "drift": run.drift,
     }
+
+
+def measure(study: Study, name: str, repeats: Sequence[int], seeds: Sequence[int]) -> None:
+    """Add to a model's record what it lacks."""
+    path, folder = study.out / "dynamics" / f"{name}.json", study.out / "runs" / name
+    if not (folder / "record.json").is_file():
+        raise SystemExit(f"{folder} holds no finished run; run train.py first")
+    record = json.loads(path.read_text()) if path.is_file() else {"liquids": []}
+    if "costs" not in record:
+        record["costs"] = [costs(study, folder, repeat) for repeat in repeats]
+        write_json(path, record)
+    for seed in sorted(set(seeds) - {one["velocity_seed"] for one in record["liquids"]}):
+        record["liquids"].append(liquid(study, folder, seed))
+        write_json(path, record)
 
 
 def main() -> None:
@@ -82,20 +101,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
     parser.add_argument("--models", nargs="+", required=True, help="folders of OUT/runs")
     parser.add_argument("--repeats", type=int, nargs="+", default=REPEATS)
+    parser.add_argument("--velocity-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--no-liquid", action="store_true", help="time and memory only")
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = open_study(options.out)
+    seeds = [] if options.no_liquid else options.velocity_seeds
     for name in (bar := tqdm(options.models, unit=" models")):
         bar.set_description(name)
-        path, folder = study.out / "dynamics" / f"{name}.json", study.out / "runs" / name
-        if not (folder / "record.json").is_file():
-            raise SystemExit(f"{folder} holds no finished run; run train.py first")
-        if not path.is_file():
-            record = {"costs": [costs(study, folder, repeat) for repeat in options.repeats]}
-            if not options.no_liquid:
-                record["liquid"] = liquid(study, folder)
-            write_json(path, record)
+        measure(study, name, options.repeats, seeds)
 
 
 if __name__ == "__main__":

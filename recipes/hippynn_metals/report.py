@@ -1,4 +1,4 @@
-"""Turn the records of a study into tables.md: errors, and differences of pairs with intervals.
+"""Turn a study's records into tables.md: errors, differences of pairs, molecular dynamics.
 
     python recipes/hippynn_metals/report.py --out runs/mo
 
@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import yaml
+from dynamics_table import HEAD, measured, model_rows
 from scipy import stats
-from study import open_study
+from study import HERE, Study, open_study
 
 CONTROLS = {
     "student": ("control_10", "control_30"),
@@ -35,15 +35,38 @@ ERRORS = {"force_rmse": (1000, "meV/Å"), "energy_rmse": (1000, "meV/atom")}
 """Error to factor and unit."""
 
 Group = tuple[str, float]
+Methods = dict[str, dict[int, Any]]
+"""Method to seed to record."""
 
 
-def records(out: Path) -> dict[Group, dict[str, dict[int, Any]]]:
-    """Return (size, share) to method to seed to record."""
-    found: dict[Group, dict[str, dict[int, Any]]] = defaultdict(lambda: defaultdict(dict))
-    for path in sorted((out / "runs").glob("*/record.json")):
-        one = json.loads(path.read_text())
-        found[one["size"], one["share"]][one["method"]][one["seed"]] = one
+def records(study: Study) -> dict[Group, Methods]:
+    """Return the records by (size, share), in the order of study.yml and methods.yml.
+
+    Raises:
+        SystemExit: if there is none.
+    """
+    paths = sorted((study.out / "runs").glob("*/record.json"))
+    if not paths:
+        raise SystemExit(f"{study.out}/runs: expected finished runs, got none; run train.py first")
+    sizes = list(vars(study.settings.sizes))
+    order = list(yaml.safe_load((HERE / "methods.yml").read_text()))
+    held = [json.loads(path.read_text()) for path in paths]
+    held.sort(key=lambda one: (order.index(one["method"]), one["seed"]))
+    held.sort(key=lambda one: (sizes.index(one["size"]), one["share"]))
+    found: dict[Group, Methods] = {}
+    for one in held:
+        methods = found.setdefault((one["size"], one["share"]), {})
+        methods.setdefault(one["method"], {})[one["seed"]] = one
     return found
+
+
+def paired(methods: Methods, method: str, control: str, error: str) -> list[float]:
+    """Return the relative differences of a test error in percent, of the seeds that both have."""
+    ours, theirs = methods.get(method, {}), methods.get(control, {})
+    return [
+        100 * (ours[seed]["errors"]["test"][error] / theirs[seed]["errors"]["test"][error] - 1)
+        for seed in sorted(ours.keys() & theirs.keys())
+    ]
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float, float]:
@@ -69,7 +92,7 @@ def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
     yield ""
 
 
-def error_rows(group: Group, methods: dict[str, dict[int, Any]]) -> Iterator[list[str]]:
+def error_rows(group: Group, methods: Methods) -> Iterator[list[str]]:
     """Yield one row a method: mean and standard deviation over seeds."""
     for method, by_seed in methods.items():
         row = [method, group[0], f"{group[1]:g}", str(len(by_seed))]
@@ -81,23 +104,47 @@ def error_rows(group: Group, methods: dict[str, dict[int, Any]]) -> Iterator[lis
         yield row
 
 
-def pair_rows(group: Group, methods: dict[str, dict[int, Any]]) -> Iterator[list[str]]:
+def pair_rows(group: Group, methods: Methods) -> Iterator[list[str]]:
     """Yield one row a student and control: relative difference of test errors, paired by seed."""
-    for method, controls in CONTROLS.items():
-        for control in controls:
-            seeds = sorted(set(methods.get(method, {})) & set(methods.get(control, {})))
-            if not seeds:
-                continue
-            row = [method, control, group[0], f"{group[1]:g}", str(len(seeds))]
-            for name in ERRORS:
-                ours, theirs = (
-                    np.array([methods[one][seed]["errors"]["test"][name] for seed in seeds])
-                    for one in (method, control)
-                )
-                mean, low, high = interval((100 * (ours / theirs - 1)).tolist())
-                verdict = "" if low <= 0 <= high else (" better" if high < 0 else " worse")
-                row.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f}){verdict}")
-            yield row
+    for method in methods:
+        for control in CONTROLS.get(method, ()):
+            found = {error: paired(methods, method, control, error) for error in ERRORS}
+            seeds = len(found["force_rmse"])
+            if seeds:
+                row = [method, control, group[0], f"{group[1]:g}", str(seeds)]
+                yield [*row, *map(verdict, found.values())]
+
+
+def verdict(differences: Sequence[float]) -> str:
+    """Return the interval in words.
+
+    >>> verdict([-2.0, -3.0, -4.0])
+    '-3.0 (-5.5 to -0.5) better'
+    """
+    mean, low, high = interval(differences)
+    if len(differences) == 1:
+        return f"{mean:+.1f} (one seed)"
+    word = "" if low <= 0 <= high else (" better" if high < 0 else " worse")
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}){word}"
+
+
+def sections(study: Study) -> Iterator[str]:
+    """Yield the lines of tables.md."""
+    found = records(study).items()
+    units = [f"{name} ({unit})" for name, (_, unit) in ERRORS.items()]
+    head = ["method", "size", "share", "seeds"]
+    columns = [f"{split} {unit}" for split in ("train", "valid", "test") for unit in units]
+    yield from ("## Errors", "")
+    yield from table(
+        [*head, *columns], (row for group, one in found for row in error_rows(group, one))
+    )
+    yield from ("## Paired differences on test structures, percent (95 % interval)", "")
+    head = ["method", "against", "size", "share", "seeds", *ERRORS]
+    yield from table(head, (row for group, one in found for row in pair_rows(group, one)))
+    models = measured(study)
+    if models:
+        yield from ("## Molecular dynamics", "")
+        yield from table(HEAD, model_rows(models))
 
 
 def main() -> None:
@@ -106,18 +153,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
-    out = open_study(parser.parse_args().out).out
-    found = sorted(records(out).items())
-    units = [f"{name} ({unit})" for name, (_, unit) in ERRORS.items()]
-    head = ["method", "size", "share", "seeds"]
-    head += [f"{split} {unit}" for split in ("train", "valid", "test") for unit in units]
-    lines = ["## Errors", ""]
-    lines += table(head, (row for group, one in found for row in error_rows(group, one)))
-    lines += ["## Paired differences on test structures, percent (95 % interval)", ""]
-    head = ["method", "against", "size", "share", "seeds", *ERRORS]
-    lines += table(head, (row for group, one in found for row in pair_rows(group, one)))
-    (out / "tables.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    study = open_study(parser.parse_args().out)
+    lines = "\n".join(sections(study))
+    (study.out / "tables.md").write_text(lines)
+    print(lines)
 
 
 if __name__ == "__main__":

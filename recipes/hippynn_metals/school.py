@@ -95,7 +95,7 @@ def teach(study: Study, run: Run, method: Method, teacher: Path | None) -> dict[
     weights = {**scheduled(method.weights, epochs), **COMMON}
     loss = distillation_loss(energy, forces, weights=weights, energies="total")
     asked = [ASKED[term] for term in method.weights if term in ASKED]
-    sums = add_teacher_targets(data, str(teacher), asked) if asked else None
+    sums = add_teacher_targets(data, str(teacher), asked).sums.get("train") if asked else None
     hierarchical_energy_initialization(energy, data)
     start = time.perf_counter()
     metrics, modules = train(study, run, loss, (energy, forces), data, epochs)
@@ -105,7 +105,7 @@ def teach(study: Study, run: Run, method: Method, teacher: Path | None) -> dict[
         "epochs": epochs,
         "weights": sum(p.numel() for p in modules.model.parameters() if p.requires_grad),
         "seconds": time.perf_counter() - start,
-        "teacher_sums_rms": None if sums is None else sums.sums["train"].rms,
+        "teacher_sums_rms": None if sums is None else sums.rms,
         "curve": [epoch["valid"]["forces_rmse"] for epoch in metrics.epoch_metric_values],
         "errors": {split: errors(modules.model, frames) for split, frames in splits.items()},
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ani_al import Convention, read_ani_al
 
 from kd_plugins.config import read_config
 from kd_plugins.crystals import nested_subset
@@ -50,10 +51,17 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Lattice:
-    """Of a crystal as ASE's ``bulk`` takes it, its constant in Å."""
+    """Of a crystal as ASE's ``bulk`` takes it, its constant in Å; and how hot it is to melt.
+
+    Args:
+        structure: such as bcc.
+        constant: in Å.
+        hot: K of the velocities that the liquid starts with, of which half is left.
+    """
 
     structure: str
     constant: float
+    hot: float = 18000.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Settings:
     batch_size: int
     steps: int
     sizes: Sizes
+    ani_al: Convention | None = None
 
     def size(self, name: str) -> Size:
         """Return one of the sizes."""
@@ -108,14 +117,21 @@ class Study:
     @cached_property
     def frames(self) -> dict[str, list[Frame]]:
         """Structures by split."""
-        held = list(read_structures([self.data / self.settings.train]))
+        held = self.read(self.settings.train)
         ids = [frame.structure_id for frame in held]
         chosen = set(nested_subset(ids, self.settings.validation, self.settings.split_seed))
         return {
             "train": [frame for frame in held if frame.structure_id not in chosen],
             "valid": [frame for frame in held if frame.structure_id in chosen],
-            "test": list(read_structures([self.data / self.settings.test])),
+            "test": self.read(self.settings.test),
         }
+
+    def read(self, name: str) -> list[Frame]:
+        """Return the structures of a file, or of a folder of the ANI-Al release."""
+        path = self.data / name
+        if path.is_dir():
+            return list(read_ani_al(path, self.settings.ani_al))
+        return list(read_structures([path]))
 
     def part(self, share: float, seed: int) -> dict[str, list[Frame]]:
         """Return the splits with a share of the training structures, larger ones nested."""

@@ -1,4 +1,4 @@
-"""The command ``kd-plugins``: teacher targets from making them to trusting them."""
+"""The command ``kd-plugins``: from a teacher's targets to whether they helped."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from kd_plugins.commands import proof, targets
 from kd_plugins.core.shard import StoreError
 
-DESCRIPTION = "Teacher targets for knowledge distillation of interatomic potentials."
-IDS = (
-    "how structures are named: auto (structure_id, frame_id, sid/fid, or the file's name), path, "
-    "or keys of their info such as mp_id,step"
-)
+DESCRIPTION = "Knowledge distillation of interatomic potentials: its targets, and what came of it."
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -34,217 +31,9 @@ def _text(error: Exception) -> str:
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 
-def _label(arguments: argparse.Namespace) -> int:
-    from kd_plugins import teachers
-    from kd_plugins.teachers.counting import count_structures
-    from kd_plugins.teachers.spec import TeacherSpec, teacher_name
-
-    name = teacher_name([TeacherSpec.parse(words) for words in arguments.teacher])
-    report = teachers.label(
-        teachers.read_structures(arguments.structures, arguments.ids),
-        name,
-        arguments.store,
-        _quantities(arguments.quantities),
-        engine=arguments.engine,
-        workers=arguments.workers,
-        total=count_structures(arguments.structures),
-    )
-    print(
-        f"labelled {report.labelled}, there already {report.skipped}, failed {len(report.failed)}"
-        f" in {report.seconds:.1f} s: {arguments.store}"
-    )
-    if report.failed:
-        print(f"why they failed stands in {arguments.store}/failures.jsonl", file=sys.stderr)
-    return 1 if report.failed else 0
-
-
-def _quantities(words: Sequence[str] | None) -> dict[str, str] | None:
-    """Read ``energy node_embeddings:float16``."""
-    from kd_plugins.core.quantities import quantity
-    from kd_plugins.teachers.precision import DEFAULT_DTYPES
-
-    pairs = [word.partition(":") for word in words or ()]
-    chosen = {name: dtype or DEFAULT_DTYPES[quantity(name).name] for name, _, dtype in pairs}
-    return chosen or None
-
-
-def _import(arguments: argparse.Namespace) -> int:
-    from kd_plugins.teachers import import_labels
-
-    store = import_labels(
-        arguments.labels,
-        arguments.store,
-        arguments.teacher,
-        arguments.quantities,
-        arguments.optional,
-        arguments.ids,
-    )
-    print(f"{arguments.store} holds {len(store)} structures")
-    return 0
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    from kd_plugins import TargetStore
-    from kd_plugins.teachers import export_extxyz
-
-    export_extxyz(TargetStore.open(arguments.store), arguments.file)
-    return 0
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    from kd_plugins import TargetStore
-    from kd_plugins.teachers import failures
-
-    store = TargetStore.open(arguments.store)
-    manifest, faults, failed = store.manifest, store.verify(), failures(store)
-    print(f"teacher:     {manifest.teacher}\nfingerprint: {manifest.fingerprint}")
-    print(
-        f"quantities:  {', '.join(f'{name} ({dtype})' for name, dtype in manifest.dtypes.items())}"
-    )
-    print(f"structures:  {len(store)}, failed to be labelled: {len(failed)}")
-    print("\n".join(faults) or "every record is whole")
-    return 1 if faults else 0
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from kd_plugins import TargetStore
-    from kd_plugins.teachers import load_teacher, read_structures
-    from kd_plugins.teachers.align import align
-    from kd_plugins.teachers.doctor import diagnose, frames_of
-    from kd_plugins.teachers.verdict import render
-
-    store = TargetStore.open(arguments.store)
-    teacher = _asked(arguments.ask_teacher, store.manifest.teacher)
-    diagnosis = diagnose(
-        read_structures(arguments.labels, arguments.ids) if arguments.labels else frames_of(store),
-        store,
-        None if teacher is None else load_teacher(teacher),
-        arguments.limit,
-        arguments.seed,
-    )
-    print(render(diagnosis), end="")
-    if arguments.fix is None:
-        return diagnosis.exit_code
-    diagnosis.check_fixable()
-    align(store, diagnosis.references, arguments.fix)
-    print(f"{arguments.fix} holds the same targets with the labels' energy zero")
-    return diagnosis.exit_code
-
-
-def _asked(words: Sequence[str] | None, made_by: str) -> str | None:
-    """Return the teacher to ask; of what a store says only names that are installed are used."""
-    from kd_plugins.teachers.spec import TeacherSpec
-
-    if words is None:
-        return None
-    if words:
-        return str(TeacherSpec.parse(words))
-    if ":" in made_by or "trust_pickle" in made_by:
-        raise ValueError(
-            f"the store says that its teacher is {made_by}, which would run code of that name; if "
-            f"you trust it: --ask-teacher {made_by}"
-        )
-    return made_by
-
-
-def _merge(arguments: argparse.Namespace) -> int:
-    from kd_plugins import TargetStore
-    from kd_plugins.core.manifest import check_same
-
-    stores = [TargetStore.open(folder) for folder in arguments.stores]
-    for store in stores:
-        check_same(stores[0].manifest, store.manifest, store.folder)
-    merged = TargetStore.create(arguments.into, stores[0].manifest)
-    merged.merge(stores)
-    print(f"{arguments.into} holds {len(merged)} structures")
-    return 0
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("kd-plugins", description=DESCRIPTION)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_label(commands)
-    _add_import(commands)
-    _add_doctor(commands)
-    command = commands.add_parser("export", help="write a store as extended xyz")
-    command.add_argument("store")
-    command.add_argument("file", help="to write, such as targets.extxyz")
-    command.set_defaults(run=_export)
-    command = commands.add_parser("verify", help="read everything and say what is damaged")
-    command.add_argument("store")
-    command.set_defaults(run=_verify)
-    command = commands.add_parser("merge", help="copy stores of one teacher into one")
-    command.add_argument("stores", nargs="+")
-    command.add_argument("--into", required=True, metavar="DIR")
-    command.set_defaults(run=_merge)
+    targets.add(commands)
+    proof.add(commands)
     return parser
-
-
-def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser(
-        "label",
-        help="let a teacher label structures",
-        description="Label structures into a store. Run it again to go on after a stop.",
-    )
-    command.add_argument("structures", nargs="+", help="any file ASE reads, or an MPtrj JSON")
-    command.add_argument(
-        "--teacher",
-        required=True,
-        nargs="+",
-        action="append",
-        metavar=("NAME", "KEY=VALUE"),
-        help="a short name (emt, chgnet, chgnet+d3, eqv2, pfp, ...) or package.module:factory of "
-        "an ASE calculator, then its arguments; several make an ensemble",
-    )
-    command.add_argument("--store", required=True, metavar="DIR")
-    command.add_argument(
-        "--quantities",
-        nargs="+",
-        metavar="NAME[:DTYPE]",
-        help="what to keep, such as energy forces node_embeddings:float16",
-    )
-    command.add_argument("--ids", default="auto", help=IDS)
-    command.add_argument("--engine", choices=("serial", "process", "ray"), default="serial")
-    command.add_argument("--workers", type=int, default=1, metavar="N")
-    command.set_defaults(run=_label)
-
-
-def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser(
-        "import",
-        help="take in labels that a teacher made elsewhere",
-        description="Take in labels, in eV, eV/Å and eV/Å³, from extended xyz, an ASE database, an "
-        "MPtrj JSON, or a CSV with an npz.",
-    )
-    command.add_argument("labels", nargs="+")
-    command.add_argument("--teacher", required=True, metavar="NAME", help="with version and mode")
-    command.add_argument("--store", required=True, metavar="DIR")
-    command.add_argument("--quantities", nargs="+", metavar="NAME", help="all must have")
-    command.add_argument("--optional", nargs="+", default=(), metavar="NAME", help="some have")
-    command.add_argument("--ids", default="auto", help=IDS)
-    command.set_defaults(run=_import)
-
-
-def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser(
-        "doctor",
-        help="find wrong units, signs, references and mix-ups",
-        description="Examine a store beside the labels. Exit code 1 if something is wrong for "
-        "certain, 0 for warnings or nothing.",
-    )
-    command.add_argument(
-        "--labels", nargs="+", metavar="DATA", help="left out, the store is examined by itself"
-    )
-    command.add_argument("--store", required=True, metavar="DIR")
-    command.add_argument("--ids", default="auto", help=IDS)
-    command.add_argument(
-        "--ask-teacher",
-        nargs="*",
-        metavar=("NAME", "KEY=VALUE"),
-        help="also compare forces and stress with differences of the teacher's energy; without a "
-        "name, of the teacher that the store names",
-    )
-    command.add_argument("--fix", metavar="DIR", help="write a store with the labels' energy zero")
-    command.add_argument("--limit", type=int, default=2000, help="structures to examine")
-    command.add_argument("--seed", type=int, default=0, help="of the sample")
-    command.set_defaults(run=_doctor)

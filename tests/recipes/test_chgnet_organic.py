@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.hosts import in_one_environment
 from tests.house import ROOT
 
 pytest.importorskip("chgnet")
@@ -55,6 +56,7 @@ def study(
     return folder / "study", x23
 
 
+@in_one_environment
 def test_from_crystals_to_tables(study: tuple[Path, Path]) -> None:
     """Label, train, evaluate, sweep, report; a second call of each does nothing again."""
     out, _ = study

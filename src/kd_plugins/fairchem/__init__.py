@@ -9,15 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kd_plugins.fairchem.calculator import fairchem as fairchem
     from kd_plugins.fairchem.labelling import eqv2 as eqv2
     from kd_plugins.fairchem.trainer import DistillTrainer as DistillTrainer
     from kd_plugins.fairchem.trainer import EqV2DistillTrainer as EqV2DistillTrainer
 
-__all__ = ["DistillTrainer", "EqV2DistillTrainer", "eqv2"]
+_ROOMS = {
+    "DistillTrainer": "trainer",
+    "EqV2DistillTrainer": "trainer",
+    "eqv2": "labelling",
+    "fairchem": "calculator",
+}
+__all__ = ["DistillTrainer", "EqV2DistillTrainer", "eqv2", "fairchem"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a trainer or the teacher when it is first asked for (PEP 562).
+    """Import a trainer or a potential when it is first asked for (PEP 562).
 
     Raises:
         AttributeError: for a name that is not in ``__all__``.
@@ -29,8 +36,7 @@ def __getattr__(name: str) -> Any:
 
     compat.require_fairchem()
     compat.install()
-    module = "labelling" if name == "eqv2" else "trainer"
-    return getattr(import_module(f"{__name__}.{module}"), name)
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,7 @@ from kd_plugins.hippynn.arrays import ArrayNames as ArrayNames
 from kd_plugins.hippynn.arrays import DataError as DataError
 from kd_plugins.hippynn.arrays import structure_keys as structure_keys
 from kd_plugins.hippynn.arrays import to_arrays as to_arrays
+from kd_plugins.hippynn.curves import write_curves as write_curves
 from kd_plugins.hippynn.export import export_student as export_student
 from kd_plugins.hippynn.loss import DistillationLoss as DistillationLoss
 from kd_plugins.hippynn.loss import distillation_loss as distillation_loss

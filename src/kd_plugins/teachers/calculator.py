@@ -167,6 +167,13 @@ def weights_hash(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
+def count_weights(calculator: Any) -> int:
+    """Return how many numbers the torch modules of a calculator and of its parts learn."""
+    modules = [module for part in parts(calculator) for module in _modules(part)]
+    held = {parameter for module in modules for parameter in module.parameters()}
+    return sum(parameter.numel() for parameter in held)
+
+
 def _inner(calculator: Any) -> list[Any]:
     return list(getattr(getattr(calculator, "mixer", None), "calcs", []))
 

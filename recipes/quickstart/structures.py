@@ -1,0 +1,80 @@
+"""Aluminium for the quickstart: strained, rattled and molten cells, and a liquid to start from.
+
+    python recipes/quickstart/structures.py --out runs/quickstart/data
+
+Writes train.extxyz, test.extxyz and liquid.extxyz. ASE's effective medium theory, which is fast,
+melts the metal; it labels nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.io import write
+from ase.md.langevin import Langevin
+from tqdm import tqdm
+
+CONSTANT = 4.04
+"""Å, of fcc aluminium in CHGNet's eyes."""
+HOT, MELTING = 2500.0, 1000.0
+"""K, at which the metal is melted, and at which the last liquid is."""
+BETWEEN = 20
+"""Steps of 2 fs between two frames."""
+
+
+def strained(generator: np.random.Generator) -> Atoms:
+    """Return a crystal with another cell and rattled atoms."""
+    atoms = bulk("Al", "fcc", a=CONSTANT, cubic=True) * (2, 2, 2)
+    strain = np.eye(3) + generator.uniform(-0.06, 0.06, (3, 3))
+    atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+    atoms.positions += generator.normal(scale=generator.uniform(0.02, 0.3), size=(len(atoms), 3))
+    return atoms
+
+
+def molten(count: int, seed: int) -> list[Atoms]:
+    """Return frames of a metal that melts and then cools down to a liquid."""
+    atoms = bulk("Al", "fcc", a=1.03 * CONSTANT, cubic=True) * (2, 2, 2)
+    atoms.calc = EMT()
+    generator = np.random.default_rng(seed)
+    run = Langevin(atoms, 2 * units.fs, temperature_K=HOT, friction=0.05, rng=generator)
+    run.run(10 * BETWEEN)
+    frames = []
+    for temperature in tqdm(np.linspace(HOT, MELTING, count), "melting"):
+        run.set_temperature(temperature_K=temperature)
+        run.run(BETWEEN)
+        positions = atoms.get_positions(wrap=True)
+        frames.append(Atoms(atoms.symbols, positions, cell=atoms.cell, pbc=True))
+    return frames
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--count", type=int, default=240, help="structures (240)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    generator = np.random.default_rng(options.seed)
+    count = options.count // 2
+    frames = [strained(generator) for _ in range(options.count - count)]
+    *melt, liquid = molten(count + 1, options.seed)
+    frames += melt
+    for index, frame in enumerate(frames):
+        frame.info["structure_id"] = f"al/{index}"
+    order = generator.permutation(len(frames))
+    test = max(4, len(frames) // 6)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write(options.out / "test.extxyz", [frames[i] for i in sorted(order[:test])])
+    write(options.out / "train.extxyz", [frames[i] for i in sorted(order[test:])])
+    write(options.out / "liquid.extxyz", liquid)
+
+
+if __name__ == "__main__":
+    main()

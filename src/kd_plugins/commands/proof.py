@@ -1,0 +1,145 @@
+"""The commands that say whether distillation helped: evaluate, compare, report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PLAIN = argparse.RawDescriptionHelpFormatter
+REQUIRE = "a bar, such as force_rmse<0.05; exit code 1 if it is not cleared or was not measured"
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``evaluate``, ``compare`` and ``report``."""
+    _add_evaluate(commands)
+    _add_compare(commands)
+    command = commands.add_parser(
+        "report",
+        help="write one page about runs",
+        description="Write one HTML page about what compare or evaluate has measured, with every "
+        "figure as PNG, SVG and CSV beside it.",
+    )
+    command.add_argument("runs", nargs="+", type=Path, help="folders of compare or evaluate")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.html")
+    command.set_defaults(run=_report)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="measure one potential beside labels and its teacher",
+        description="Measure a potential. Run it again to go on after a stop.",
+    )
+    name = {"nargs": "+", "metavar": ("NAME", "KEY=VALUE")}
+    command.add_argument("--student", required=True, help="as label's --teacher", **name)
+    command.add_argument("--teacher", help="to compare with", **name)
+    command.add_argument("--reference", nargs="+", default=(), metavar="FILE", help="structures")
+    command.add_argument("--ids", default="auto", help="see label --help")
+    command.add_argument("--dynamics", metavar="FILE", help="a periodic structure to move")
+    command.add_argument("--temperature", type=float, default=600.0, help="of velocities, K (600)")
+    command.add_argument("--steps", type=int, default=0, help="of runs for drift and RDF (none)")
+    command.add_argument("--repeats", type=int, nargs="+", default=(1, 2, 4), help="of the cell")
+    command.add_argument("--cutoff", type=float, default=6.0, help="of the RDF, Å (6)")
+    command.add_argument("--crystals", nargs="+", metavar="FILE", help="to relax, cell and all")
+    command.add_argument("--elasticity", action="store_true", help="of these, too")
+    command.add_argument("--require", action="append", default=[], metavar="BAR", help=REQUIRE)
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.set_defaults(run=_evaluate)
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="train arms with several seeds and say which is better",
+        description="Train and measure every arm of an experiment with every seed, then compare "
+        "them in pairs. Run it again to go on after a stop.",
+    )
+    command.add_argument("experiment", type=Path, help="YAML; see recipes/quickstart")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--require", action="append", default=[], metavar="BAR", help=REQUIRE)
+    command.add_argument("--workers", type=int, default=1, metavar="N", help="trainings at a time")
+    command.add_argument("--arm", help="that the bars are for; needed with --require")
+    command.set_defaults(run=_compare)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from kd_plugins.evaluate.evaluation import evaluation
+    from kd_plugins.evaluate.measured import Measured
+    from kd_plugins.evaluate.requirements import Requirement
+    from kd_plugins.report.files import write_json
+    from kd_plugins.teachers.spec import TeacherSpec
+
+    for text in arguments.require:
+        Requirement.parse(text)
+    settings = _measure(arguments)
+    measured = [
+        Measured(str(TeacherSpec.parse(words)), settings, arguments.out / folder)
+        for words, folder in ((arguments.student, "student"), (arguments.teacher, "teacher"))
+        if words
+    ]
+    found = evaluation(*measured)
+    write_json(arguments.out / "evaluation.json", found)
+    for name, value in sorted(found["metrics"].items()):
+        print(f"{name:32s} {value:.6g}")
+    return _judge(arguments.require, found["metrics"])
+
+
+def _measure(arguments: argparse.Namespace) -> Any:
+    from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
+
+    dynamics = crystals = None
+    if arguments.dynamics:
+        dynamics = DynamicsSettings(
+            arguments.dynamics,
+            arguments.temperature,
+            arguments.steps,
+            tuple(arguments.repeats),
+            cutoff=arguments.cutoff,
+        )
+    if arguments.crystals:
+        crystals = CrystalSettings(tuple(arguments.crystals), arguments.elasticity)
+    return Measure(tuple(arguments.reference), arguments.ids, dynamics, crystals)
+
+
+def _judge(requirements: Sequence[str], metrics: Mapping[str, float]) -> int:
+    from kd_plugins.evaluate.requirements import faults
+
+    found = faults(requirements, metrics)
+    for fault in found:
+        print(f"not accepted: {fault}", file=sys.stderr)
+    return 1 if found else 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from kd_plugins.compare import Comparison, read_experiment
+    from kd_plugins.evaluate.requirements import Requirement
+    from kd_plugins.report.reading import read_experiment as read_results
+    from kd_plugins.report.verdicts import verdict
+
+    experiment = read_experiment(arguments.experiment)
+    for text in arguments.require:
+        Requirement.parse(text)
+    if arguments.require and arguments.arm not in experiment.arms:
+        raise ValueError(f"--require needs --arm, one of {', '.join(experiment.arms)}")
+    Comparison(experiment, arguments.out).all(arguments.workers)
+    results = read_results(arguments.out)
+    for one in verdict(results):
+        print(one.sentence)
+    return _judge(arguments.require, _means(results, arguments.arm))
+
+
+def _means(results: Any, arm: str | None) -> dict[str, float]:
+    """Return the mean over seeds of each metric that all of an arm's runs have."""
+    runs = [] if arm is None else list(results.of(arm).values())
+    names = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
+    return {name: sum(run.metrics[name] for run in runs) / len(runs) for name in sorted(names)}
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from kd_plugins.report import write_report
+
+    print(write_report(arguments.runs, arguments.output))
+    return 0

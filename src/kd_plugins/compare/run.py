@@ -1,0 +1,204 @@
+"""Train and measure every arm with every seed; what is done already is left as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from kd_plugins.compare.experiment import Experiment, filled
+from kd_plugins.compare.trainers import TRAINERS
+from kd_plugins.evaluate.evaluation import evaluation
+from kd_plugins.evaluate.measured import Measured
+from kd_plugins.report.files import write_json
+
+PACKAGES = ("kd_plugins", "torch", "ase", "numpy", "fairchem-core", "hippynn", "chgnet")
+LOG, TRAINED, EVALUATION = "training.log", "trained.json", "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed.
+
+    Args:
+        arm: its name.
+        seed: of weights and batches.
+        folder: that the host trains in.
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+
+
+class Comparison:
+    """An experiment in a folder; stopped, the same call goes on.
+
+    Args:
+        experiment: what to do.
+        out: folder of all runs.
+
+    Raises:
+        ValueError: if the folder holds another experiment.
+    """
+
+    def __init__(self, experiment: Experiment, out: Path) -> None:
+        self.experiment, self.out = experiment, out
+        self._claim()
+
+    def _claim(self) -> None:
+        """Let the folder be of this experiment; other arms and seeds may be added."""
+        path, ours = self.out / "settings.json", json.loads(json.dumps(asdict(self.experiment)))
+        held = json.loads(path.read_text()) if path.is_file() else ours
+        for name in ("host", "base", "settings", "measure", "model", "teacher"):
+            if held[name] != ours[name]:
+                raise ValueError(
+                    f"{self.out} holds an experiment with another {name}: {held[name]!r}; choose "
+                    "another folder"
+                )
+        for name in set(held["arms"]) & set(ours["arms"]):
+            if held["arms"][name] != ours["arms"][name]:
+                raise ValueError(
+                    f"{self.out} holds arm {name!r} with other settings: {held['arms'][name]!r}; "
+                    "give the new one another name, or choose another folder"
+                )
+        write_json(path, {**ours, "arms": {**held["arms"], **ours["arms"]}})
+
+    def runs(self) -> list[Run]:
+        """Return all runs, seed by seed."""
+        return [
+            Run(arm, seed, self.out / "runs" / arm / f"seed{seed}")
+            for seed in self.experiment.seeds
+            for arm in self.experiment.arms
+        ]
+
+    def all(self, workers: int = 1, progress: bool = True) -> None:
+        """Train what is missing, then measure what is missing, one model at a time.
+
+        Args:
+            workers: trainings at a time, each with a seed of its own and a share of the cores.
+            progress: show bars.
+
+        Raises:
+            ValueError: if a training fails, with the end of what it said, or for no worker.
+        """
+        if workers < 1:
+            raise ValueError(f"workers: expected 1 or more, got {workers}")
+        write_json(self.out / "experiment.json", self._description())
+        runs = self.runs()
+        with tqdm(total=len(runs), desc="training", unit=" runs", disable=not progress) as bar:
+            self._train_all(runs, workers, bar)
+        for run in (bar := tqdm(runs, "measuring", unit=" runs", disable=not progress)):
+            bar.set_description(f"measuring {run.arm}, seed {run.seed}")
+            self._measure(run)
+        write_json(self.out / "experiment.json", self._description())
+
+    def _train_all(self, runs: list[Run], workers: int, bar: Any) -> None:
+        """Train the arms of a seed one after another, since they may learn from each other."""
+
+        def train(seed: int) -> None:
+            for run in runs:
+                if run.seed == seed:
+                    self._train(run, max(1, (os.cpu_count() or 1) // workers))
+                    bar.update()
+
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(train, self.experiment.seeds):
+                pass
+
+    def _fields(self, run: Run) -> Mapping[str, object]:
+        return {"run": run.folder, "runs": self.out / "runs", "seed": run.seed}
+
+    def _train(self, run: Run, threads: int) -> None:
+        """Let the host train, by its own command, into a log."""
+        if (run.folder / TRAINED).is_file():
+            return
+        run.folder.mkdir(parents=True, exist_ok=True)
+        changes = {**self.experiment.settings, **self.experiment.arms[run.arm]}
+        trainer = TRAINERS[self.experiment.host]
+        base = Path(self.experiment.base)
+        command = trainer.command(base, run.folder, run.seed, filled(changes, self._fields(run)))
+        start = time.perf_counter()
+        with (run.folder / LOG).open("a") as log:
+            code = subprocess.call(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env={"OMP_NUM_THREADS": str(threads), **os.environ},
+            )
+        if code:
+            said = (run.folder / LOG).read_text()[-1500:]
+            raise ValueError(
+                f"{run.arm}, seed {run.seed}: the training ended with exit code {code}; the end of "
+                f"{run.folder / LOG}:\n{said}"
+            )
+        write_json(run.folder / TRAINED, {"seconds": time.perf_counter() - start})
+
+    def _measure(self, run: Run) -> None:
+        path = run.folder / EVALUATION
+        if path.is_file():
+            return
+        experiment = self.experiment
+        student = Measured(
+            filled(experiment.model, self._fields(run)),
+            experiment.measure,
+            run.folder / "measured",
+            progress=False,
+        )
+        teacher = None
+        if experiment.teacher is not None:
+            teacher = Measured(experiment.teacher, experiment.measure, self.out / "teacher")
+        trained = json.loads((run.folder / TRAINED).read_text())
+        found = {**evaluation(student, teacher), "train_seconds": trained["seconds"]}
+        for name in ("curves", "terms"):
+            if (run.folder / f"{name}.json").is_file():
+                found[name] = json.loads((run.folder / f"{name}.json").read_text())
+        write_json(path, found)
+
+    def _description(self) -> dict[str, Any]:
+        experiment = self.experiment
+        return {
+            "title": experiment.title,
+            "host": experiment.host,
+            "control": experiment.control,
+            "arms": [arm for arm in experiment.arms if arm not in experiment.unjudged],
+            "seeds": list(experiment.seeds),
+            "metrics": list(experiment.metrics),
+            "provenance": dict(self._provenance()),
+        }
+
+    def _provenance(self) -> Iterator[tuple[str, Any]]:
+        experiment = self.experiment
+        yield "teacher", experiment.teacher or "none"
+        path = self.out / "teacher" / "measured.json"
+        if path.is_file():
+            yield "teacher fingerprint", json.loads(path.read_text())["fingerprint"]
+        yield (
+            "structures (SHA-256)",
+            {Path(name).name: _hash(Path(name)) for name in experiment.measure.structures},
+        )
+        yield "versions", dict(_versions())
+        yield from experiment.provenance.items()
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue

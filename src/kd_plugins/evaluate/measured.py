@@ -1,0 +1,230 @@
+"""One potential measured into a folder, part by part; a stopped measurement goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from tqdm import tqdm
+
+from kd_plugins.core.store import TargetStore
+from kd_plugins.evaluate.dynamics import autograd_bytes, nve
+from kd_plugins.evaluate.elastic_averages import ElasticAverages
+from kd_plugins.evaluate.elasticity import elastic_tensor
+from kd_plugins.evaluate.rdf import rdf
+from kd_plugins.evaluate.relaxation import relax
+from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
+from kd_plugins.teachers.labelling import label
+from kd_plugins.teachers.spec import load_teacher
+from kd_plugins.teachers.structures import Frame, read_structures
+from kd_plugins.teachers.teacher import Teacher
+
+COMPARED = ("energy", "forces", "stress", "node_embeddings")
+"""Quantities that are compared, as far as a potential gives them."""
+TIMED, EVERY = 20, 10
+"""Steps that are timed on each cell, and steps between two notes of a run."""
+
+
+class Measured:
+    """A folder with what was measured of one potential.
+
+    Args:
+        potential: as `kd_plugins.teachers.load_teacher` takes it, such as ``chgnet model=PATH``.
+        settings: what to measure.
+        folder: where it is kept; made if it is not there.
+        progress: show bars.
+
+    Raises:
+        TeacherError: if the potential cannot be made.
+        ValueError: if the folder holds another potential, or measurements with other settings.
+    """
+
+    def __init__(
+        self, potential: str, settings: Measure, folder: Path, progress: bool = True
+    ) -> None:
+        self.potential, self.settings = potential, settings
+        self.folder, self.progress = folder, progress
+        self.model: Teacher = load_teacher(potential)
+        self._claim()
+
+    def _claim(self) -> None:
+        """Let the folder be of this potential and of these settings alone."""
+        ours = {
+            "fingerprint": self.model.fingerprint,
+            "settings": json.loads(json.dumps(asdict(self.settings))),
+        }
+        held = self._part("measured", lambda: ours)
+        for name, what in (("fingerprint", "another potential"), ("settings", "other settings")):
+            if held[name] != ours[name]:
+                raise ValueError(
+                    f"{self.folder} holds measurements of {what}; choose another folder, or "
+                    "remove it"
+                )
+
+    def _part(self, name: str, make: Callable[..., Any], *given: Any) -> Any:
+        """Return a part, made of what is given unless it is there."""
+        path = self.folder / f"{name}.json"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            partial.write_text(json.dumps(make(*given), indent=1) + "\n")
+            os.replace(partial, path)
+        return json.loads(path.read_text())
+
+    @property
+    def frames(self) -> list[Frame]:
+        """The structures whose values are compared, with the labels that they hold."""
+        return list(read_structures(self.settings.structures, self.settings.ids))
+
+    def predictions(self) -> TargetStore:
+        """Return what the potential says of the structures."""
+        folder = self.folder / "predictions"
+        names = [name for name in COMPARED if name in self.model.quantities]
+        frames = self.frames
+        report = label(
+            frames, self.potential, folder, names, total=len(frames), progress=self.progress
+        )
+        if report.failed:
+            raise ValueError(
+                f"{self.potential} fails on {len(report.failed)} of {len(frames)} structures; why "
+                f"stands in {folder}/failures.jsonl"
+            )
+        return TargetStore.open(folder)
+
+    def speed(self) -> list[dict[str, Any]]:
+        """Return time per step, simulated time per day and memory of growing cells."""
+        settings = _needed(self.settings.dynamics, "dynamics")
+        start = _one(settings.structure)
+        bar = tqdm(settings.repeats, "speed", disable=not self.progress, unit=" cells")
+        return [
+            self._part(f"speed-{repeat}", self._costs, start * (repeat, 1, 1), settings)
+            for repeat in bar
+        ]
+
+    def _costs(self, atoms: Atoms, settings: DynamicsSettings) -> dict[str, Any]:
+        calculator = self.calculator()
+        run = nve(
+            atoms,
+            calculator,
+            TIMED,
+            temperature=settings.temperature,
+            seed=0,
+            timestep=settings.timestep,
+            progress=False,
+        )
+        return {
+            "atoms": len(atoms),
+            "microseconds": run.microseconds_per_atom,
+            "nanoseconds_per_day": run.nanoseconds_per_day,
+            "bytes": _bytes(atoms, calculator),
+        }
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return each long run's drift, temperature and radial distribution function."""
+        settings = _needed(self.settings.dynamics, "dynamics")
+        if not settings.steps:
+            return []
+        return [self._part(f"run-{seed}", self._run, settings, seed) for seed in settings.seeds]
+
+    def _run(self, settings: DynamicsSettings, seed: int) -> dict[str, Any]:
+        run = nve(
+            _one(settings.structure),
+            self.calculator(),
+            settings.steps,
+            temperature=settings.temperature,
+            seed=seed,
+            timestep=settings.timestep,
+            every=EVERY,
+            progress=self.progress,
+        )
+        later = run.frames[len(run.frames) // 2 :]
+        found = rdf(later, settings.cutoff, settings.bins)
+        return {
+            "drift": run.drift,
+            "temperature": float(run.temperatures[len(run.frames) // 2 :].mean()),
+            "distances": found.distances.tolist(),
+            "values": found.values.tolist(),
+        }
+
+    def crystals(self) -> dict[str, dict[str, Any]]:
+        """Return crystal to volume, whether it relaxed, and stiffness if that was asked for."""
+        settings = _needed(self.settings.crystals, "crystals")
+        frames = list(read_structures(settings.structures))
+        bar = tqdm(frames, "crystals", disable=not self.progress, unit="")
+        return {
+            frame.structure_id: self._part(
+                f"crystals/{frame.structure_id.replace('/', '_')}",
+                self._crystal,
+                frame.atoms,
+                settings,
+            )
+            for frame in bar
+        }
+
+    def _crystal(self, atoms: Atoms, settings: CrystalSettings) -> dict[str, Any]:
+        calculator = self.calculator()
+        relaxed = relax(atoms, calculator, settings.force_tolerance, settings.max_steps)
+        made = {
+            "reference": abs(float(atoms.get_volume())),
+            "volume": relaxed.volume if np.isfinite(relaxed.volume) else None,
+            "reason": relaxed.reason,
+        }
+        if settings.elasticity:
+            made["elasticity"] = _stiffness(relaxed.atoms, calculator)
+        return made
+
+    def calculator(self) -> Any:
+        """Return the potential as an ASE calculator.
+
+        Raises:
+            ValueError: if it is none, so that nothing can be moved with it.
+        """
+        found = getattr(self.model, "calculator", None)
+        if found is None:
+            raise ValueError(
+                f"{self.potential} labels structures but is no ASE calculator, so there is no "
+                "dynamics and no relaxation with it; of fairchem's checkpoints take 'fairchem "
+                "checkpoint=PATH'"
+            )
+        return found
+
+
+def _needed(settings: Any, name: str) -> Any:
+    if settings is None:
+        raise ValueError(f"{name} are not among what is to be measured")
+    return settings
+
+
+def _one(path: str) -> Atoms:
+    frames = list(read_structures([path]))
+    if len(frames) != 1:
+        raise ValueError(f"{path}: expected one structure, got {len(frames)}")
+    return frames[0].atoms
+
+
+def _bytes(atoms: Atoms, calculator: Any) -> float | None:
+    """Return the bytes that are kept for a gradient, an atom; none without autograd."""
+    try:
+        return autograd_bytes(atoms, calculator) / len(atoms)
+    except ValueError:
+        return None
+
+
+def _stiffness(atoms: Atoms, calculator: Any) -> Mapping[str, Any]:
+    try:
+        tensor = elastic_tensor(atoms, calculator)
+        averages = ElasticAverages.of(tensor.stiffness)
+    except ValueError as error:
+        return {"unstable": str(error)}
+    return {
+        **asdict(averages.reuss_hill),
+        "poisson_ratio": averages.poisson_ratio,
+        "anisotropy": averages.anisotropy,
+        "stiffness": tensor.stiffness.tolist(),
+    }

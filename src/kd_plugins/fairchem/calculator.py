@@ -1,0 +1,24 @@
+"""A fairchem checkpoint as an ASE calculator, to be moved with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from fairchem.core import OCPCalculator
+
+from kd_plugins.teachers.teacher import TeacherError
+
+
+def fairchem(checkpoint: str) -> OCPCalculator:
+    """Return the potential ``fairchem``: energy and forces of a checkpoint, by fairchem's own.
+
+    Args:
+        checkpoint: path of any checkpoint of fairchem-core 1.10, a student's too.
+
+    Raises:
+        TeacherError: if there is no such file.
+    """
+    if not Path(checkpoint).is_file():
+        raise TeacherError(f"{checkpoint}: no such checkpoint")
+    return OCPCalculator(checkpoint_path=checkpoint, cpu=not torch.cuda.is_available(), seed=0)

@@ -1,0 +1,188 @@
+"""The folder of an experiment into its record; what is wrong is told with the file's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+from kd_plugins.report import checks
+from kd_plugins.report.checks import Raw
+from kd_plugins.report.files import read_json
+from kd_plugins.report.records import (
+    MODULI,
+    Cell,
+    Evaluation,
+    Experiment,
+    Pairs,
+    Rdf,
+    Series,
+    Stiffness,
+    Volume,
+)
+
+T = TypeVar("T")
+
+PLAN, EVALUATION = "experiment.json", "evaluation.json"
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """Read the folder of an experiment, or of one model measured alone.
+
+    Raises:
+        FileNotFoundError: for a folder with neither experiment.json nor evaluation.json.
+        ValueError: for a file that is not as it should be, which is named.
+    """
+    if (folder / PLAN).is_file():
+        return _experiment(folder)
+    if (folder / EVALUATION).is_file():
+        run = read_evaluation(folder / EVALUATION)
+        return Experiment(run.model, (run.model,), (0,), {(run.model, 0): run})
+    raise FileNotFoundError(f"{folder}: expected {PLAN} or {EVALUATION} in it, found neither")
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what was measured of one model.
+
+    Raises:
+        FileNotFoundError: without the file.
+        ValueError: naming the file and what is wrong in it.
+    """
+    return _checked(path, _evaluation)
+
+
+def _experiment(folder: Path) -> Experiment:
+    plan = _checked(folder / PLAN, _plan)
+    files = {
+        (arm, seed): folder / "runs" / arm / f"seed{seed}" / EVALUATION
+        for arm in plan.arms
+        for seed in plan.seeds
+    }
+    runs = {run: read_evaluation(path) for run, path in files.items() if path.is_file()}
+    return Experiment(
+        plan.title,
+        plan.arms,
+        plan.seeds,
+        runs,
+        plan.host,
+        plan.control,
+        plan.metrics,
+        plan.provenance,
+    )
+
+
+def _checked(path: Path, read: Callable[[Raw], T]) -> T:
+    raw = read_json(path)
+    try:
+        return read(raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _plan(raw: Raw) -> Experiment:
+    checks.known(raw, ("title", "host", "control", "arms", "seeds", "metrics", "provenance"))
+    arms = tuple(_arm(arm) for arm in checks.distinct(raw.get("arms"), "arms"))
+    control = checks.text(raw.get("control"), "control")
+    if control not in arms:
+        raise ValueError(f"control: expected one of the arms {', '.join(arms)}, got {control!r}")
+    return Experiment(
+        title=checks.text(raw.get("title"), "title"),
+        arms=arms,
+        seeds=tuple(checks.whole(s, "seeds") for s in checks.distinct(raw.get("seeds"), "seeds")),
+        runs={},
+        host=checks.text(raw.get("host"), "host"),
+        control=control,
+        metrics=tuple(
+            checks.text(m, "metrics") for m in checks.distinct(raw.get("metrics"), "metrics")
+        ),
+        provenance=checks.mapping(raw.get("provenance"), "provenance"),
+    )
+
+
+def _arm(raw: object) -> str:
+    name = checks.text(raw, "arms")
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"arms: expected the name of a folder under runs, got {name!r}")
+    return name
+
+
+def _evaluation(raw: Raw) -> Evaluation:
+    checks.known(raw, [field.name for field in fields(Evaluation)])
+    return Evaluation(
+        model=checks.text(raw.get("model"), "model"),
+        fingerprint=_maybe(checks.text, raw.get("fingerprint"), "fingerprint"),
+        weights=_maybe(checks.whole, raw.get("weights"), "weights"),
+        train_seconds=_maybe(checks.positive, raw.get("train_seconds"), "train_seconds"),
+        metrics=_metrics(raw.get("metrics"), "metrics"),
+        parity=_each(lambda r, w: _each(_pairs, r, w), raw.get("parity"), "parity"),
+        curves=_each(_series, raw.get("curves"), "curves"),
+        terms=_each(_series, raw.get("terms"), "terms"),
+        speed=_each(_cells, raw.get("speed"), "speed"),
+        rdf=_maybe(_rdf, raw.get("rdf"), "rdf"),
+        volumes=_each(_volume, raw.get("volumes"), "volumes"),
+        elasticity=_each(lambda r, w: _each(_stiffness, r, w), raw.get("elasticity"), "elasticity"),
+    )
+
+
+def _maybe(read: Callable[[object, str], T], raw: object, where: str) -> T | None:
+    return None if raw is None else read(raw, where)
+
+
+def _each(read: Callable[[object, str], T], raw: object, where: str) -> Mapping[str, T]:
+    """Read the values of a mapping, but those that are null."""
+    items = checks.mapping(raw, where).items()
+    return {key: read(value, f"{where}.{key}") for key, value in items if value is not None}
+
+
+def _metrics(raw: object, where: str) -> Mapping[str, float]:
+    return _each(checks.number, raw, where)
+
+
+def _series(raw: object, where: str) -> Series:
+    return Series(*checks.columns(raw, where, ("epochs", "values")))
+
+
+def _pairs(raw: object, where: str) -> Pairs:
+    return Pairs(*checks.columns(raw, where, ("reference", "student")))
+
+
+def _cells(raw: object, where: str) -> tuple[Cell, ...]:
+    if not isinstance(raw, list):
+        raise ValueError(f"{where}: expected a list of cells, got {raw!r}")
+    return tuple(_cell(checks.mapping(cell, f"{where}[{i}]"), where) for i, cell in enumerate(raw))
+
+
+def _cell(raw: Raw, where: str) -> Cell:
+    checks.known(raw, [field.name for field in fields(Cell)])
+    return Cell(
+        atoms=checks.whole(raw.get("atoms"), f"{where}.atoms"),
+        microseconds=checks.positive(raw.get("microseconds"), f"{where}.microseconds"),
+        nanoseconds_per_day=_maybe(
+            checks.number, raw.get("nanoseconds_per_day"), f"{where}.nanoseconds_per_day"
+        ),
+        bytes=_maybe(checks.positive, raw.get("bytes"), f"{where}.bytes"),
+    )
+
+
+def _rdf(raw: object, where: str) -> Rdf:
+    given = checks.mapping(raw, where)
+    return Rdf(
+        *checks.columns(raw, where, ("distances", "student", "teacher")),
+        distance=_maybe(checks.number, given.get("distance"), f"{where}.distance"),
+        floor=_maybe(checks.number, given.get("floor"), f"{where}.floor"),
+    )
+
+
+def _volume(raw: object, where: str) -> Volume:
+    given = checks.mapping(raw, where)
+    checks.known(given, [field.name for field in fields(Volume)])
+    return Volume(**_each(checks.positive, given, where))
+
+
+def _stiffness(raw: object, where: str) -> Stiffness:
+    given = checks.mapping(raw, where)
+    if "unstable" in given:
+        return Stiffness({}, checks.text(given["unstable"], f"{where}.unstable"))
+    checks.known(given, MODULI)
+    return Stiffness(_each(checks.number, given, where))

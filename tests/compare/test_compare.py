@@ -1,0 +1,193 @@
+"""Arms and seeds through a host's own trainer, to a verdict and a page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ase.build import bulk
+from ase.io import write
+
+from kd_plugins.cli import main
+from kd_plugins.compare import Comparison, read_experiment
+from kd_plugins.compare.experiment import filled
+from kd_plugins.compare.trainers import TRAINERS
+from kd_plugins.config import ConfigError
+from tests.hosts import in_one_environment
+from tests.house import ROOT
+
+SOFTER = "tests.evaluate.calculators:softer"
+QUICKSTART = ROOT / "recipes" / "quickstart"
+
+
+def aluminium(folder: Path, count: int = 26) -> None:
+    """Write rattled cells, some to learn from and some to measure, and a cell to move."""
+    frames = []
+    for seed in range(count):
+        atoms = bulk("Al", cubic=True) * (2, 1, 1)
+        atoms.rattle(0.1, seed=seed)
+        atoms.info["structure_id"] = f"al/{seed}"
+        frames.append(atoms)
+    write(folder / "train.extxyz", frames[:-2])
+    write(folder / "test.extxyz", frames[-2:])
+    write(folder / "cell.extxyz", bulk("Al", cubic=True) * (3, 3, 3))
+
+
+def description(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Return the quickstart's experiment on a few cells, with EMT as its teacher."""
+    raw = yaml.safe_load((QUICKSTART / "experiment.yml").read_text())
+    dynamics = {"structure": str(folder / "cell.extxyz"), "temperature": 600, "steps": 40}
+    measure = {
+        "structures": [str(folder / "test.extxyz")],
+        "dynamics": {**dynamics, "repeats": [1], "cutoff": 5, "seeds": [0]},
+    }
+    raw["settings"] |= {"structures": str(folder / "labelled.extxyz")}
+    raw["settings"] |= {"store": str(folder / "targets"), "epochs": 2}
+    base = str(QUICKSTART / raw["base"])
+    return {**raw, "base": base, "teacher": "emt", "measure": measure, "seeds": [0]} | changes
+
+
+def experiment(folder: Path, **changes: Any) -> Path:
+    """Write an experiment."""
+    path = folder / "experiment.yml"
+    path.write_text(yaml.safe_dump(description(folder, **changes)))
+    return path
+
+
+@in_one_environment
+def test_from_labels_to_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The quickstart's own commands, in its order."""
+    pytest.importorskip("hippynn")
+    aluminium(tmp_path)
+    targets, out = tmp_path / "targets", tmp_path / "out"
+    label = ["label", tmp_path / "train.extxyz", "--teacher", "emt", "--store", targets]
+    assert main([*map(str, label), "--quantities", "energy", "forces", "atomic_energies"]) == 0
+    assert main(["export", str(targets), str(tmp_path / "labelled.extxyz")]) == 0
+    compare = ["compare", str(experiment(tmp_path)), "--out", str(out), "--workers", "2"]
+    capsys.readouterr()
+    assert main(compare) == 0
+    (sentence,) = capsys.readouterr().out.splitlines()
+    assert re.match(
+        r"student against control: force RMSE .* \(1 seed, too few seeds to tell\).* training took",
+        sentence,
+    )
+    runs = {path.relative_to(out): path.read_text() for path in out.rglob("evaluation.json")}
+    assert len(runs) == 2
+    one = json.loads(runs[Path("runs/student/seed0/evaluation.json")])
+    assert one["metrics"]["speedup"] > 0 and one["train_seconds"] > 0
+    assert len(one["curves"]["valid forces_rmse"]["epochs"]) >= 2
+
+    bars = ["--arm", "student", "--require", "teacher_force_rmse<1e-9"]
+    assert main([*compare, *bars]) == 1
+    assert "required: < 1e-09" in capsys.readouterr().err
+    assert {
+        path.relative_to(out): path.read_text() for path in out.rglob("evaluation.json")
+    } == runs
+
+    pages = [tmp_path / name / "report.html" for name in ("one", "two")]
+    for page in pages:
+        assert main(["report", str(out), "-o", str(page)]) == 0
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+    assert sentence.split(":")[0] in pages[0].read_text()
+
+
+def test_weights_and_batches_are_those_of_the_seed(tmp_path: Path) -> None:
+    """Arms differ in their settings and in nothing else that is written for the script."""
+    described = read_experiment(experiment(tmp_path, seeds=[0, 1]))
+    comparison = Comparison(described, tmp_path / "out")
+    written = {}
+    for run in comparison.runs():
+        run.folder.mkdir(parents=True)
+        changes = filled({**described.settings, **described.arms[run.arm]}, {"run": run.folder})
+        command = TRAINERS["script"].command(Path("x.py"), run.folder, run.seed, changes)
+        settings = yaml.safe_load(Path(command[-1]).read_text())
+        assert settings.pop("out") == str(run.folder)
+        written[run.arm, run.seed] = settings
+    for seed in (0, 1):
+        control, student = written["control", seed], written["student", seed]
+        assert control["loss"].pop("atomic_energies") == 0
+        assert student["loss"].pop("atomic_energies") == 100
+        assert control == student
+        assert control.pop("seed") == seed
+
+
+def test_a_training_that_fails_says_why_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aluminium(tmp_path, count=3)
+    script = tmp_path / "script.py"
+    script.write_text("import sys; print('no aluminium here'); sys.exit(3)")
+    settings = {"base": str(script), "seeds": [0], "model": SOFTER}
+    measure = {"structures": [str(tmp_path / "test.extxyz")]}
+    path = experiment(tmp_path, **settings, measure=measure)
+    words = ["compare", str(path), "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "control, seed 0: the training ended with exit code 3" in said
+    assert "no aluminium here" in said
+    script.write_text("")
+    assert main(words) == 0
+    assert "too few seeds to tell" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"control": "contrl"}, "no arm 'contrl'; did you mean 'control'"),
+        ({"seeds": [1, 1]}, "one or more different ones"),
+        ({"seeds": []}, "one or more different ones"),
+        ({"host": "mace"}, "unknown choice 'mace'"),
+        ({"arms": {"a/b": {}}}, "a name has letters"),
+        ({"arms": {"control": {"seed": 1}}, "control": "control"}, "seed is set by kd-plugins"),
+        ({"arms": [1]}, "expected names with values"),
+        ({"unjudged": ["teacher"]}, "no arm 'teacher'"),
+        ({"measure": {}}, "nothing to measure"),
+        ({"mesure": {}}, "unknown key; did you mean 'measure'?"),
+    ],
+)
+def test_bad_experiments(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        read_experiment(experiment(tmp_path, **changes))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="base: .*nowhere.py: no such file"):
+        read_experiment(experiment(tmp_path, base="nowhere.py"))
+    with pytest.raises(FileNotFoundError, match="expected an experiment's YAML"):
+        read_experiment(tmp_path / "none.yml")
+    (tmp_path / "experiment.yml").write_text("a: [")
+    with pytest.raises(ConfigError, match="no YAML"):
+        read_experiment(tmp_path / "experiment.yml")
+
+
+def test_a_folder_is_of_one_experiment(tmp_path: Path) -> None:
+    """More arms and seeds may come; what is there may not change its meaning."""
+    out = tmp_path / "out"
+    Comparison(read_experiment(experiment(tmp_path)), out)
+    more = description(tmp_path)["arms"] | {"student_20": {"loss.atomic_energies": 20}}
+    Comparison(read_experiment(experiment(tmp_path, arms=more, seeds=[0, 1, 2, 3])), out)
+    with pytest.raises(ValueError, match="another teacher: 'emt'"):
+        Comparison(read_experiment(experiment(tmp_path, teacher="chgnet")), out)
+    changed = {**more, "student_20": {"loss.atomic_energies": 30}}
+    with pytest.raises(ValueError, match="arm 'student_20' with other settings"):
+        Comparison(read_experiment(experiment(tmp_path, arms=changed)), out)
+
+
+def test_the_hosts_commands(tmp_path: Path) -> None:
+    """Each is the host's own, with the arm's changes."""
+    base = ROOT / "configs" / "chgnet" / "recommended.yml"
+    words = TRAINERS["chgnet"].command(base, tmp_path, 4, {"loss.soft.stress": 0.2})
+    assert words[1:3] == ["-m", "kd_plugins.chgnet"]
+    settings = yaml.safe_load(Path(words[3]).read_text())
+    assert settings["optim"]["seed"] == 4 and settings["out"] == str(tmp_path)
+    before = yaml.safe_load(base.read_text())
+    assert settings["loss"]["soft"] == {**before["loss"]["soft"], "stress": 0.2}
+    words = TRAINERS["fairchem"].command(base, tmp_path, 4, {"task.distill.terms.crack.weight": 5})
+    assert words[words.index("--seed") + 1] == "4"
+    assert "--task.distill.terms.crack.weight=5" in words
+    with pytest.raises(ValueError, match="energy.x: energy is 1"):
+        TRAINERS["script"].command(base, tmp_path, 0, {"loss.energy": 1, "loss.energy.x": 2})

@@ -1,0 +1,181 @@
+"""One potential measured from the command line, beside labels and a teacher."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from kd_plugins.cli import main
+from kd_plugins.evaluate.requirements import Requirement, faults
+from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
+
+SOFTER = "tests.evaluate.calculators:softer"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Labelled copper, a cell to move and a crystal to relax."""
+    folder, frames = tmp_path_factory.mktemp("copper"), []
+    for seed in range(3):
+        atoms = bulk("Cu", cubic=True) * (2, 1, 1)
+        atoms.rattle(0.1, seed=seed)
+        atoms.calc = EMT()
+        said = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        atoms.calc = SinglePointCalculator(atoms, **said)
+        atoms.info["structure_id"] = f"cu/{seed}"
+        frames.append(atoms)
+    write(folder / "labelled.extxyz", frames)
+    write(folder / "cell.extxyz", bulk("Cu", cubic=True) * (3, 3, 3))
+    write(folder / "crystal.extxyz", bulk("Cu", cubic=True, a=3.7))
+    return {name: str(folder / f"{name}.extxyz") for name in ("labelled", "cell", "crystal")}
+
+
+def evaluate(files: dict[str, str], out: Path, *words: object, student: str = "emt") -> int:
+    """Measure a student beside EMT."""
+    given = ["--student", student, "--teacher", "emt", "--out", out]
+    return main([str(word) for word in ("evaluate", *given, *words)])
+
+
+def everything(files: dict[str, str]) -> list[object]:
+    """All that can be measured."""
+    dynamics = ["--dynamics", files["cell"], "--steps", 40, "--repeats", 1, "--cutoff", 5]
+    crystals = ["--crystals", files["crystal"], "--elasticity"]
+    return ["--reference", files["labelled"], *dynamics, *crystals]
+
+
+def found(out: Path) -> dict[str, Any]:
+    return json.loads((out / "evaluation.json").read_text())
+
+
+def test_a_teacher_is_its_own_best_student(files: dict[str, str], tmp_path: Path) -> None:
+    assert evaluate(files, tmp_path, *everything(files)) == 0
+    one = found(tmp_path)
+    metrics = one["metrics"]
+    errors = [name for name in metrics if name.endswith(("_mae", "_rmse"))]
+    assert {"force_rmse", "energy_per_atom_mae", "teacher_stress_rmse"} <= set(errors)
+    assert [metrics[name] for name in errors] == pytest.approx([0] * len(errors), abs=1e-7)
+    assert metrics["force_cosine"] == pytest.approx(1)
+    assert metrics["teacher_force_cosine"] == pytest.approx(1)
+    assert metrics["rdf_distance"] == 0 < one["rdf"]["floor"]
+    assert metrics["teacher_volume_error_percent"] == 0
+    assert metrics["volume_error_percent"] > 3
+    assert "bytes_per_atom" not in metrics  # EMT keeps nothing for a gradient
+    modulus = one["elasticity"]["crystal"]["student"]["young"]
+    assert modulus == one["elasticity"]["crystal"]["teacher"]["young"] > 50
+    pairs = one["parity"]["labels"]["forces"]
+    assert len(pairs["student"]) == 3 * 3 * 8
+    assert pairs["student"] == pytest.approx(pairs["reference"], abs=1e-7)
+
+
+def test_another_potential_is_further_away(files: dict[str, str], tmp_path: Path) -> None:
+    assert evaluate(files, tmp_path, "--reference", files["labelled"], student=SOFTER) == 0
+    metrics = found(tmp_path)["metrics"]
+    forces = np.concatenate(_forces(files))
+    expected = 0.1 * np.sqrt(np.square(forces).mean())
+    assert metrics["force_rmse"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["teacher_force_rmse"] == pytest.approx(expected, rel=1e-5)
+
+
+def _forces(files: dict[str, str]) -> list[np.ndarray]:
+    from kd_plugins.teachers import read_structures
+
+    return [frame.labels["forces"] for frame in read_structures([files["labelled"]])]
+
+
+def test_what_is_measured_is_not_measured_again(files: dict[str, str], tmp_path: Path) -> None:
+    words = ["--dynamics", files["cell"], "--repeats", 1]
+    assert evaluate(files, tmp_path, *words) == 0
+    first = (tmp_path / "evaluation.json").read_text()
+    assert evaluate(files, tmp_path, *words) == 0
+    assert (tmp_path / "evaluation.json").read_text() == first
+
+
+def test_a_killed_measurement_goes_on(files: dict[str, str], tmp_path: Path) -> None:
+    words = [str(word) for word in (*everything(files)[:-1], "--out", tmp_path)]
+    code = "import sys; from kd_plugins.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "evaluate", "--student", "emt", *words]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "student" / "speed-1.json").is_file() and running.poll() is None:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    speed = (tmp_path / "student" / "speed-1.json").read_text()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert json.loads(speed)["microseconds"] == found(tmp_path)["metrics"]["microseconds_per_atom"]
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_folder_is_of_one_potential_and_one_plan(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--reference", files["labelled"]]
+    assert evaluate(files, tmp_path, *words) == 0
+    assert evaluate(files, tmp_path, *words, student=SOFTER) == 2
+    assert "measurements of another potential" in capsys.readouterr().err
+    assert evaluate(files, tmp_path, *words, "--crystals", files["crystal"]) == 2
+    assert "measurements of other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("bars", "code", "says"),
+    [
+        (["force_mae<0.05", "force_cosine >= 0.9"], 0, ""),
+        (["force_mae>0.05"], 1, "force_mae is "),
+        (["volume_error_percent<3"], 1, "volume_error_percent was not measured"),
+        (["forces_mae<3"], 1, "did you mean 'force_mae'?"),
+        (["force_mae=3"], 2, "expected a metric, one of < <= > >="),
+        (["force_mae<x"], 2, "and a number"),
+        (["force_mae<nan"], 2, "and a number"),
+    ],
+)
+def test_the_gate(
+    files: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    bars: list[str],
+    code: int,
+    says: str,
+) -> None:
+    words = [word for bar in bars for word in ("--require", bar)]
+    assert evaluate(files, tmp_path, "--reference", files["labelled"], *words) == code
+    assert says in capsys.readouterr().err
+
+
+def test_a_metric_that_is_no_number_clears_no_bar() -> None:
+    assert faults(["drift<1"], {"drift": float("nan")}) == ["drift is nan; required: < 1"]
+    assert Requirement.parse("drift<=1").fault({"drift": 1.0}) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "nothing to measure"),
+        (["--reference", "no.xyz"], "no.xyz: no such file"),
+        (["--dynamics", "no.xyz"], "no.xyz: no such file"),
+    ],
+)
+def test_bad_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert evaluate({}, tmp_path, *words) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_bad_settings(files: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="expected repeats of 1 or more"):
+        DynamicsSettings(files["cell"], 300, 0, repeats=(0,))
+    with pytest.raises(ValueError, match="one seed or more"):
+        DynamicsSettings(files["cell"], 300, 0, seeds=())
+    assert Measure(crystals=CrystalSettings((files["crystal"],))).structures == ()

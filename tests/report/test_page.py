@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+from kd_plugins.report import write_report
+from kd_plugins.report.figures import GREY, INK, PALETTE, Plot, looks, panels, styled
+from kd_plugins.report.files import write_json
+from kd_plugins.report.records import Series
+from kd_plugins.report.training_plots import Band, band, crossings
+from tests.report.samples import plan
+
+DARK = "#14171b"
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of a colour as WCAG defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours as WCAG defines it."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_same_experiment_gives_the_same_bytes(
+    experiment_folder: Path, report: Path, tmp_path: Path
+) -> None:
+    again = write_report([experiment_folder], tmp_path / "elsewhere" / report.name)
+    one, other = (
+        {path.relative_to(out.parent): path.read_bytes() for path in out.parent.rglob("*.*")}
+        for out in (report, again)
+    )
+    assert sorted(one) == sorted(other)
+    assert [name for name in one if one[name] != other[name]] == []
+    assert not any(str(experiment_folder).encode() in content for content in one.values())
+
+
+def test_every_figure_has_its_files_and_numbers(report: Path) -> None:
+    page, figures = report.read_text(), report.with_name("report_figures")
+    linked = set(re.findall(r'href="(report_figures/[^"]+)"', page))
+    assert linked == {f"report_figures/{path.name}" for path in figures.iterdir()}
+    assert len(linked) == 3 * page.count("<figure>") == 3 * 18
+    for path in figures.glob("*.csv"):
+        head, *rows = csv.reader(path.read_text().splitlines())
+        assert rows
+        assert {len(row) for row in rows} == {len(head)}
+
+
+def test_nothing_is_named_twice_and_nothing_is_loaded(report: Path) -> None:
+    page = report.read_text()
+    names = re.findall(r'\bid="([^"]*)"', page)
+    assert len(names) == len(set(names)) > 100
+    assert set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", page)) <= set(names)
+    assert not re.search(r'(src|href)="(https?:)?//', page)
+    assert "<script" not in page
+    assert INK not in page.split("</style>", 1)[1]
+
+
+def test_the_verdict_comes_first(report: Path) -> None:
+    sections = re.findall(r'<section class="(\w+)"', report.read_text())
+    assert sections == ["verdict", "arms", "figures", "provenance"]
+
+
+def test_text_is_only_text(tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script> $x$ \"' &"
+    write_json(tmp_path / "experiment.json", plan(title=bad, provenance={bad: {bad: [bad]}}))
+    evaluation = {
+        "model": bad,
+        "metrics": {bad: 1.0},
+        "curves": {bad: {"epochs": [1, 2], "values": [1, 2]}},
+    }
+    write_json(tmp_path / "single" / "evaluation.json", evaluation)
+    page = write_report([tmp_path, tmp_path / "single"], tmp_path / "out.html").read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") > 5
+    assert "Nothing has been run yet." in page
+    assert "15 of 15 runs are missing" in page
+    assert page.count("<article") == 2
+
+
+def test_figures_of_an_earlier_report_go(tmp_path: Path) -> None:
+    write_json(tmp_path / "evaluation.json", {"model": "m"})
+    old, other = tmp_path / "r_figures" / "e1-old.svg", tmp_path / "r_figures" / "notes.txt"
+    old.parent.mkdir()
+    old.touch()
+    other.touch()
+    write_report([tmp_path], tmp_path / "r.html")
+    assert (old.exists(), other.exists()) == (False, True)
+
+
+def test_no_folder_is_no_report(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one folder"):
+        write_report([], tmp_path / "r.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("colour", [*PALETTE, GREY])
+def test_colours_stand_out_light_and_dark(colour: str) -> None:
+    assert min(contrast(colour, "#ffffff"), contrast(colour, DARK)) >= 3
+
+
+def test_arms_look_different() -> None:
+    found = looks([f"arm {i}" for i in range(8)], "arm 0")
+    assert len({look.colour for look in found.values()}) == 8
+    assert len({look.marker for look in found.values()}) == 8
+
+
+def test_a_readers_settings_change_nothing() -> None:
+    import matplotlib
+
+    @styled
+    def draw() -> str:
+        figure, (axes,) = panels(1)
+        axes.plot([1, 2], [3, 4])
+        return Plot("a", "", "", figure, []).svg()
+
+    plain = draw()
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "none"}):
+        assert draw() == plain
+
+
+def test_curves_cross_where_the_other_one_is_higher() -> None:
+    def curve(*values: float) -> Band:
+        return band([Series(tuple(range(len(values))), values)])
+
+    assert crossings(curve(3, 2, 1, 1), curve(2, 2, 2, 0)) == [2.0, 3.0]
+    assert crossings(curve(3, 3), curve(1, 1)) == []
+
+
+def test_importing_the_room_draws_nothing() -> None:
+    code = "import kd_plugins.report, sys; print({'matplotlib', 'jinja2'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
