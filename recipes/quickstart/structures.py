@@ -25,6 +25,8 @@ HOT, MELTING = 2500.0, 1000.0
 """K, at which the metal is melted, and at which the last liquid is."""
 BETWEEN = 20
 """Steps of 2 fs between two frames."""
+NEAREST = 2.1
+"""Å between two atoms; 2.86 in the crystal."""
 
 
 def strained(generator: np.random.Generator) -> Atoms:
@@ -32,8 +34,14 @@ def strained(generator: np.random.Generator) -> Atoms:
     atoms = bulk("Al", "fcc", a=CONSTANT, cubic=True) * (2, 2, 2)
     strain = np.eye(3) + generator.uniform(-0.06, 0.06, (3, 3))
     atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
-    atoms.positions += generator.normal(scale=generator.uniform(0.02, 0.3), size=(len(atoms), 3))
+    atoms.positions += generator.normal(scale=generator.uniform(0.02, 0.2), size=(len(atoms), 3))
     return atoms
+
+
+def is_whole(atoms: Atoms) -> bool:
+    """Return whether no two atoms are so near that the teacher itself is guessing."""
+    distances = atoms.get_all_distances(mic=True)
+    return bool(distances[distances > 0].min() > NEAREST)
 
 
 def molten(count: int, seed: int) -> list[Atoms]:
@@ -63,9 +71,9 @@ def main() -> None:
     options = parser.parse_args()
     generator = np.random.default_rng(options.seed)
     count = options.count // 2
-    frames = [strained(generator) for _ in range(options.count - count)]
     *melt, liquid = molten(count + 1, options.seed)
-    frames += melt
+    frames = [strained(generator) for _ in range(options.count - count)] + melt
+    frames = [frame for frame in frames if is_whole(frame)]
     for index, frame in enumerate(frames):
         frame.info["structure_id"] = f"al/{index}"
     order = generator.permutation(len(frames))

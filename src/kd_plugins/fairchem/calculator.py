@@ -9,9 +9,15 @@ from fairchem.core import OCPCalculator
 
 from kd_plugins.teachers.teacher import TeacherError
 
+TRAINER = "ocp"
+"""Of which fairchem's others are; its EquiformerV2 trainer writes a name that it does not know."""
+
 
 def fairchem(checkpoint: str) -> OCPCalculator:
     """Return the potential ``fairchem``: energy and forces of a checkpoint, by fairchem's own.
+
+    It takes the weights that are stored as the model's: the averaged ones of
+    ``best_checkpoint.pt``, and of ``checkpoint.pt`` those of the last step.
 
     Args:
         checkpoint: path of any checkpoint of fairchem-core 1.10, a student's too.
@@ -21,4 +27,6 @@ def fairchem(checkpoint: str) -> OCPCalculator:
     """
     if not Path(checkpoint).is_file():
         raise TeacherError(f"{checkpoint}: no such checkpoint")
-    return OCPCalculator(checkpoint_path=checkpoint, cpu=not torch.cuda.is_available(), seed=0)
+    return OCPCalculator(
+        checkpoint_path=checkpoint, trainer=TRAINER, cpu=not torch.cuda.is_available(), seed=0
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ def pareto(
         )
         costs.append(teacher)
     logarithmic(axes.xaxis, costs)
-    axes.set(xlabel=metric(cost).title, ylabel=metric(error).title)
+    axes.set(xlabel=metric(cost).title, ylabel=textwrap.fill(metric(error).title, 26))
     legend(figure, axes)
     caption = "One point an arm: mean over the seeds, the bars one standard deviation."
     title = f"{_capital(metric(error).label)} against {metric(cost).label}"

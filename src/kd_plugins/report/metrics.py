@@ -46,7 +46,7 @@ METRICS = {
     "microseconds_per_atom": Metric("time per step and atom", "µs"),
     "bytes_per_atom": Metric("memory per atom", "KB", 1e-3),
     "nanoseconds_per_day": Metric("simulated a day", "ns", smaller_is_better=False),
-    "speedup": Metric("speed of the teacher's", "times", smaller_is_better=False),
+    "speedup": Metric("speed relative to the teacher", "times", smaller_is_better=False),
     "drift": Metric("energy drift", "meV/atom/ps"),
     "rdf_distance": Metric("RDF distance", "Å"),
     "volume_error_percent": Metric("volume error", "%"),
@@ -58,7 +58,7 @@ def metric(name: str) -> Metric:
     """Return how a metric is shown; one not in the table keeps its name, without a unit.
 
     >>> metric("teacher_force_rmse").title
-    'force RMSE against the teacher (meV/Å)'
+    'force RMSE from the teacher (meV/Å)'
     >>> metric("hessian_cosine").title
     'hessian cosine'
     """
@@ -67,5 +67,5 @@ def metric(name: str) -> Metric:
     bare = name.removeprefix(TEACHER)
     if name.startswith(TEACHER) and bare in METRICS:
         known = METRICS[bare]
-        return replace(known, label=f"{known.label} against the teacher")
+        return replace(known, label=f"{known.label} from the teacher")
     return Metric(name.replace("_", " "), smaller_is_better=None)
