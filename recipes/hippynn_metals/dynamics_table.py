@@ -16,9 +16,9 @@ HEAD = [
     "model",
     "weights",
     "µs/step/atom",
-    "of the teacher's",
+    "of the largest teacher's",
     "KB/atom",
-    "of the teacher's",
+    "of the largest teacher's",
     "liquid's drift (meV/atom/ps)",
     "g(r) from the teacher's (Å)",
     "teacher's own spread (Å)",
@@ -73,8 +73,15 @@ def liquid_rdf(liquid: Mapping[str, Any]) -> Rdf:
 
 
 def model_rows(models: Models) -> Iterator[list[str]]:
-    """Yield one row a model; times and memory relative to the mean of the teachers."""
-    teachers = [largest(one) for one in models.values() if one["method"] == "teacher"]
+    """Yield one row a model; times and memory relative to the mean of the largest teachers."""
+    weights = max(
+        (one["weights"] for one in models.values() if one["method"] == "teacher"), default=0
+    )
+    teachers = [
+        largest(one)
+        for one in models.values()
+        if (one["method"], one["weights"]) == ("teacher", weights)
+    ]
     for name, model in models.items():
         row = [name, str(model["weights"])]
         for key, scale in (("microseconds", 1.0), ("bytes", 1e-3)):
