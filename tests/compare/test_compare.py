@@ -145,6 +145,7 @@ def test_a_training_that_fails_says_why_and_goes_on(
         ({"arms": {"control": {"seed": 1}}, "control": "control"}, "seed is set by kd-plugins"),
         ({"arms": [1]}, "expected names with values"),
         ({"unjudged": ["teacher"]}, "no arm 'teacher'"),
+        ({"unjudged": ["control"]}, "'control' is the control"),
         ({"measure": {}}, "nothing to measure"),
         ({"mesure": {}}, "unknown key; did you mean 'measure'?"),
     ],

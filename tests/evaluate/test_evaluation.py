@@ -15,7 +15,7 @@ import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
+from ase.io import read, write
 
 from kd_plugins.cli import main
 from kd_plugins.evaluate.requirements import Requirement, faults
@@ -92,6 +92,19 @@ def _forces(files: dict[str, str]) -> list[np.ndarray]:
     from kd_plugins.teachers import read_structures
 
     return [frame.labels["forces"] for frame in read_structures([files["labelled"]])]
+
+
+def test_a_label_that_some_lack_is_not_compared_and_that_is_said(
+    files: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rather than on those that have it, which would be other structures than for the rest."""
+    frames = read(files["labelled"], ":")
+    frames[1].calc = SinglePointCalculator(frames[1], energy=frames[1].get_potential_energy())
+    write(tmp_path / "some.extxyz", frames)
+    assert evaluate(files, tmp_path / "out", "--reference", tmp_path / "some.extxyz") == 0
+    assert "forces is not compared: 1 of 3 structures lack it" in caplog.text
+    metrics = found(tmp_path / "out")["metrics"]
+    assert "energy_per_atom_rmse" in metrics and "force_rmse" not in metrics
 
 
 def test_what_is_measured_is_not_measured_again(files: dict[str, str], tmp_path: Path) -> None:

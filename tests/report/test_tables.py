@@ -63,8 +63,6 @@ def test_two_seeds_have_no_interval_in_the_table() -> None:
 
 def test_metrics_know_their_units() -> None:
     assert metric("stress_rmse").factor == GPA
-    assert metric("teacher_energy_per_atom_mae").title == (
-        "energy MAE from the teacher (meV/atom)"
-    )
+    assert metric("teacher_energy_per_atom_mae").title == ("energy MAE from the teacher (meV/atom)")
     assert metric("embedding_cosine").smaller_is_better is False
     assert metric("teacher_of_something").title == "teacher of something"

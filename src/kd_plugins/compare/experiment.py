@@ -78,6 +78,8 @@ class Experiment:
         for name in (self.control, *self.unjudged):
             if name not in self.arms:
                 raise ValueError(f"no arm {name!r}{suggestion(name, self.arms)}")
+        if self.control in self.unjudged:
+            raise ValueError(f"unjudged: {self.control!r} is the control, so it is judged")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected one or more different ones, got {list(self.seeds)}")
         clash = set(TRAINERS[self.host].ours) & {key for arm in self.arms.values() for key in arm}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from kd_plugins.evaluate.volume import volume_error_percent
 from kd_plugins.teachers.calculator import count_weights
 from kd_plugins.teachers.structures import Frame
 
+logger = logging.getLogger(__name__)
 ERRORS = {"energy_per_atom": "energy_per_atom", "forces": "force", "stress": "stress"}
 """Quantity to the beginning of its metrics' names."""
 MOST = 2000
@@ -89,11 +91,15 @@ def _values(store: TargetStore, sizes: Mapping[str, int]) -> Values:
 
 def _both(said: Values, reference: Values) -> tuple[Values, Values]:
     """Keep the quantities that both sides have of every structure that has any."""
-    shared = {
-        name
-        for name in (*ERRORS, "energy", "node_embeddings")
-        if all(name in values for values in (*said.values(), *reference.values()))
-    }
+    shared = set()
+    for name in (*ERRORS, "energy", "node_embeddings"):
+        have = [all(name in side[key] for side in (said, reference)) for key in reference]
+        if all(have):
+            shared.add(name)
+        elif any(have):
+            logger.warning(
+                f"{name} is not compared: {have.count(False)} of {len(have)} structures lack it"
+            )
     widths = {
         values["node_embeddings"].shape[-1]
         for values in (*said.values(), *reference.values())
