@@ -82,6 +82,11 @@ def test_python_of_hippynn_runs(
     exec(compile(block, "README.md", "exec"), {})
     assert (tmp_path / "my-student" / "best_model.pt").is_file()
     assert all((tmp_path / name / "best_model.pt").is_file() for name in ("teacher", "control"))
+    (block,) = blocks("python", "atoms.calc = hippynn(")
+    block = block.replace("runs/quickstart/compare/runs/student/seed0", "my-student")
+    names = {"atoms": bulk("Mo", cubic=True) * (3, 3, 3)}
+    exec(compile(block, "README.md", "exec"), names)
+    assert np.isfinite(names["atoms"].get_potential_energy())
 
 
 def write_frames(path: Path, frames: Sequence[Frame]) -> None:

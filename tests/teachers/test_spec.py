@@ -95,7 +95,7 @@ def test_words_are_json_or_else_text() -> None:
         ("emt =1", "expected key=value, got '=1'"),
         ("emtt", "unknown teacher 'emtt'; did you mean 'emt'.*package.module:factory"),
         ("chgnet+d4", "did you mean 'chgnet.d3'"),
-        ("zzz", "unknown teacher 'zzz'; known: chgnet, chgnet.d3, emt, eqv2, pfp"),
+        ("zzz", "'zzz'; known: chgnet, chgnet.d3, emt, eqv2, fairchem, hippynn, pfp"),
         ("no_such_package:f", "'no_such_package' cannot be imported: ModuleNotFoundError"),
         ("ase.no_such_module:f", "'ase.no_such_module' cannot be imported"),
         (":f", "'' cannot be imported"),
