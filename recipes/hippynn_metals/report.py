@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import yaml
 from dynamics_table import HEAD, measured, model_rows
 from scipy import stats
 from study import HERE, Study, open_study
+
+from kd_plugins.report.tables import markdown
 
 CONTROLS = {
     "student": ("control_10", "control_30"),
@@ -83,15 +85,6 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    """Yield the lines of a Markdown table."""
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-    yield ""
-
-
 def error_rows(group: Group, methods: Methods) -> Iterator[list[str]]:
     """Yield one row a method: mean and standard deviation over seeds."""
     for method, by_seed in methods.items():
@@ -135,16 +128,16 @@ def sections(study: Study) -> Iterator[str]:
     head = ["method", "size", "share", "seeds"]
     columns = [f"{split} {unit}" for split in ("train", "valid", "test") for unit in units]
     yield from ("## Errors", "")
-    yield from table(
-        [*head, *columns], (row for group, one in found for row in error_rows(group, one))
-    )
+    rows = [row for group, one in found for row in error_rows(group, one)]
+    yield from (markdown([*head, *columns], rows), "")
     yield from ("## Paired differences on test structures, percent (95 % interval)", "")
     head = ["method", "against", "size", "share", "seeds", *ERRORS]
-    yield from table(head, (row for group, one in found for row in pair_rows(group, one)))
+    rows = [row for group, one in found for row in pair_rows(group, one)]
+    yield from (markdown(head, rows), "")
     models = measured(study)
     if models:
         yield from ("## Molecular dynamics", "")
-        yield from table(HEAD, model_rows(models))
+        yield from (markdown(HEAD, list(model_rows(models))), "")
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
+from kd_plugins.core.files import write_json
 from kd_plugins.report import write_report
 from kd_plugins.report.figures import GREY, INK, PALETTE, Plot, looks, panels, styled
-from kd_plugins.report.files import write_json
 from kd_plugins.report.records import Series
 from kd_plugins.report.training_plots import Band, band, crossings
 from tests.report.samples import plan

@@ -66,10 +66,10 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from kd_plugins.core.files import write_json
     from kd_plugins.evaluate.evaluation import evaluation
     from kd_plugins.evaluate.measured import Measured
     from kd_plugins.evaluate.requirements import Requirement
-    from kd_plugins.report.files import write_json
     from kd_plugins.teachers.spec import TeacherSpec
 
     for text in arguments.require:

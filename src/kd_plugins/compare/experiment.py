@@ -51,8 +51,8 @@ class Experiment:
         unjudged: arms that are there for others to learn from, such as a teacher.
         provenance: free words for the report, such as licences of teacher and data.
 
-    In strings of ``settings``, ``arms``, ``model`` and ``teacher``, ``{run}`` is the folder of this
-    run, ``{seed}`` its seed and ``{runs}`` the folder of all, so that
+    In strings of ``settings``, ``arms`` and ``model``, ``{run}`` is the folder of this run,
+    ``{seed}`` its seed and ``{runs}`` the folder of all, so that
     ``{runs}/teacher/seed{seed}`` is the run of arm ``teacher`` with the same seed. An arm comes
     after those that it learns from.
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from tqdm import tqdm
 
 from kd_plugins.compare.experiment import Experiment, filled
 from kd_plugins.compare.trainers import TRAINERS
+from kd_plugins.core.files import write_json
 from kd_plugins.evaluate.evaluation import evaluation
 from kd_plugins.evaluate.measured import Measured
-from kd_plugins.report.files import write_json
 
 PACKAGES = ("kd_plugins", "torch", "ase", "numpy", "fairchem-core", "hippynn", "chgnet")
 LOG, TRAINED, EVALUATION = "training.log", "trained.json", "evaluation.json"
@@ -156,15 +157,19 @@ class Comparison:
             run.folder / "measured",
             progress=False,
         )
-        teacher = None
-        if experiment.teacher is not None:
-            teacher = Measured(experiment.teacher, experiment.measure, self.out / "teacher")
         trained = json.loads((run.folder / TRAINED).read_text())
-        found = {**evaluation(student, teacher), "train_seconds": trained["seconds"]}
+        found = {**evaluation(student, self._teacher), "train_seconds": trained["seconds"]}
         for name in ("curves", "terms"):
             if (run.folder / f"{name}.json").is_file():
                 found[name] = json.loads((run.folder / f"{name}.json").read_text())
         write_json(path, found)
+
+    @cached_property
+    def _teacher(self) -> Measured | None:
+        experiment = self.experiment
+        if experiment.teacher is None:
+            return None
+        return Measured(experiment.teacher, experiment.measure, self.out / "teacher")
 
     def _description(self) -> dict[str, Any]:
         experiment = self.experiment

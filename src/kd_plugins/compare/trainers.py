@@ -27,21 +27,23 @@ class Trainer:
 
 
 def _script(base: Path, run: Path, seed: int, changes: Settings) -> Sequence[str]:
-    settings: dict[str, Any] = {}
-    for key, value in {**changes, "out": str(run), "seed": seed}.items():
-        put(settings, key, value)
-    path = run / "settings.yml"
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    path = _written(run, {}, {**changes, "out": str(run), "seed": seed})
     return [sys.executable, str(base), str(path)]
 
 
 def _chgnet(base: Path, run: Path, seed: int, changes: Settings) -> Sequence[str]:
     settings = yaml.safe_load(base.read_text())
-    for key, value in {**changes, "out": str(run), "optim.seed": seed}.items():
+    path = _written(run, settings, {**changes, "out": str(run), "optim.seed": seed})
+    return [sys.executable, "-m", "kd_plugins.chgnet", str(path)]
+
+
+def _written(run: Path, settings: dict[str, Any], changes: Settings) -> Path:
+    """Write changed settings into a run's folder."""
+    for key, value in changes.items():
         put(settings, key, value)
     path = run / "settings.yml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return [sys.executable, "-m", "kd_plugins.chgnet", str(path)]
+    return path
 
 
 def _fairchem(base: Path, run: Path, seed: int, changes: Settings) -> Sequence[str]:

@@ -63,10 +63,10 @@ def evaluation(student: Measured, teacher: Measured | None = None) -> dict[str, 
 def _add_accuracy(found: dict[str, Any], student: Measured, teacher: Measured | None) -> None:
     frames = student.frames
     sizes = {frame.structure_id: len(frame.atoms) for frame in frames}
-    said, found["parity"] = _values(student.predictions(), sizes), {}
+    said, found["parity"] = _values(student.predictions, sizes), {}
     sides = {"": _labels(frames)}
     if teacher is not None:
-        sides["teacher_"] = _values(teacher.predictions(), sizes)
+        sides["teacher_"] = _values(teacher.predictions, sizes)
     for prefix, reference in sides.items():
         guesses, targets = _both(said, reference)
         if not targets:

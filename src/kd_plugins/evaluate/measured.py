@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
+from kd_plugins.core.files import write_json
 from kd_plugins.core.store import TargetStore
 from kd_plugins.evaluate.dynamics import autograd_bytes, nve
 from kd_plugins.evaluate.elastic_averages import ElasticAverages
@@ -71,19 +72,17 @@ class Measured:
         """Return a part, made of what is given unless it is there."""
         path = self.folder / f"{name}.json"
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            partial.write_text(json.dumps(make(*given), indent=1) + "\n")
-            os.replace(partial, path)
+            write_json(path, make(*given))
         return json.loads(path.read_text())
 
-    @property
+    @cached_property
     def frames(self) -> list[Frame]:
         """The structures whose values are compared, with the labels that they hold."""
         return list(read_structures(self.settings.structures, self.settings.ids))
 
+    @cached_property
     def predictions(self) -> TargetStore:
-        """Return what the potential says of the structures."""
+        """What the potential says of the structures."""
         folder = self.folder / "predictions"
         names = [name for name in COMPARED if name in self.model.quantities]
         frames = self.frames

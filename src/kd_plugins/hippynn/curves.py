@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from kd_plugins.core.files import write_json
 
 
 def write_curves(metrics: Any, path: str | Path) -> Path:
@@ -29,11 +29,7 @@ def write_curves(metrics: Any, path: str | Path) -> Path:
         if split in epochs[0]
         for name in epochs[0][split]
     }
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(partial, path)
-    return path
+    return write_json(Path(path), found)
 
 
 def _curve(values: list[Any]) -> Mapping[str, list[float]]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from kd_plugins.core.files import write_bytes
 from kd_plugins.report import tables
-from kd_plugins.report.files import write_bytes
 from kd_plugins.report.metrics import metric
 from kd_plugins.report.reading import read_experiment
 from kd_plugins.report.records import Experiment
