@@ -27,7 +27,14 @@ ALLOWED_IMPORTS = {
     "kd_plugins/cli.py": {"kd_plugins"},
     "kd_plugins/commands/": {"kd_plugins"},
     "kd_plugins/compare/": CORE
-    | {"yaml", "tqdm", "kd_plugins.config", "kd_plugins.compare", "kd_plugins.evaluate"}
+    | {
+        "yaml",
+        "tqdm",
+        "tensorboard",
+        "kd_plugins.config",
+        "kd_plugins.compare",
+        "kd_plugins.evaluate",
+    }
     | {"kd_plugins.report"},
     "kd_plugins/testing.py": TEACHERS | {"pytest"},
     "kd_plugins/core/": CORE,

@@ -51,17 +51,19 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Lattice:
-    """Of a crystal as ASE's ``bulk`` takes it, its constant in Å; and how hot it is to melt.
+    """Of a crystal as ASE's ``bulk`` takes it, and of its liquid.
 
     Args:
         structure: such as bcc.
         constant: in Å.
-        hot: K of the velocities that the liquid starts with, of which half is left.
+        liquid_constant: in Å, of a crystal with the liquid's density.
+        temperature: of the liquid in K.
     """
 
     structure: str
     constant: float
-    hot: float = 18000.0
+    liquid_constant: float
+    temperature: float
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,11 @@ def test_a_training_that_fails_says_why_and_goes_on(
     script.write_text("")
     assert main(words) == 0
     assert "too few seeds to tell" in capsys.readouterr().out
+    runs = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("evaluation.json")]
+    assert sorted(run["train_seconds"] is None for run in runs) == [False, True]
+    script.write_text("print('another script')")
+    assert main(words) == 2
+    assert "was changed after 2 runs of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -187,8 +192,11 @@ def test_the_hosts_commands(tmp_path: Path) -> None:
     assert settings["optim"]["seed"] == 4 and settings["out"] == str(tmp_path)
     before = yaml.safe_load(base.read_text())
     assert settings["loss"]["soft"] == {**before["loss"]["soft"], "stress": 0.2}
-    words = TRAINERS["fairchem"].command(base, tmp_path, 4, {"task.distill.terms.crack.weight": 5})
+    changes = {"includes": [str(base)], "task.distill.terms.crack.weight": 5}
+    words = TRAINERS["fairchem"].command(base, tmp_path, 4, changes)
     assert words[words.index("--seed") + 1] == "4"
-    assert "--task.distill.terms.crack.weight=5" in words
+    settings = yaml.safe_load(Path(words[words.index("--config-yml") + 1]).read_text())
+    assert settings["includes"] == [str(base)] * 2
+    assert settings["task"] == {"distill": {"terms": {"crack": {"weight": 5}}}}
     with pytest.raises(ValueError, match="energy.x: energy is 1"):
         TRAINERS["script"].command(base, tmp_path, 0, {"loss.energy": 1, "loss.energy.x": 2})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
@@ -57,3 +58,21 @@ class Softer(EMT):
 def softer() -> Softer:
     """Return a potential that forgets a tenth."""
     return Softer()
+
+
+class Springs(Calculator):
+    """Each atom on a spring of torch; wrong forces on request."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def __init__(self, wrong: float = 0.0) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def calculate(self, atoms: Any = None, properties: Any = None, changes: Any = None) -> None:
+        super().calculate(atoms, properties, changes)
+        positions = torch.tensor(atoms.positions, requires_grad=True)
+        energy = (positions**2).sum() + positions.exp().sum() * 0
+        (gradient,) = torch.autograd.grad(energy, positions, create_graph=True)
+        forces = -gradient.detach().numpy() + self.wrong
+        self.results = {"energy": energy.item(), "forces": forces}

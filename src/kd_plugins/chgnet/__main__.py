@@ -11,6 +11,7 @@ from chgnet.model import CHGNet
 
 from kd_plugins import TargetStore
 from kd_plugins.chgnet.alignment import align_references
+from kd_plugins.chgnet.curves import write_curves
 from kd_plugins.chgnet.data import DistillData
 from kd_plugins.chgnet.distill import distill
 from kd_plugins.chgnet.settings import DataSettings, TrainingSettings, read_training
@@ -64,6 +65,7 @@ def run(settings: TrainingSettings) -> None:
         settings=settings.optim.resolved(len(train)),
         force_share=settings.force_share,
     )
+    write_curves(found.fitted.errors, settings.out)
     best = min(found.fitted.errors, key=lambda errors: errors["val_score"])
     print("  ".join(f"{name} {value:.4g}" for name, value in best.items()))
     print(f"the best student is {Path(settings.out) / 'best.pth.tar'}")

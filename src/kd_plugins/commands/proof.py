@@ -41,6 +41,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     command.add_argument("--dynamics", metavar="FILE", help="a periodic structure to move")
     command.add_argument("--temperature", type=float, default=600.0, help="of velocities, K (600)")
     command.add_argument("--steps", type=int, default=0, help="of runs for drift and RDF (none)")
+    command.add_argument("--equilibration", type=int, default=0, help="steps at --temperature (0)")
     command.add_argument("--repeats", type=int, nargs="+", default=(1, 2, 4), help="of the cell")
     command.add_argument("--cutoff", type=float, default=6.0, help="of the RDF, Å (6)")
     command.add_argument("--crystals", nargs="+", metavar="FILE", help="to relax, cell and all")
@@ -98,6 +99,7 @@ def _measure(arguments: argparse.Namespace) -> Any:
             arguments.steps,
             tuple(arguments.repeats),
             cutoff=arguments.cutoff,
+            equilibration=arguments.equilibration,
         )
     if arguments.crystals:
         crystals = CrystalSettings(tuple(arguments.crystals), arguments.elasticity)

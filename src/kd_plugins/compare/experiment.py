@@ -56,6 +56,10 @@ class Experiment:
     ``{runs}/teacher/seed{seed}`` is the run of arm ``teacher`` with the same seed. An arm comes
     after those that it learns from.
 
+    With fairchem an arm may also have ``includes``, files that are included like the base. In its
+    folder a script may leave ``curves.json`` and ``terms.json`` (name to ``epochs`` and
+    ``values``), and ``costs.json`` with ``train_seconds`` if they are not those of its call.
+
     Raises:
         ValueError: for a control or unjudged arm that is none, no seed, or a seed twice.
     """
@@ -110,8 +114,12 @@ def read_experiment(path: Path) -> Experiment:
 def filled(value: Any, fields: Mapping[str, object]) -> Any:
     """Return a setting with ``{run}``, ``{runs}`` and ``{seed}`` filled in.
 
+    A string that is nothing but one of them becomes what it stands for, such as a number.
+
     >>> filled({"teacher": "{runs}/big/seed{seed}"}, {"runs": "out", "run": "", "seed": 3})
     {'teacher': 'out/big/seed3'}
+    >>> filled({"task.distill.seed": "{seed}"}, {"seed": 3})
+    {'task.distill.seed': 3}
     """
     if isinstance(value, Mapping):
         return {key: filled(inner, fields) for key, inner in value.items()}
@@ -119,6 +127,8 @@ def filled(value: Any, fields: Mapping[str, object]) -> Any:
         return [filled(inner, fields) for inner in value]
     if not isinstance(value, str):
         return value
+    if value[:1] == "{" and value[1:-1] in fields:
+        return fields[value[1:-1]]
     for name, content in fields.items():
         value = value.replace(f"{{{name}}}", str(content))
     return value

@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from kd_plugins.compare.experiment import Experiment, filled
 from kd_plugins.compare.trainers import TRAINERS
-from kd_plugins.core.files import write_json
+from kd_plugins.core.files import read_json, write_json
 from kd_plugins.evaluate.evaluation import evaluation
 from kd_plugins.evaluate.measured import Measured
 
 PACKAGES = ("kd_plugins", "torch", "ase", "numpy", "fairchem-core", "hippynn", "chgnet")
 LOG, TRAINED, EVALUATION = "training.log", "trained.json", "evaluation.json"
+STARTED, COSTS = "started", "costs.json"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Run:
 class Comparison:
     """An experiment in a folder; stopped, the same call goes on.
 
+    How long a training took is known only of one that was not stopped.
+
     Args:
         experiment: what to do.
         out: folder of all runs.
@@ -59,14 +62,20 @@ class Comparison:
 
     def _claim(self) -> None:
         """Let the folder be of this experiment; other arms and seeds may be added."""
-        path, ours = self.out / "settings.json", json.loads(json.dumps(asdict(self.experiment)))
-        held = json.loads(path.read_text()) if path.is_file() else ours
+        path, ours = self.out / "settings.json", self._settings()
+        held = read_json(path) if path.is_file() else ours
         for name in ("host", "base", "settings", "measure", "model", "teacher"):
             if held[name] != ours[name]:
                 raise ValueError(
                     f"{self.out} holds an experiment with another {name}: {held[name]!r}; choose "
                     "another folder"
                 )
+        trained = sorted(self.out.glob(f"runs/*/*/{TRAINED}"))
+        if trained and held.get("base_sha256") != ours["base_sha256"]:
+            raise ValueError(
+                f"{self.experiment.base} was changed after {len(trained)} runs of {self.out} had "
+                "been trained with it; put it back, or choose another folder"
+            )
         for name in set(held["arms"]) & set(ours["arms"]):
             if held["arms"][name] != ours["arms"][name]:
                 raise ValueError(
@@ -74,6 +83,11 @@ class Comparison:
                     "give the new one another name, or choose another folder"
                 )
         write_json(path, {**ours, "arms": {**held["arms"], **ours["arms"]}})
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the experiment as JSON has it, and what its base holds."""
+        base = {"base_sha256": _hash(Path(self.experiment.base))}
+        return json.loads(json.dumps({**asdict(self.experiment), **base}))
 
     def runs(self) -> list[Run]:
         """Return all runs, seed by seed."""
@@ -118,7 +132,7 @@ class Comparison:
                 pass
 
     def _fields(self, run: Run) -> Mapping[str, object]:
-        return {"run": run.folder, "runs": self.out / "runs", "seed": run.seed}
+        return {"run": str(run.folder), "runs": str(self.out / "runs"), "seed": run.seed}
 
     def _train(self, run: Run, threads: int) -> None:
         """Let the host train, by its own command, into a log."""
@@ -129,6 +143,8 @@ class Comparison:
         trainer = TRAINERS[self.experiment.host]
         base = Path(self.experiment.base)
         command = trainer.command(base, run.folder, run.seed, filled(changes, self._fields(run)))
+        whole = not (run.folder / STARTED).exists()
+        (run.folder / STARTED).touch()
         start = time.perf_counter()
         with (run.folder / LOG).open("a") as log:
             code = subprocess.call(
@@ -144,7 +160,8 @@ class Comparison:
                 f"{run.arm}, seed {run.seed}: the training ended with exit code {code}; the end of "
                 f"{run.folder / LOG}:\n{said}"
             )
-        write_json(run.folder / TRAINED, {"seconds": time.perf_counter() - start})
+        seconds = time.perf_counter() - start
+        write_json(run.folder / TRAINED, {"train_seconds": seconds if whole else None})
 
     def _measure(self, run: Run) -> None:
         path = run.folder / EVALUATION
@@ -157,12 +174,10 @@ class Comparison:
             run.folder / "measured",
             progress=False,
         )
-        trained = json.loads((run.folder / TRAINED).read_text())
-        found = {**evaluation(student, self._teacher), "train_seconds": trained["seconds"]}
-        for name in ("curves", "terms"):
-            if (run.folder / f"{name}.json").is_file():
-                found[name] = json.loads((run.folder / f"{name}.json").read_text())
-        write_json(path, found)
+        costs = run.folder / COSTS
+        costs = read_json(costs if costs.is_file() else run.folder / TRAINED)
+        curves = TRAINERS[experiment.host].curves(run.folder)
+        write_json(path, {**evaluation(student, self._teacher), **costs, **curves})
 
     @cached_property
     def _teacher(self) -> Measured | None:

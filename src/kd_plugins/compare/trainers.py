@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from kd_plugins.compare.curves import Curves, from_files, from_tensorboard
+
 Settings = Mapping[str, Any]
+FAIRCHEM_ID = "run"
+"""What fairchem calls its folders of checkpoints and logs; a run that was stopped has them."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +25,12 @@ class Trainer:
     Args:
         command: (base, folder of the run, seed, changes by dotted key) to a command line.
         ours: dotted keys that arms must not change.
+        curves: folder of the run to its learning curves and loss terms.
     """
 
     command: Callable[[Path, Path, int, Settings], Sequence[str]]
     ours: tuple[str, ...]
+    curves: Callable[[Path], Curves] = from_files
 
 
 def _script(base: Path, run: Path, seed: int, changes: Settings) -> Sequence[str]:
@@ -47,16 +54,20 @@ def _written(run: Path, settings: dict[str, Any], changes: Settings) -> Path:
 
 
 def _fairchem(base: Path, run: Path, seed: int, changes: Settings) -> Sequence[str]:
-    words = ["--mode", "train", "--config-yml", str(base), "--run-dir", str(run)]
-    words += ["--seed", str(seed), "--timestamp-id", "run", "--cpu"]
-    words += [f"--{key}={yaml.safe_dump(value).splitlines()[0]}" for key, value in changes.items()]
+    """Include the base, and the files of an arm's own ``includes``, as fairchem's YAML does."""
+    includes = [base, *map(Path, changes.get("includes", ()))]
+    others = {key: value for key, value in changes.items() if key != "includes"}
+    path = _written(run, {"includes": [str(one.resolve()) for one in includes]}, others)
+    words = ["--mode", "train", "--config-yml", str(path), "--run-dir", str(run)]
+    words += ["--seed", str(seed), "--timestamp-id", FAIRCHEM_ID]
+    words += [] if torch.cuda.is_available() else ["--cpu"]
     return [sys.executable, "-m", "kd_plugins.fairchem", *words]
 
 
 TRAINERS: Mapping[str, Trainer] = {
     "script": Trainer(_script, ("out", "seed")),
     "chgnet": Trainer(_chgnet, ("out", "optim.seed")),
-    "fairchem": Trainer(_fairchem, ()),
+    "fairchem": Trainer(_fairchem, (), from_tensorboard),
 }
 
 

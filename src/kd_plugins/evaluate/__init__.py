@@ -18,5 +18,6 @@ from kd_plugins.evaluate.rdf import rdf as rdf
 from kd_plugins.evaluate.relaxation import Relaxation as Relaxation
 from kd_plugins.evaluate.relaxation import relax as relax
 from kd_plugins.evaluate.similarity import rmsd15 as rmsd15
+from kd_plugins.evaluate.thermostat import equilibrated as equilibrated
 from kd_plugins.evaluate.volume import VolumeErrors as VolumeErrors
 from kd_plugins.evaluate.volume import volume_error_percent as volume_error_percent

@@ -63,7 +63,7 @@ def nve(
     calculator: Any,
     steps: int,
     *,
-    temperature: float,
+    temperature: float | None,
     seed: int,
     timestep: float = 1.0,
     every: int = 10,
@@ -75,7 +75,8 @@ def nve(
         atoms: a structure, which stays as it is.
         calculator: an ASE calculator.
         steps: to run, and to time after a few.
-        temperature: of the initial velocities in K; about half of it is left in a crystal.
+        temperature: of the initial velocities in K, of which about half is left in a crystal; None
+            for the velocities that the structure has.
         seed: of these velocities.
         timestep: fs.
         every: steps between two notes.
@@ -88,7 +89,8 @@ def nve(
         raise ValueError(f"nve: expected {2 * every} steps or more (two notes), got {steps}")
     atoms = atoms.copy()
     atoms.calc = calculator
-    atoms.set_velocities(_velocities(atoms, temperature, seed))
+    if temperature is not None:
+        atoms.set_velocities(thermal_velocities(atoms, temperature, seed))
     run = VelocityVerlet(atoms, timestep * units.fs)
     run.run(WARM)
     notes, clock = [], []
@@ -110,7 +112,7 @@ def nve(
     )
 
 
-def _velocities(atoms: Atoms, temperature: float, seed: int) -> Float[Array, "N 3"]:
+def thermal_velocities(atoms: Atoms, temperature: float, seed: int) -> Float[Array, "N 3"]:
     """Return Maxwell-Boltzmann velocities without a drift of the whole, in ASE's unit."""
     masses = atoms.get_masses()[:, None]
     generator = np.random.default_rng(seed)

@@ -21,6 +21,7 @@ from kd_plugins.evaluate.elasticity import elastic_tensor
 from kd_plugins.evaluate.rdf import rdf
 from kd_plugins.evaluate.relaxation import relax
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
+from kd_plugins.evaluate.thermostat import equilibrated
 from kd_plugins.teachers.labelling import label
 from kd_plugins.teachers.spec import load_teacher
 from kd_plugins.teachers.structures import Frame, read_structures
@@ -132,11 +133,12 @@ class Measured:
         return [self._part(f"run-{seed}", self._run, settings, seed) for seed in settings.seeds]
 
     def _run(self, settings: DynamicsSettings, seed: int) -> dict[str, Any]:
+        start = self._start(settings, seed)
         run = nve(
-            _one(settings.structure),
+            start,
             self.calculator(),
             settings.steps,
-            temperature=settings.temperature,
+            temperature=None if settings.equilibration else settings.temperature,
             seed=seed,
             timestep=settings.timestep,
             every=EVERY,
@@ -150,6 +152,21 @@ class Measured:
             "distances": found.distances.tolist(),
             "values": found.values.tolist(),
         }
+
+    def _start(self, settings: DynamicsSettings, seed: int) -> Atoms:
+        """Return the structure that a run starts from, at its temperature if that is wanted."""
+        atoms = _one(settings.structure)
+        if not settings.equilibration:
+            return atoms
+        return equilibrated(
+            atoms,
+            self.calculator(),
+            settings.equilibration,
+            temperature=settings.temperature,
+            seed=seed,
+            timestep=settings.timestep,
+            progress=self.progress,
+        )
 
     def crystals(self) -> dict[str, dict[str, Any]]:
         """Return crystal to volume, whether it relaxed, and stiffness if that was asked for."""

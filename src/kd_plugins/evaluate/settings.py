@@ -7,18 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DynamicsSettings:
-    """Molecular dynamics at constant energy.
+    """Molecular dynamics at constant energy, if wanted after some at constant temperature.
 
     Args:
         structure: file with one periodic structure, from which every run starts; for the radial
             distribution function its cell must hold a sphere of ``cutoff``.
-        temperature: of the initial velocities in K; a crystal keeps about half of it.
+        temperature: in K, of the initial velocities; without equilibration a crystal keeps about
+            half of it.
         steps: of each run for drift and radial distribution function; 0 measures speed alone.
         repeats: how often the structure is repeated along its first lattice vector, cell by cell,
             for speed and memory.
         timestep: fs.
         cutoff: of the radial distribution function in Å.
         bins: of the same.
+        equilibration: steps of Langevin dynamics at ``temperature`` before each of these runs, so
+            that teacher and student are compared at one temperature.
         seeds: of the velocities, a run each. Two or more of a teacher's runs give the floor below
             which a distance of radial distribution functions says nothing.
 
@@ -35,12 +38,17 @@ class DynamicsSettings:
     cutoff: float = 6.0
     bins: int = 120
     seeds: tuple[int, ...] = (0, 1)
+    equilibration: int = 0
 
     def __post_init__(self) -> None:
         if self.steps and self.steps < 40:
             raise ValueError(f"dynamics: expected 0 steps, or 40 or more, got {self.steps}")
         if not self.repeats or min(self.repeats) < 1:
             raise ValueError(f"dynamics: expected repeats of 1 or more, got {list(self.repeats)}")
+        if self.equilibration < 0:
+            raise ValueError(
+                f"dynamics: expected equilibration of 0 steps or more, got {self.equilibration}"
+            )
         if not self.seeds:
             raise ValueError("dynamics: expected one seed or more, got none")
 

@@ -115,6 +115,7 @@ def _evaluation(raw: Raw) -> Evaluation:
         weights=_maybe(checks.whole, raw.get("weights"), "weights"),
         train_seconds=_maybe(checks.positive, raw.get("train_seconds"), "train_seconds"),
         metrics=_metrics(raw.get("metrics"), "metrics"),
+        teacher=_metrics(raw.get("teacher"), "teacher"),
         parity=_each(lambda r, w: _each(_pairs, r, w), raw.get("parity"), "parity"),
         curves=_each(_series, raw.get("curves"), "curves"),
         terms=_each(_series, raw.get("terms"), "terms"),

@@ -65,13 +65,18 @@ class Stiffness:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of one trained model; everything but its name may be missing."""
+    """What was measured of one trained model; everything but its name may be missing.
+
+    Args:
+        teacher: the teacher's own costs and drift, by the metrics' names.
+    """
 
     model: str
     fingerprint: str | None = None
     weights: int | None = None
     train_seconds: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    teacher: Mapping[str, float] = field(default_factory=dict)
     parity: Mapping[str, Mapping[str, Pairs]] = field(default_factory=dict)
     curves: Mapping[str, Series] = field(default_factory=dict)
     terms: Mapping[str, Series] = field(default_factory=dict)

@@ -110,12 +110,27 @@ def differences(experiment: Experiment) -> tuple[list[str], Rows]:
 
 
 def measurements(experiment: Experiment) -> tuple[list[str], Rows]:
-    """Return head and rows: a metric a row, an arm a column, with everything that was measured."""
+    """Return head and rows: a metric a row, an arm a column, with everything that was measured.
+
+    The last column has what was measured of the teacher itself, if anything was.
+    """
     found = dict.fromkeys(name for run in experiment.runs.values() for name in run.metrics)
-    return ["", *experiment.arms], [
+    rows = [
         [metric(name).title, *(shown(experiment, arm, name) for arm in experiment.arms)]
         for name in found
     ]
+    teacher = [_of_the_teacher(experiment, name) for name in found]
+    if set(teacher) <= {NOTHING}:
+        return ["", *experiment.arms], rows
+    return ["", *experiment.arms, "the teacher"], [
+        [*row, cell] for row, cell in zip(rows, teacher, strict=True)
+    ]
+
+
+def _of_the_teacher(experiment: Experiment, name: str) -> str:
+    """Return what was measured of it, beside whichever arm; the same number counts once."""
+    values = {run.teacher[name] for run in experiment.runs.values() if name in run.teacher}
+    return spread([metric(name).factor * value for value in sorted(values)])
 
 
 def decisive(experiment: Experiment) -> list[str]:

@@ -79,7 +79,11 @@ def learning_curve(name: str, series: Mapping[str, Sequence[Series]], looks: Loo
 
 @styled
 def balance(terms: Mapping[str, Terms]) -> Plot:
-    """Draw the terms of the loss over the epochs, a panel an arm, mean and range of the seeds."""
+    """Draw the terms of the loss over the epochs, a panel an arm, mean and range of the seeds.
+
+    Args:
+        terms: arm to each term's series, one a seed, as the host logs them.
+    """
     names = sorted({name for found in terms.values() for name in found})
     figure, grid = panels(len(terms), height=2.6)
     bands = {
@@ -92,7 +96,7 @@ def balance(terms: Mapping[str, Terms]) -> Plot:
         logarithmic(axes.yaxis, [value for one in found.values() for value in one.low])
         axes.set(title=plain(arm), xlabel="epoch", ylabel="loss term")
     _legend_of_all(figure, grid)
-    caption = "Each term as it enters the loss: mean over the seeds, and their range."
+    caption = "Each term as the host logs it: mean over the seeds, and their range."
     return Plot("terms", "Balance of the loss terms", caption, figure, _rows_of_terms(bands))
 
 

@@ -1,0 +1,58 @@
+"""Learning curves and loss terms of a run, from the files that its host leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kd_plugins.core.files import read_json
+
+Curves = Mapping[str, Mapping[str, Any]]
+"""``curves`` and ``terms``, each a name to ``epochs`` and ``values``."""
+FILES = ("curves", "terms")
+
+
+def from_files(run: Path) -> Curves:
+    """Return what stands in ``curves.json`` and ``terms.json``."""
+    found = {name: run / f"{name}.json" for name in FILES}
+    return {name: read_json(path) for name, path in found.items() if path.is_file()}
+
+
+def from_tensorboard(run: Path) -> Curves:
+    """Return fairchem's logged scalars: of validation as curves; ``loss`` and ``kd_*`` as terms."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs = sorted({path.parent for path in run.glob("logs/tensorboard/**/*tfevents*")})
+    if not logs:
+        return {}
+    held = EventAccumulator(str(logs[0]), size_guidance={"scalars": 0}).Reload()
+    scalars = {
+        name: {event.step: event.value for event in held.Scalars(name)}
+        for name in held.Tags()["scalars"]
+    }
+    epochs = scalars.get("train/epoch", {})
+    curves, terms = {}, {}
+    for name, values in scalars.items():
+        split, _, bare = name.partition("/")
+        if split == "val" and bare != "epoch":
+            curves[f"valid {bare}"] = _series(values, epochs)
+        elif split == "train" and (bare == "loss" or bare.startswith("kd_")):
+            terms[bare] = _series(values, epochs)
+    return {"curves": curves, "terms": terms}
+
+
+def _series(values: Mapping[int, float], epochs: Mapping[int, float]) -> dict[str, list[float]]:
+    """Return finite values over epochs; of a step without one, over the nearest before it."""
+    kept = {step: value for step, value in sorted(values.items()) if math.isfinite(value)}
+    return {"epochs": [_epoch(step, epochs) for step in kept], "values": list(kept.values())}
+
+
+def _epoch(step: int, epochs: Mapping[int, float]) -> float:
+    """Return the epoch of a step.
+
+    >>> _epoch(7, {2: 0.5, 6: 1.5, 8: 2.0}), _epoch(7, {})
+    (1.5, 7)
+    """
+    return epochs[max(before, key=int)] if (before := [s for s in epochs if s <= step]) else step
