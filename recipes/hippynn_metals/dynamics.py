@@ -48,8 +48,8 @@ def crystal(study: Study, constant: float, repeat: int) -> Atoms:
 def molten(study: Study, seed: int) -> Atoms:
     """Return a liquid of Lennard-Jones spheres, the same for every model.
 
-    What melts a metal at once, 8,000 K for molybdenum, also pushes some of its atoms into each other
-    with a model that has seen none so near.
+    What melts a metal at once, 8,000 K for molybdenum, also pushes some of its atoms into each
+    other with a model that has seen none so near.
     """
     lattice = study.settings.lattice
     atoms = crystal(study, lattice.liquid_constant, 4)

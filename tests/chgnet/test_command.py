@@ -12,6 +12,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from chgnet.model import CHGNet
 
 from kd_plugins.chgnet.__main__ import main
+from kd_plugins.compare import Comparison, read_experiment
+from kd_plugins.report.reading import read_experiment as read_results
 from tests.chgnet import small
 from tests.chgnet.small import Labelled
 
@@ -132,3 +134,30 @@ def test_an_interrupt_says_that_it_goes_on(
     monkeypatch.setattr("kd_plugins.chgnet.__main__.distill", stop)
     assert main([str(config)]) == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_compare_trains_arms_of_it(config: Path, tmp_path: Path) -> None:
+    """Arms are changes of the YAML; curves and terms of the training come along."""
+    experiment = {
+        "title": "salts",
+        "host": "chgnet",
+        "base": str(config),
+        "arms": {"hard": {"loss.soft": {}, "loss.hard": {"energy": 1, "forces": 1}}, "soft": {}},
+        "control": "hard",
+        "seeds": [3],
+        "model": "chgnet model={run}/last.pth.tar",
+        "measure": {"structures": [str(tmp_path / "salts.extxyz")]},
+    }
+    path, out = tmp_path / "experiment.yml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(experiment, sort_keys=False))
+    Comparison(read_experiment(path), out).all(progress=False)
+    runs = read_results(out).runs
+    assert sorted(runs) == [("hard", 3), ("soft", 3)]
+    for arm, taught in (("hard", "hard energy"), ("soft", "soft energy")):
+        run = runs[arm, 3]
+        logged = CHGNet.from_file(str(out / "runs" / arm / "seed3" / "last.pth.tar"))
+        assert run.weights == sum(weight.numel() for weight in logged.parameters())
+        assert run.terms[taught].epochs == (1,)
+        assert run.metrics["energy_per_atom_mae"] > 0
+    labels = runs["hard", 3].curves["valid hard energy"].values[-1]
+    assert runs["hard", 3].metrics["energy_per_atom_mae"] == pytest.approx(labels, rel=1e-3)

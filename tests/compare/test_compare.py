@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +66,8 @@ def experiment(folder: Path, **changes: Any) -> Path:
 def test_from_labels_to_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The quickstart's own commands, in its order."""
     pytest.importorskip("hippynn")
-    aluminium(tmp_path)
-    targets, out = tmp_path / "targets", tmp_path / "out"
-    label = ["label", tmp_path / "train.extxyz", "--teacher", "emt", "--store", targets]
-    assert main([*map(str, label), "--quantities", "energy", "forces", "atomic_energies"]) == 0
-    assert main(["export", str(targets), str(tmp_path / "labelled.extxyz")]) == 0
+    labelled(tmp_path)
+    out = tmp_path / "out"
     compare = ["compare", str(experiment(tmp_path)), "--out", str(out), "--workers", "2"]
     capsys.readouterr()
     assert main(compare) == 0
@@ -137,6 +138,61 @@ def test_a_training_that_fails_says_why_and_goes_on(
     script.write_text("print('another script')")
     assert main(words) == 2
     assert "was changed after 2 runs of" in capsys.readouterr().err
+
+
+def labelled(folder: Path) -> None:
+    """Write what the quickstart's experiment needs, labelled by EMT."""
+    aluminium(folder)
+    targets = str(folder / "targets")
+    words = ["label", str(folder / "train.extxyz"), "--teacher", "emt", "--store", targets]
+    assert main([*words, "--quantities", "energy", "forces", "atomic_energies"]) == 0
+    assert main(["export", targets, str(folder / "labelled.extxyz")]) == 0
+
+
+def measured(out: Path) -> dict[Path, Any]:
+    """Return all that does not depend on the clock."""
+    found = {}
+    for path in out.rglob("evaluation.json"):
+        one = json.loads(path.read_text())
+        kept = ("fingerprint", "metrics", "parity", "curves")
+        found[path.relative_to(out)] = {name: one[name] for name in kept}
+    return found
+
+
+@in_one_environment
+def test_a_killed_comparison_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed in the midst of a training, which itself lives on, it ends as if never stopped."""
+    pytest.importorskip("hippynn")
+    labelled(tmp_path)
+    measure = {"structures": [str(tmp_path / "test.extxyz")]}
+    path = experiment(tmp_path, measure=measure)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(["compare", str(path), "--out", str(whole)]) == 0
+
+    code = "import sys; from kd_plugins.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "compare", str(path), "--out", str(cut)]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    second = cut / "runs" / "student" / "seed0"
+    while not (second / "training.writer").is_file() and running.poll() is None:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (second / "trained.json").exists()
+    assert main(command[3:]) == 2
+    assert "student/seed0: a training still goes on there" in capsys.readouterr().err
+    deadline = time.monotonic() + 300
+    while (said := main(command[3:])) == 2 and time.monotonic() < deadline:
+        time.sleep(1)
+    assert said == 0
+    assert measured(cut) == measured(whole)
+    times = {
+        arm: json.loads((cut / "runs" / arm / "seed0" / "evaluation.json").read_text())[
+            "train_seconds"
+        ]
+        for arm in ("control", "student")
+    }
+    assert times["control"] > 0 and times["student"] is None
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize(

@@ -131,3 +131,17 @@ def test_sizes_must_be_known() -> None:
 def test_an_unknown_quantity_is_told_its_neighbour() -> None:
     with pytest.raises(KeyError, match="unknown quantity 'force'; did you mean 'forces'"):
         compare({"a": {"force": 1}}, {"a": {"force": 1}}, SIZES)
+
+
+def test_atoms_that_are_held_do_not_count() -> None:
+    student, teacher = targets(0), targets(1)
+    free = {name: np.arange(size) % 2 == 0 for name, size in SIZES.items()}
+    found = compare(student, teacher, SIZES, free)
+    misses = [
+        student[key]["forces"][free[key]] - teacher[key]["forces"][free[key]] for key in SIZES
+    ]
+    check(found.errors["forces"], misses, "eV/Å")
+    everything = compare(student, teacher, SIZES)
+    assert found.errors["energy_per_atom"] == everything.errors["energy_per_atom"]
+    all_free = {name: np.ones(size, dtype=bool) for name, size in SIZES.items()}
+    assert compare(student, teacher, SIZES, all_free) == everything

@@ -1,4 +1,4 @@
-"""Energy is conserved, speed is a rate, and memory is what autograd keeps."""
+"""Energy is conserved and speed is a rate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from kd_plugins.evaluate import autograd_bytes, nve
+from kd_plugins.evaluate import nve
 from tests.evaluate.calculators import Springs
 
 
@@ -47,16 +47,7 @@ def test_a_structure_stays_as_it_is() -> None:
     assert atoms.calc is None and np.array_equal(atoms.positions, before)
 
 
-def test_memory_grows_with_the_structure() -> None:
-    sizes = [autograd_bytes(Atoms(f"Cu{n}", positions=np.ones((n, 3))), Springs()) for n in (8, 16)]
-    assert sizes[1] - sizes[0] >= 8 * 3 * 8
-    assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.1)
-    assert autograd_bytes(Atoms("Cu8", positions=np.ones((8, 3))), Springs()) == sizes[0]
-
-
 def test_what_is_refused() -> None:
-    with pytest.raises(ValueError, match="keeps no tensor"):
-        autograd_bytes(copper(), EMT())
     with pytest.raises(ValueError, match="expected 20 steps or more"):
         nve(copper(), EMT(), 10, temperature=300, seed=0)
     with pytest.raises(ValueError, match="not finite"):

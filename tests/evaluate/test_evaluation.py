@@ -15,6 +15,7 @@ import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from ase.io import read, write
 
 from kd_plugins.cli import main
@@ -55,6 +56,36 @@ def everything(files: dict[str, str]) -> list[object]:
     return ["--reference", files["labelled"], *dynamics, *crystals]
 
 
+def test_forces_on_held_atoms_do_not_count(files: dict[str, str], tmp_path: Path) -> None:
+    """Their labels are whatever the potential of the labels says, and no student is to learn it."""
+    frames = read(files["labelled"], ":")
+    for atoms in frames:
+        said = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces().copy()}
+        said["forces"][:2] += 100
+        atoms.calc = SinglePointCalculator(atoms, **said)
+        atoms.set_constraint(FixAtoms([0, 1]))
+    write(tmp_path / "held.extxyz", frames)
+    assert evaluate(files, tmp_path / "out", "--reference", tmp_path / "held.extxyz") == 0
+    one = found(tmp_path / "out")
+    assert one["metrics"]["force_rmse"] == pytest.approx(0, abs=1e-6)
+    assert one["metrics"]["teacher_force_rmse"] == 0
+    assert len(one["parity"]["labels"]["forces"]["student"]) == 3 * 3 * 6
+
+
+def test_runs_start_at_their_temperature(files: dict[str, str], tmp_path: Path) -> None:
+    """Without equilibration a crystal keeps half of it; alike for teacher and student."""
+    words = ["--dynamics", files["cell"], "--temperature", 400, "--steps", 100, "--repeats", 1]
+    words += ["--cutoff", 5]
+    kept = {}
+    for steps in (0, 150):
+        out = tmp_path / str(steps)
+        assert evaluate(files, out, *words, "--equilibration", steps) == 0
+        runs = [out / "student" / f"run-{seed}.json" for seed in (0, 1)]
+        kept[steps] = np.mean([json.loads(path.read_text())["temperature"] for path in runs])
+        assert found(out)["metrics"]["rdf_distance"] == 0
+    assert kept[0] < 260 < 300 < kept[150], kept
+
+
 def found(out: Path) -> dict[str, Any]:
     return json.loads((out / "evaluation.json").read_text())
 
@@ -71,7 +102,9 @@ def test_a_teacher_is_its_own_best_student(files: dict[str, str], tmp_path: Path
     assert metrics["rdf_distance"] == 0 < one["rdf"]["floor"]
     assert metrics["teacher_volume_error_percent"] == 0
     assert metrics["volume_error_percent"] > 3
-    assert "bytes_per_atom" not in metrics  # EMT keeps nothing for a gradient
+    assert "bytes_per_atom" not in metrics  # EMT has no tensors
+    assert one["teacher"]["drift"] == metrics["drift"]
+    assert set(one["teacher"]) == {"drift", "microseconds_per_atom", "nanoseconds_per_day"}
     modulus = one["elasticity"]["crystal"]["student"]["young"]
     assert modulus == one["elasticity"]["crystal"]["teacher"]["young"] > 50
     pairs = one["parity"]["labels"]["forces"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ def from_tensorboard(run: Path) -> Curves:
     """Return fairchem's logged scalars: of validation as curves; ``loss`` and ``kd_*`` as terms."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)
     logs = sorted({path.parent for path in run.glob("logs/tensorboard/**/*tfevents*")})
     if not logs:
         return {}

@@ -54,7 +54,7 @@ class Experiment:
     In strings of ``settings``, ``arms`` and ``model``, ``{run}`` is the folder of this run,
     ``{seed}`` its seed and ``{runs}`` the folder of all, so that
     ``{runs}/teacher/seed{seed}`` is the run of arm ``teacher`` with the same seed. An arm comes
-    after those that it learns from.
+    after those that it learns from. ``teacher`` may have ``{runs}``.
 
     With fairchem an arm may also have ``includes``, files that are included like the base. In its
     folder a script may leave ``curves.json`` and ``terms.json`` (name to ``epochs`` and

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,12 +20,13 @@ from tqdm import tqdm
 from kd_plugins.compare.experiment import Experiment, filled
 from kd_plugins.compare.trainers import TRAINERS
 from kd_plugins.core.files import read_json, write_json
+from kd_plugins.core.shard import ShardBusy, exclusive_lock
 from kd_plugins.evaluate.evaluation import evaluation
 from kd_plugins.evaluate.measured import Measured
 
 PACKAGES = ("kd_plugins", "torch", "ase", "numpy", "fairchem-core", "hippynn", "chgnet")
 LOG, TRAINED, EVALUATION = "training.log", "trained.json", "evaluation.json"
-STARTED, COSTS = "started", "costs.json"
+TRAINING, COSTS = "training", "costs.json"
 
 
 @dataclass(frozen=True)
@@ -143,17 +144,9 @@ class Comparison:
         trainer = TRAINERS[self.experiment.host]
         base = Path(self.experiment.base)
         command = trainer.command(base, run.folder, run.seed, filled(changes, self._fields(run)))
-        whole = not (run.folder / STARTED).exists()
-        (run.folder / STARTED).touch()
+        whole = not (run.folder / f"{TRAINING}.writer").exists()
         start = time.perf_counter()
-        with (run.folder / LOG).open("a") as log:
-            code = subprocess.call(
-                command,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env={"OMP_NUM_THREADS": str(threads), **os.environ},
-            )
+        code = _called(command, run.folder, threads)
         if code:
             said = (run.folder / LOG).read_text()[-1500:]
             raise ValueError(
@@ -184,7 +177,8 @@ class Comparison:
         experiment = self.experiment
         if experiment.teacher is None:
             return None
-        return Measured(experiment.teacher, experiment.measure, self.out / "teacher")
+        named = filled(experiment.teacher, {"runs": str(self.out / "runs")})
+        return Measured(named, experiment.measure, self.out / "teacher")
 
     def _description(self) -> dict[str, Any]:
         experiment = self.experiment
@@ -210,6 +204,32 @@ class Comparison:
         )
         yield "versions", dict(_versions())
         yield from experiment.provenance.items()
+
+
+def _called(command: Sequence[str], folder: Path, threads: int) -> int:
+    """Call a host and return its exit code.
+
+    It holds a lock on the folder: it would go on if this process alone were killed.
+
+    Raises:
+        ValueError: if another one still holds it.
+    """
+    try:
+        lock = exclusive_lock(folder / TRAINING)
+    except ShardBusy:
+        raise ValueError(
+            f"{folder}: a training still goes on there, of a command that was stopped or runs "
+            "beside this one; wait for it, or stop it"
+        ) from None
+    with lock, (folder / LOG).open("a") as log:
+        return subprocess.call(
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env={"OMP_NUM_THREADS": str(threads), **os.environ},
+            pass_fds=[lock.fileno()],
+        )
 
 
 def _hash(path: Path) -> str:

@@ -4,7 +4,6 @@ from kd_plugins.evaluate.accuracy import Accuracy as Accuracy
 from kd_plugins.evaluate.accuracy import Deviation as Deviation
 from kd_plugins.evaluate.accuracy import compare as compare
 from kd_plugins.evaluate.dynamics import NveRun as NveRun
-from kd_plugins.evaluate.dynamics import autograd_bytes as autograd_bytes
 from kd_plugins.evaluate.dynamics import nve as nve
 from kd_plugins.evaluate.elastic_averages import ElasticAverages as ElasticAverages
 from kd_plugins.evaluate.elastic_averages import Moduli as Moduli
@@ -13,6 +12,8 @@ from kd_plugins.evaluate.elasticity import elastic_tensor as elastic_tensor
 from kd_plugins.evaluate.elasticity import strained as strained
 from kd_plugins.evaluate.energy_volume import energies as energies
 from kd_plugins.evaluate.energy_volume import scanned_volume as scanned_volume
+from kd_plugins.evaluate.memory import autograd_bytes as autograd_bytes
+from kd_plugins.evaluate.memory import peak_bytes as peak_bytes
 from kd_plugins.evaluate.rdf import Rdf as Rdf
 from kd_plugins.evaluate.rdf import rdf as rdf
 from kd_plugins.evaluate.relaxation import Relaxation as Relaxation

@@ -46,7 +46,10 @@ class Accuracy:
 
 
 def compare(
-    student: Mapping[str, Values], teacher: Mapping[str, Values], n_atoms: Mapping[str, int]
+    student: Mapping[str, Values],
+    teacher: Mapping[str, Values],
+    n_atoms: Mapping[str, int],
+    free: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> Accuracy:
     """Compare a student with its teacher or with labels, structure by structure.
 
@@ -55,6 +58,7 @@ def compare(
             forces (N, 3) in eV/Å, stress (6,) in eV/Å³, and so on.
         teacher: the same of the teacher; its quantities are compared, its structures too.
         n_atoms: structure id to number of atoms.
+        free: structure id to (N,), the atoms whose forces count; all if left out.
 
     Raises:
         KeyError: for a quantity that the table does not have.
@@ -76,6 +80,11 @@ def compare(
             "student", {key: student.get(key, {}) for key in teacher}, name, n_atoms
         )
         if name == "forces":
+            kept = [slice(None) if free is None else free[key] for key in teacher]
+            targets, guesses = (
+                [value[rows] for value, rows in zip(side, kept, strict=True)]
+                for side in (targets, guesses)
+            )
             force_cosine = _cosine(np.concatenate(guesses), np.concatenate(targets))
         if name == "energy":
             sizes = [n_atoms[key] for key in teacher]

@@ -1,14 +1,12 @@
-"""Molecular dynamics with a calculator: how fast, how steady, how much memory."""
+"""Molecular dynamics with a calculator: how fast, how steady."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from ase import Atoms, units
 from ase.md.verlet import VelocityVerlet
 from jaxtyping import Float
@@ -127,55 +125,3 @@ def _note(atoms: Atoms, moment: float) -> tuple[float, float, float, Atoms]:
     frame = atoms.copy()
     frame.calc = None
     return moment, energy, float(atoms.get_temperature()), frame
-
-
-def autograd_bytes(atoms: Atoms, calculator: Any) -> int:
-    """Return the most memory that a calculator keeps for its backward pass, in bytes.
-
-    On a CPU the memory of a process is mostly that of its libraries and neighbour lists; this is
-    what grows with a model, the same in every run. A storage that is kept twice counts once.
-
-    Raises:
-        ValueError: for a calculator that keeps nothing, such as one without torch.
-    """
-    atoms = atoms.copy()
-    atoms.calc = calculator
-    kept = _Kept()
-    with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
-        atoms.get_forces()
-    if not kept.most:
-        raise ValueError(f"{type(calculator).__name__} keeps no tensor for a backward pass")
-    return kept.most
-
-
-class _Kept:
-    """Counts the storages that are kept, and remembers the most."""
-
-    def __init__(self) -> None:
-        self.holders: Counter[int] = Counter()
-        self.now = self.most = 0
-
-    def pack(self, tensor: torch.Tensor) -> _Holder:
-        return _Holder(tensor, self)
-
-    def unpack(self, holder: _Holder) -> torch.Tensor:
-        return holder.tensor
-
-    def change(self, tensor: torch.Tensor, by: int) -> None:
-        storage = tensor.untyped_storage()
-        before = self.holders[storage.data_ptr()]
-        self.holders[storage.data_ptr()] = before + by
-        if (before, by) in ((0, 1), (1, -1)):
-            self.now += by * storage.nbytes()
-            self.most = max(self.most, self.now)
-
-
-class _Holder:
-    """One tensor that is kept, until autograd lets it go."""
-
-    def __init__(self, tensor: torch.Tensor, kept: _Kept) -> None:
-        self.tensor, self.kept = tensor, kept
-        kept.change(tensor, 1)
-
-    def __del__(self) -> None:
-        self.kept.change(self.tensor, -1)

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from kd_plugins.core.files import write_json
 from kd_plugins.core.store import TargetStore
-from kd_plugins.evaluate.dynamics import autograd_bytes, nve
+from kd_plugins.evaluate.dynamics import nve
 from kd_plugins.evaluate.elastic_averages import ElasticAverages
 from kd_plugins.evaluate.elasticity import elastic_tensor
+from kd_plugins.evaluate.memory import peak_bytes
 from kd_plugins.evaluate.rdf import rdf
 from kd_plugins.evaluate.relaxation import relax
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
@@ -225,9 +226,9 @@ def _one(path: str) -> Atoms:
 
 
 def _bytes(atoms: Atoms, calculator: Any) -> float | None:
-    """Return the bytes that are kept for a gradient, an atom; none without autograd."""
+    """Return the most bytes of tensors at once, an atom; none without torch."""
     try:
-        return autograd_bytes(atoms, calculator) / len(atoms)
+        return peak_bytes(atoms, calculator) / len(atoms)
     except ValueError:
         return None
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ase import Atoms
+from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
 from kd_plugins.core.store import TargetStore
@@ -23,8 +25,12 @@ Values = dict[str, dict[str, NDArray[np.float64]]]
 
 
 def add_accuracy(found: dict[str, Any], student: Measured, teacher: Measured | None) -> None:
-    """Add ``parity``, and to ``metrics`` the errors against labels and against the teacher."""
+    """Add ``parity``, and to ``metrics`` the errors against labels and against the teacher.
+
+    Forces count on atoms that no ``FixAtoms`` holds, as in fairchem.
+    """
     frames = student.frames
+    free = {frame.structure_id: free_atoms(frame.atoms) for frame in frames}
     sizes = {frame.structure_id: len(frame.atoms) for frame in frames}
     said, found["parity"] = _values(student.predictions, sizes), {}
     sides = {"": _labels(frames)}
@@ -35,10 +41,24 @@ def add_accuracy(found: dict[str, Any], student: Measured, teacher: Measured | N
         if not targets:
             continue
         scored = {key: value for key, value in _without_embeddings(targets).items() if value}
-        accuracy = compare(guesses, scored, sizes)
+        accuracy = compare(guesses, scored, sizes, free)
         found["metrics"] |= dict(_named(accuracy, prefix))
         found["metrics"] |= dict(_embedding_metrics(guesses, targets))
-        found["parity"]["teacher" if prefix else "labels"] = _parity(guesses, scored, sizes)
+        found["parity"]["teacher" if prefix else "labels"] = _parity(guesses, scored, sizes, free)
+
+
+def free_atoms(atoms: Atoms) -> NDArray[np.bool_]:
+    """Return (N,), which atoms no ``FixAtoms`` holds.
+
+    >>> from ase.constraints import FixAtoms
+    >>> free_atoms(Atoms("CuO", constraint=FixAtoms([0]))).tolist()
+    [False, True]
+    """
+    free = np.ones(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            free[constraint.index] = False
+    return free
 
 
 def _labels(frames: Sequence[Frame]) -> Values:
@@ -108,21 +128,21 @@ def _embedding_metrics(guesses: Values, targets: Values) -> Iterator[tuple[str, 
 
 
 def _parity(
-    guesses: Values, targets: Values, sizes: Mapping[str, int]
+    guesses: Values,
+    targets: Values,
+    sizes: Mapping[str, int],
+    free: Mapping[str, NDArray[np.bool_]],
 ) -> dict[str, dict[str, list[float]]]:
     """Return quantity to reference and student, a sample of numbers that is always the same."""
-    drawn = {}
+    both, drawn = (targets, guesses), {}
     for name in next(iter(targets.values())):
-        if name not in ("energy", "forces"):
+        if name == "energy":
+            sides = [[side[key][name].ravel() / sizes[key] for key in targets] for side in both]
+        elif name == "forces":
+            sides = [[side[key][name][free[key]].ravel() for key in targets] for side in both]
+        else:
             continue
-        share = {key: sizes[key] if name == "energy" else 1 for key in targets}
-        pairs = np.concatenate(
-            [
-                np.stack([targets[key][name].ravel(), guesses[key][name].ravel()]) / share[key]
-                for key in targets
-            ],
-            axis=1,
-        )
+        pairs = np.stack([np.concatenate(side) for side in sides])
         chosen = np.random.default_rng(0).permutation(pairs.shape[1])[:MOST]
         reference, student = pairs[:, np.sort(chosen)].tolist()
         title = "energy_per_atom" if name == "energy" else name

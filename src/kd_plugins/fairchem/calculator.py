@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -27,6 +32,23 @@ def fairchem(checkpoint: str) -> OCPCalculator:
     """
     if not Path(checkpoint).is_file():
         raise TeacherError(f"{checkpoint}: no such checkpoint")
-    return OCPCalculator(
-        checkpoint_path=checkpoint, trainer=TRAINER, cpu=not torch.cuda.is_available(), seed=0
-    )
+    cpu = not torch.cuda.is_available()
+    with quiet():
+        return OCPCalculator(checkpoint_path=checkpoint, trainer=TRAINER, cpu=cpu, seed=0)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep fairchem from printing a whole configuration, and torch from warning of its loading."""
+    level = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.disable(level)
