@@ -13,11 +13,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import ase.io
 import torch
 import yaml
 from dynamics import molten
-from study import HERE, Run, Study, open_study, write_json
+from study import HERE, Run, open_study, write_json
 from train import ensure
 
 from kd_plugins.config import read_config
@@ -53,7 +52,7 @@ def main() -> None:
     torch.set_num_threads(1)
     asked = read_config(Asked, yaml.safe_load(Path(sys.argv[1]).read_text()), sys.argv[1])
     study = open_study(Path(asked.study), Path(asked.data), HERE / asked.settings)
-    write_liquid(study)
+    molten(study, seed=0)
     folder = ensure(study, Run(asked.method, asked.size, asked.share, asked.seed))
     record, out = json.loads((folder / "record.json").read_text()), Path(asked.out)
     if not (out / "model").exists():
@@ -61,16 +60,6 @@ def main() -> None:
     curve = {"epochs": list(range(1, 1 + len(record["curve"]))), "values": record["curve"]}
     write_json(out / "curves.json", {"valid force RMSE (eV/Å)": curve})
     write_json(out / "costs.json", {"train_seconds": record["seconds"]})
-
-
-def write_liquid(study: Study) -> None:
-    """Write the start of molecular dynamics, once."""
-    path = study.out / "liquid.extxyz"
-    if not path.is_file():
-        atoms = molten(study, seed=0)
-        partial = path.with_suffix(".partial")
-        ase.io.write(partial, atoms, format="extxyz")
-        partial.rename(path)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import torch
 from ase import Atoms, units
@@ -45,18 +47,24 @@ def crystal(study: Study, constant: float, repeat: int) -> Atoms:
     return bulk(symbol, lattice.structure, a=constant, cubic=True) * ((repeat,) * 3)
 
 
-def molten(study: Study, seed: int) -> Atoms:
-    """Return a liquid of Lennard-Jones spheres, the same for every model.
+def molten(study: Study, seed: int) -> Path:
+    """Write a liquid of Lennard-Jones spheres, the same for every model, once; return its file.
 
     What melts a metal at once, 8,000 K for molybdenum, also pushes some of its atoms into each
     other with a model that has seen none so near.
     """
-    lattice = study.settings.lattice
-    atoms = crystal(study, lattice.liquid_constant, 4)
+    path = study.out / "liquids" / f"seed{seed}.extxyz"
+    if path.is_file():
+        return path
+    atoms = crystal(study, study.settings.lattice.liquid_constant, 4)
     nearest = np.sort(atoms.get_distances(0, range(1, len(atoms)), mic=True))[0]
     spheres = LennardJones(sigma=nearest / 2 ** (1 / 6), epsilon=0.1, smooth=True)
     hot = 3 * 0.1 / units.kB
-    return equilibrated(atoms, spheres, MELTING, temperature=hot, seed=seed, progress=False)
+    atoms = equilibrated(atoms, spheres, MELTING, temperature=hot, seed=seed, progress=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    ase.io.write(partial, atoms, format="extxyz")
+    return partial.rename(path)
 
 
 def calculator(folder: Path) -> Any:
@@ -82,7 +90,7 @@ def costs(study: Study, folder: Path, repeat: int) -> dict[str, Any]:
 
 def liquid(study: Study, folder: Path, seed: int) -> dict[str, Any]:
     """Return the radial distribution function of the liquid at its temperature, and its drift."""
-    model, atoms = calculator(folder), molten(study, seed)
+    model, atoms = calculator(folder), ase.io.read(molten(study, seed))
     temperature = study.settings.lattice.temperature
     atoms = equilibrated(
         atoms,
@@ -110,7 +118,7 @@ def measure(study: Study, name: str, repeats: Sequence[int], seeds: Sequence[int
     if not (folder / "record.json").is_file():
         raise SystemExit(f"{folder} holds no finished run; run train.py first")
     record = json.loads(path.read_text()) if path.is_file() else {"liquids": []}
-    if "costs" not in record:
+    if repeats and "costs" not in record:
         record["costs"] = [costs(study, folder, repeat) for repeat in repeats]
         write_json(path, record)
     for seed in sorted(set(seeds) - {one["velocity_seed"] for one in record["liquids"]}):
@@ -128,13 +136,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, nargs="+", default=REPEATS)
     parser.add_argument("--velocity-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--no-liquid", action="store_true", help="time and memory only")
+    parser.add_argument("--no-costs", action="store_true", help="liquids only")
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = open_study(options.out)
     seeds = [] if options.no_liquid else options.velocity_seeds
+    repeats = [] if options.no_costs else options.repeats
     for name in (bar := tqdm(options.models, unit=" models")):
         bar.set_description(name)
-        measure(study, name, options.repeats, seeds)
+        measure(study, name, repeats, seeds)
 
 
 if __name__ == "__main__":

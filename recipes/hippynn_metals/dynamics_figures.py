@@ -44,7 +44,8 @@ def pareto(study: Study) -> None:
 
 def costs(study: Study, method: str, size: str) -> dict[str, float]:
     """Return the mean costs of a method's models in the largest cell, or nothing."""
-    found = [largest(one) for one in of(measured(study), method, size).values()]
+    models = of(measured(study), method, size).values()
+    found = [largest(one) for one in models if "costs" in one]
     return {
         key: scale * statistics.mean(one[key] for one in found)
         for key, (scale, _) in COSTS.items()

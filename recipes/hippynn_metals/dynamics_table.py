@@ -11,6 +11,7 @@ import numpy as np
 from study import Run, Study
 
 from kd_plugins.evaluate import Rdf
+from kd_plugins.report.tables import spread
 
 HEAD = [
     "model",
@@ -23,6 +24,8 @@ HEAD = [
     "g(r) from the teacher's (Å)",
     "teacher's own spread (Å)",
 ]
+
+LIQUIDS = ["method", "size", "seeds", "g(r) from its teacher's (Å)"]
 
 Models = dict[str, dict[str, Any]]
 """Run's name to its record and what dynamics.py has added."""
@@ -44,8 +47,8 @@ def measured(study: Study) -> Models:
 
 
 def largest(model: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a model's costs in the largest cell."""
-    return max(model["costs"], key=lambda one: one["atoms"])
+    """Return a model's costs in the largest cell, none if they were not measured."""
+    return max(model.get("costs", [{}]), key=lambda one: one.get("atoms", 0))
 
 
 def teacher_of(models: Models, model: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -80,20 +83,36 @@ def model_rows(models: Models) -> Iterator[list[str]]:
     teachers = [
         largest(one)
         for one in models.values()
-        if (one["method"], one["weights"]) == ("teacher", weights)
+        if (one["method"], one["weights"]) == ("teacher", weights) and "costs" in one
     ]
     for name, model in models.items():
         row = [name, str(model["weights"])]
         for key, scale in (("microseconds", 1.0), ("bytes", 1e-3)):
             mean = statistics.mean(one[key] for one in teachers) if teachers else None
-            value = largest(model)[key]
-            row += [f"{scale * value:.3g}", written(mean and value / mean, ".2f")]
+            value = largest(model).get(key)
+            row.append(written(value and scale * value, ".3g"))
+            row.append(written(mean and value and value / mean, ".2f"))
         drifts = [one["drift"] for one in model["liquids"]]
         row.append(written(statistics.mean(drifts) if drifts else None, "+.2f"))
         teacher = teacher_of(models, model)
         for one in (model, teacher):
             row.append(written(apart(one, teacher) if one and teacher else None, ".3f"))
         yield row
+
+
+def liquid_rows(models: Models) -> Iterator[list[str]]:
+    """Yield one row a method and size: distance from the teacher's liquid; a teacher's, by chance.
+
+    Each seed's model is compared with the teacher of its own seed.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    for model in models.values():
+        teacher = teacher_of(models, model)
+        distance = apart(model, teacher) if teacher else None
+        if distance is not None:
+            found.setdefault((model["method"], model["size"]), []).append(distance)
+    for (method, size), distances in found.items():
+        yield [method, size, str(len(distances)), spread(distances)]
 
 
 def written(number: float | None, form: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dynamics_table import HEAD, measured, model_rows
+from dynamics_table import HEAD, LIQUIDS, liquid_rows, measured, model_rows
 from scipy import stats
 from study import HERE, Study, open_study
 
@@ -138,6 +138,7 @@ def sections(study: Study) -> Iterator[str]:
     if models:
         yield from ("## Molecular dynamics", "")
         yield from (markdown(HEAD, list(model_rows(models))), "")
+        yield from ("## Liquids", "", markdown(LIQUIDS, list(liquid_rows(models))), "")
 
 
 def main() -> None:

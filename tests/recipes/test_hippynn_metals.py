@@ -44,7 +44,8 @@ def refused(name: str, *words: object) -> str:
 def melt(out: Path, models: tuple[str, ...], seeds: str) -> None:
     """Run dynamics.py with liquids of a few steps."""
     words = ["dynamics.py", "--out", str(out), "--models", *models, "--velocity-seeds", *seeds]
-    code = f"import sys, dynamics; sys.argv = {words}; dynamics.STEPS = 20; dynamics.main()"
+    few = "dynamics.MELTING = dynamics.EQUILIBRATION = 5; dynamics.STEPS = 20"
+    code = f"import sys, dynamics; sys.argv = {words}; {few}; dynamics.main()"
     settings = {**os.environ, "PYTHONPATH": str(RECIPE)}
     command = [sys.executable, "-W", "ignore", "-c", code]
     found = subprocess.run(command, capture_output=True, text=True, env=settings)
@@ -154,6 +155,7 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     found = [line.split(" | ")[0][2:] for line in lines if " | 1 | 2 | " in line]
     assert found[:3] == ["control_10", "control_30", "student"] and "teacher" in found
     row = next(line for line in lines if line.startswith("| student-tiny-1-seed0"))
+    assert "| student | tiny | 1 | 2 |" in lines and "| teacher | large | 1 | 2 |" in lines
     assert row.split(" | ")[2:] == ["452", "1.50", "1e+03", "1.00", "+0.50", "2.000", "2.000 |"]
 
 
