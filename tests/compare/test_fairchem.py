@@ -70,3 +70,5 @@ def test_three_commands_to_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["report", str(out), "-o", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()
     assert "Balance of the loss terms" in page and "the teacher" in page
+    assert "Learning curve: train forces_mae" in page
+    assert "Learning curve: valid forces_mae" not in page  # of a single epoch

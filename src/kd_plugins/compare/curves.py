@@ -22,7 +22,11 @@ def from_files(run: Path) -> Curves:
 
 
 def from_tensorboard(run: Path) -> Curves:
-    """Return fairchem's logged scalars: of validation as curves; ``loss`` and ``kd_*`` as terms."""
+    """Return what fairchem has logged.
+
+    Curves are the mean absolute errors of training and all of validation; terms are ``loss`` and
+    ``kd_*`` of training.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logging.getLogger("tensorboard").setLevel(logging.WARNING)
@@ -40,6 +44,8 @@ def from_tensorboard(run: Path) -> Curves:
         split, _, bare = name.partition("/")
         if split == "val" and bare != "epoch":
             curves[f"valid {bare}"] = _series(values, epochs)
+        elif split == "train" and bare.endswith("_mae"):
+            curves[f"train {bare}"] = _series(values, epochs)
         elif split == "train" and (bare == "loss" or bare.startswith("kd_")):
             terms[bare] = _series(values, epochs)
     return {"curves": curves, "terms": terms}

@@ -67,7 +67,9 @@ def _training(experiment: Experiment, look: Looks) -> Iterator[Plot]:
             arm: [run.curves[name] for run in _seeds(experiment, arm) if name in run.curves]
             for arm in experiment.arms
         }
-        yield training_plots.learning_curve(name, {a: s for a, s in series.items() if s}, look)
+        if any(len(one.epochs) > 1 for found in series.values() for one in found):
+            known = {arm: found for arm, found in series.items() if found}
+            yield training_plots.learning_curve(name, known, look)
     terms = {arm: _terms(_seeds(experiment, arm)) for arm in experiment.arms}
     if any(terms.values()):
         yield training_plots.balance({arm: found for arm, found in terms.items() if found})
