@@ -23,8 +23,8 @@ from kd_plugins.report.tables import markdown
 
 CONTROLS = {
     "student": ("control_10", "control_30"),
-    "student_20": ("control_10", "control_30"),
-    "student_early": ("control_10", "control_30"),
+    "student_20": ("control_10", "control_30", "student"),
+    "student_early": ("control_10", "control_30", "student"),
     "student_bad": ("control_10", "control_30", "student"),
     "student_extra": ("control_10", "control_30", "student"),
     "energies_atomic": ("energies", "energies_forces"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,11 +208,7 @@ def rank_main(rank: int, port: int, settings: Settings) -> None:
     from kd_plugins.fairchem import compat
 
     compat.install()
-    torch.set_num_threads(1)
-    os.environ.update(
-        MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank)
-    )
-    tiny.run(settings)
+    tiny.run_rank(rank, port, settings)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,15 +72,14 @@ def rank_main(rank: int, port: int, settings: dict[str, Any], results: Path) -> 
     from kd_plugins.fairchem import compat
 
     compat.install()
-    torch.set_num_threads(1)
-    os.environ.update(
-        MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank)
-    )
     from tests.fairchem import tiny
 
-    found = tiny.run(settings, lambda trainer: all_gradients(trainer, BATCHES[rank], rank))
-    if rank == 0:
-        torch.save(found, results)
+    def keep(trainer: Any) -> None:
+        found = all_gradients(trainer, BATCHES[rank], rank)
+        if rank == 0:
+            torch.save(found, results)
+
+    tiny.run_rank(rank, port, settings, keep)
 
 
 @pytest.fixture

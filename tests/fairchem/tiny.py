@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,26 @@ def run(settings: dict[str, Any], then: Any = None) -> Any:
         if gp_utils.initialized():
             gp_utils.cleanup_gp()
         distutils.cleanup()  # fairchem leaves its process groups open after an error
+
+
+def run_rank(rank: int, port: int, settings: dict[str, Any], then: Any = None) -> None:
+    """Run one of several ranks in a process of its own, and end that process.
+
+    Nothing is taken down: a process group of torch 2.4 may wait for a thread that waits for the
+    interpreter, which is the one taking it down.
+    """
+    torch.set_num_threads(1)
+    os.environ.update(
+        MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank)
+    )
+    with new_trainer_context(config=settings) as context:
+        context.task.setup(context.trainer)
+        context.task.run()
+        if then is not None:
+            then(context.trainer)
+        distutils.synchronize()
+        logging.shutdown()
+        os._exit(0)
 
 
 def parameters(trainer: Any) -> dict[str, torch.Tensor]:
