@@ -11,14 +11,13 @@ distribution functions are by chance.
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ase.io
-import numpy as np
 import torch
 from ase import Atoms, units
 from ase.build import bulk
@@ -30,6 +29,7 @@ from hippynn.tools import active_directory
 from study import Study, open_study, write_json
 from tqdm import tqdm
 
+from kd_plugins.core.files import write_bytes
 from kd_plugins.evaluate import autograd_bytes, equilibrated, nve, rdf
 
 SKIN = 0.5
@@ -57,14 +57,13 @@ def molten(study: Study, seed: int) -> Path:
     if path.is_file():
         return path
     atoms = crystal(study, study.settings.lattice.liquid_constant, 4)
-    nearest = np.sort(atoms.get_distances(0, range(1, len(atoms)), mic=True))[0]
+    nearest = atoms.get_distances(0, range(1, len(atoms)), mic=True).min()
     spheres = LennardJones(sigma=nearest / 2 ** (1 / 6), epsilon=0.1, smooth=True)
     hot = 3 * 0.1 / units.kB
     atoms = equilibrated(atoms, spheres, MELTING, temperature=hot, seed=seed, progress=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    ase.io.write(partial, atoms, format="extxyz")
-    return partial.rename(path)
+    text = io.StringIO()
+    ase.io.write(text, atoms, format="extxyz")
+    return write_bytes(path, text.getvalue().encode())
 
 
 def calculator(folder: Path) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,20 @@ def from_tensorboard(run: Path) -> Curves:
 
 def _series(values: Mapping[int, float], epochs: Mapping[int, float]) -> dict[str, list[float]]:
     """Return finite values over epochs; of a step without one, over the nearest before it."""
+    known = sorted(epochs)
     kept = {step: value for step, value in sorted(values.items()) if math.isfinite(value)}
-    return {"epochs": [_epoch(step, epochs) for step in kept], "values": list(kept.values())}
+    return {
+        "epochs": [_epoch(step, known, epochs) for step in kept],
+        "values": list(kept.values()),
+    }
 
 
-def _epoch(step: int, epochs: Mapping[int, float]) -> float:
-    """Return the epoch of a step.
+def _epoch(step: int, known: Sequence[int], epochs: Mapping[int, float]) -> float:
+    """Return the epoch of a step, given the sorted steps whose epochs are known.
 
-    >>> _epoch(7, {2: 0.5, 6: 1.5, 8: 2.0}), _epoch(7, {})
-    (1.5, 7)
+    >>> epochs = {2: 0.5, 6: 1.5, 8: 2.0}
+    >>> _epoch(7, [2, 6, 8], epochs), _epoch(1, [2, 6, 8], epochs), _epoch(7, [], {})
+    (1.5, 1, 7)
     """
-    return epochs[max(before, key=int)] if (before := [s for s in epochs if s <= step]) else step
+    place = bisect.bisect_right(known, step)
+    return epochs[known[place - 1]] if place else step
