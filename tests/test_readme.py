@@ -1,4 +1,4 @@
-"""What README shows is run."""
+"""What README and the pages under docs show is run."""
 
 from __future__ import annotations
 
@@ -22,19 +22,36 @@ from kd_plugins.teachers.structures import Frame, read_structures
 from tests.house import ROOT
 from tests.teachers import slow
 
-README = (ROOT / "README.md").read_text()
+README = "README.md"
+PAGES = [README, *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+RECIPES = [f"recipes/{path.parent.name}" for path in sorted((ROOT / "recipes").glob("*/README.md"))]
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)|src=\"([^\"]+)\"")
 
 
-def blocks(language: str, holding: str) -> list[str]:
-    """Return the fenced blocks of a language that hold some text."""
-    found = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, holding: str, page: str = README) -> list[str]:
+    """Return a page's fenced blocks of a language that hold some text."""
+    text = (ROOT / page).read_text()
+    found = re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
     return [block for block in found if holding in block]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(f"{recipe}/README.md" for recipe in RECIPES)])
+def test_links_lead_somewhere(page: str) -> None:
+    """Within the project; pictures too."""
+    named = ["".join(found) for found in LINK.findall((ROOT / page).read_text())]
+    assert [name for name in named if not (ROOT / page).parent.joinpath(name).exists()] == []
+
+
+def test_every_page_is_linked() -> None:
+    """From README."""
+    text = (ROOT / README).read_text()
+    assert [page for page in PAGES[1:] if f"]({page})" not in text] == []
 
 
 def test_python_of_the_core_runs() -> None:
     """As a reader would paste it."""
-    (block,) = blocks("python", "crack_loss")
-    exec(compile(block, "README.md", "exec"), {})
+    (block,) = blocks("python", "crack_loss", "docs/loss.md")
+    exec(compile(block, "docs/loss.md", "exec"), {})
 
 
 def test_python_of_the_store_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,8 +59,8 @@ def test_python_of_the_store_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     slow.write(Path("train.extxyz"), 3)
     label(slow.frames(3), "emt", "targets", progress=False)
-    (block,) = blocks("python", "store.read")
-    exec(compile(block, "README.md", "exec"), {})
+    (block,) = blocks("python", "store.read", "docs/targets.md")
+    exec(compile(block, "docs/targets.md", "exec"), {})
 
 
 def test_python_of_chgnet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,10 +71,11 @@ def test_python_of_chgnet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ase.io.write(f"{name}.extxyz", rattled_silicon(count, seed))
     words = ["label", "train.extxyz", "validation.extxyz", "--teacher", "chgnet+d3"]
     assert main([*words, "--store", "targets"]) == 0
-    (block,) = blocks("python", "distill(")
+    (block,) = blocks("python", "distill(", "docs/chgnet.md")
     names: dict[str, Any] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "docs/chgnet.md", "exec"), names)
     (block,) = blocks("python", "CHGNetCalculator")
+    assert [block] == blocks("python", "CHGNetCalculator", "docs/chgnet.md")
     (names["atoms"],) = rattled_silicon(1, seed=2)
     exec(compile(block, "README.md", "exec"), names)
     taught = load_teacher("chgnet+d3")(names["atoms"], ["stress"])["stress"]
@@ -75,11 +93,11 @@ def test_python_of_hippynn_runs(
     frames = list(read_structures([shared_file("metals/mlearn_Mo_train.extxyz.xz")]))
     small = [frame for frame in frames if len(frame.atoms) < 50]
     write_frames(Path("train.extxyz"), [*small, *frames[:: len(frames) // 16]])
-    (block,) = blocks("python", "add_teacher_targets")
+    (block,) = blocks("python", "add_teacher_targets", "docs/hippynn.md")
     for written, quick in ((", 100\n", ", 8\n"), ("learning_rate=0.001", "learning_rate=0.01")):
         assert written in block
         block = block.replace(written, quick)
-    exec(compile(block, "README.md", "exec"), {})
+    exec(compile(block, "docs/hippynn.md", "exec"), {})
     assert (tmp_path / "my-student" / "best_model.pt").is_file()
     assert all((tmp_path / name / "best_model.pt").is_file() for name in ("teacher", "control"))
     (block,) = blocks("python", "atoms.calc = hippynn(")
@@ -87,6 +105,14 @@ def test_python_of_hippynn_runs(
     names = {"atoms": bulk("Mo", cubic=True) * (3, 3, 3)}
     exec(compile(block, "README.md", "exec"), names)
     assert np.isfinite(names["atoms"].get_potential_energy())
+
+
+def test_lines_of_hippynn_are_of_the_script_that_runs() -> None:
+    """README shows some of it, to the letter but for comments."""
+    (script,) = blocks("python", "add_teacher_targets", "docs/hippynn.md")
+    (few,) = blocks("python", "add_teacher_targets")
+    whole = {line.strip() for line in script.splitlines()}
+    assert [line for line in few.splitlines() if line.partition("  #")[0] not in whole] == []
 
 
 def write_frames(path: Path, frames: Sequence[Frame]) -> None:
@@ -114,7 +140,7 @@ def rattled_silicon(count: int, seed: int) -> list[Atoms]:
 def test_yaml_of_fairchem_is_valid() -> None:
     """Every key of the block is one that the adapter knows."""
     yaml = pytest.importorskip("yaml")
-    found = blocks("yaml", "distill")
-    assert len(found) == 2
+    found = [*blocks("yaml", "distill"), *blocks("yaml", "distill", "docs/fairchem.md")]
+    assert len(found) == 3
     for block in found:
         read_config(DistillSettings, yaml.safe_load(block)["task"]["distill"], "task.distill")
