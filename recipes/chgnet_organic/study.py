@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from kd_plugins import TargetStore
 from kd_plugins.config import read_config
+from kd_plugins.core.files import write_bytes
 from kd_plugins.teachers import Frame, read_structures
 
 HERE = Path(__file__).resolve().parent
@@ -132,8 +132,5 @@ def _claim(path: Path, settings: dict[str, Any], x23: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file in one go, so that a killed command leaves none or a whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    """Write a file whole or not at all; the NaN of a run that diverged stays."""
+    write_bytes(path, f"{json.dumps(content, indent=1)}\n".encode())

@@ -16,7 +16,6 @@ import contextlib
 import gc
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -29,6 +28,8 @@ from typing import Any
 
 import yaml
 from tqdm import tqdm
+
+from kd_plugins.core.files import write_bytes
 
 HERE = Path(__file__).resolve().parent
 ARM_FILES = HERE.parents[1] / "configs" / "fairchem" / "arms"
@@ -107,11 +108,8 @@ def run_name(arm: str, seed: int) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file in one go, so that a killed run leaves none or a whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+    """Write a file whole or not at all; the NaN of a run that diverged stays."""
+    write_bytes(path, f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def base_config(study: Study) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
     python recipes/hippynn_metals/compare_run.py SETTINGS.yml
 
-A run that train.py has trained is taken as it is. The liquid that every model is moved from is
-written beside the study's runs.
+A run that train.py has trained is taken as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from dynamics import molten
 from study import HERE, Run, open_study, write_json
 from train import ensure
 
@@ -52,7 +50,6 @@ def main() -> None:
     torch.set_num_threads(1)
     asked = read_config(Asked, yaml.safe_load(Path(sys.argv[1]).read_text()), sys.argv[1])
     study = open_study(Path(asked.study), Path(asked.data), HERE / asked.settings)
-    molten(study, seed=0)
     folder = ensure(study, Run(asked.method, asked.size, asked.share, asked.seed))
     record, out = json.loads((folder / "record.json").read_text()), Path(asked.out)
     if not (out / "model").exists():

@@ -11,7 +11,6 @@ distribution functions are by chance.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,51 +18,22 @@ from typing import Any
 
 import ase.io
 import torch
-from ase import Atoms, units
-from ase.build import bulk
-from ase.calculators.lj import LennardJones
-from ase.data import chemical_symbols
+from ase import units
 from hippynn.experiment.serialization import load_model_from_cwd
 from hippynn.interfaces.ase_interface import calculator_from_model
 from hippynn.tools import active_directory
+from liquid import crystal, molten
 from study import Study, open_study, write_json
 from tqdm import tqdm
 
-from kd_plugins.core.files import write_bytes
 from kd_plugins.evaluate import autograd_bytes, equilibrated, nve, rdf
 
 SKIN = 0.5
 """Å; hippynn's default of 1 gives a solid three times the pairs that it needs."""
 REPEATS = (3, 5, 8)
 """Cubic cells along each edge, for time and memory."""
-MELTING, EQUILIBRATION, STEPS = 500, 500, 2000
-"""Of 1 fs: a liquid of spheres, the model at the liquid's temperature and at constant energy."""
-
-
-def crystal(study: Study, constant: float, repeat: int) -> Atoms:
-    """Return the metal's crystal."""
-    lattice = study.settings.lattice
-    symbol = chemical_symbols[study.settings.element]
-    return bulk(symbol, lattice.structure, a=constant, cubic=True) * ((repeat,) * 3)
-
-
-def molten(study: Study, seed: int) -> Path:
-    """Write a liquid of Lennard-Jones spheres, the same for every model, once; return its file.
-
-    What melts a metal at once, 8,000 K for molybdenum, also pushes some of its atoms into each
-    other with a model that has seen none so near.
-    """
-    path = study.out / "liquids" / f"seed{seed}.extxyz"
-    if path.is_file():
-        return path
-    atoms = crystal(study, study.settings.lattice.liquid_constant, 4)
-    nearest = atoms.get_distances(0, range(1, len(atoms)), mic=True).min()
-    spheres = LennardJones(sigma=nearest / 2 ** (1 / 6), epsilon=0.1, smooth=True)
-    hot = 3 * 0.1 / units.kB
-    atoms = equilibrated(atoms, spheres, MELTING, temperature=hot, seed=seed, progress=False)
-    text = io.StringIO()
-    ase.io.write(text, atoms, format="extxyz")
-    return write_bytes(path, text.getvalue().encode())
+EQUILIBRATION, STEPS = 500, 2000
+"""Of 1 fs: at the liquid's temperature and at constant energy."""
 
 
 def calculator(folder: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import yaml
 from ani_al import Convention, read_ani_al
 
 from kd_plugins.config import read_config
+from kd_plugins.core.files import write_bytes
 from kd_plugins.crystals import nested_subset
 from kd_plugins.teachers import Frame, read_structures
 
@@ -163,8 +163,5 @@ def open_study(out: Path, data: Path | None = None, settings: Path = HERE / "stu
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file in one go, so that a killed command leaves none or a whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    """Write a file whole or not at all; the NaN of a run that diverged stays."""
+    write_bytes(path, f"{json.dumps(content, indent=1)}\n".encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +17,10 @@ DESCRIPTION = "Knowledge distillation of interatomic potentials: its targets, an
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 fine, 1 faults were found, 2 it could not run."""
     sys.path.append(os.getcwd())  # last, lest a file here passes for a package that we import
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler, which measures memory
+    words = sys.argv[1:] if words is None else words
     arguments = _parser().parse_args(words)
+    arguments.typed = shlex.join(["kd-plugins", *words])
     try:
         return arguments.run(arguments)
     except (StoreError, ValueError, KeyError, OSError) as error:

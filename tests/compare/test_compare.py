@@ -21,6 +21,7 @@ from kd_plugins.compare import Comparison, read_experiment
 from kd_plugins.compare.experiment import filled
 from kd_plugins.compare.trainers import TRAINERS
 from kd_plugins.config import ConfigError
+from kd_plugins.core.files import write_json
 from tests.hosts import in_one_environment
 from tests.house import ROOT
 
@@ -137,7 +138,56 @@ def test_a_training_that_fails_says_why_and_goes_on(
     assert sorted(run["train_seconds"] is None for run in runs) == [False, True]
     script.write_text("print('another script')")
     assert main(words) == 2
-    assert "was changed after 2 runs of" in capsys.readouterr().err
+    assert f"{script} was changed after 2 runs of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": "hipppynn folder={run}"}, "unknown teacher 'hipppynn'; did you mean 'hippynn'?"),
+        ({"model": "hippynn foldr={run}"}, "'hippynn' takes no 'foldr'; did you mean 'folder'"),
+        ({"model": "hippynn"}, "cannot be made: missing a required argument: 'folder'"),
+        ({"teacher": "chgnet model=no.pth.tar"}, "CHGNet has no weights 'no.pth.tar'"),
+        ({"teacher": "fairchem checkpont={runs}/a.pt"}, "no 'checkpont'|not installed"),
+        ({"measure": {"structures": ["no.xyz"]}}, "no.xyz: no such file"),
+        ({"measure": {"crystals": {"structures": ["no.cif"]}}}, "no.cif: no such file"),
+    ],
+)
+def test_what_cannot_be_measured_is_not_trained(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    says: str,
+) -> None:
+    """A slip in a name costs seconds, not the trainings before it is read."""
+    aluminium(tmp_path, count=3)
+    (tmp_path / "script.py").write_text("import sys; sys.exit('trained')")
+    measure = {"structures": [str(tmp_path / "test.extxyz")]}
+    plain = {"base": str(tmp_path / "script.py"), "model": SOFTER, "measure": measure}
+    path = experiment(tmp_path, **{**plain, **changes})
+    assert main(["compare", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert re.search(says, capsys.readouterr().err)
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_files_that_are_included_may_not_change(tmp_path: Path) -> None:
+    """Of the base and of an arm, and what those include, beside them or from here."""
+    for name, inner in (("deep", []), ("base", ["deep.yml"]), ("arm", [])):
+        (tmp_path / f"{name}.yml").write_text(yaml.safe_dump({"includes": inner}))
+    changes = {"host": "fairchem", "base": str(tmp_path / "base.yml"), "settings": {}}
+    arms = {"control": {}, "student": {"includes": [str(tmp_path / "arm.yml")]}}
+    path, out = experiment(tmp_path, **changes, arms=arms), tmp_path / "out"
+    write_json(out / "runs" / "student" / "seed0" / "trained.json", {"train_seconds": None})
+    Comparison(read_experiment(path), out)
+    Comparison(read_experiment(path), out)
+    for name in ("deep", "base", "arm"):
+        (was := tmp_path / f"{name}.yml").rename(tmp_path / "kept")
+        with pytest.raises(FileNotFoundError, match=f"{name}.yml: no such file"):
+            Comparison(read_experiment(path), out)
+        was.write_text((tmp_path / "kept").read_text() + "# changed")
+        with pytest.raises(ValueError, match=f"{name}.yml was changed after 1 runs of"):
+            Comparison(read_experiment(path), out)
+        (tmp_path / "kept").rename(was)
 
 
 def labelled(folder: Path) -> None:

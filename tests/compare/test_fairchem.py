@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from kd_plugins.cli import main
+from kd_plugins.compare.curves import from_tensorboard
 from tests.hosts import is_installed
 from tests.house import ROOT
 
@@ -72,3 +74,20 @@ def test_three_commands_to_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "Balance of the loss terms" in page and "the teacher" in page
     assert "Learning curve: train forces_mae" in page
     assert "Learning curve: valid forces_mae" not in page  # of a single epoch
+
+
+def test_long_logs_are_thinned(tmp_path: Path) -> None:
+    """Evenly, each value at its own step, the last one too; short ones stay whole."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(tmp_path / "logs" / "tensorboard" / "run") as log:
+        for step in range(1, 2346):
+            log.add_scalar("train/loss", step / 8, step)
+            log.add_scalar("train/epoch", step / 4, step)
+        log.add_scalar("val/forces_mae", 0.5, 2340)
+    found = from_tensorboard(tmp_path)
+    loss = found["terms"]["loss"]
+    assert len(loss["values"]) == 782 and loss["values"][-1] == 2345 / 8
+    assert loss["epochs"] == [2 * value for value in loss["values"]]
+    assert {b - a for a, b in itertools.pairwise(loss["values"])} == {3 / 8}
+    assert found["curves"]["valid forces_mae"] == {"epochs": [585], "values": [0.5]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import read, write
 
 from kd_plugins.cli import main
+from kd_plugins.evaluate.measured import Measured
 from kd_plugins.evaluate.requirements import Requirement, faults
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
 
@@ -170,8 +172,36 @@ def test_a_folder_is_of_one_potential_and_one_plan(
     assert evaluate(files, tmp_path, *words) == 0
     assert evaluate(files, tmp_path, *words, student=SOFTER) == 2
     assert "measurements of another potential" in capsys.readouterr().err
-    assert evaluate(files, tmp_path, *words, "--crystals", files["crystal"]) == 2
-    assert "measurements of other settings" in capsys.readouterr().err
+    assert evaluate(files, tmp_path, *words, "--ids", "path") == 2
+    assert "other settings, ids: 'auto' there, 'path' here" in capsys.readouterr().err
+    cell = ["--dynamics", files["cell"], "--repeats", 1]
+    assert evaluate(files, tmp_path, *cell, "--temperature", 300) == 0
+    assert evaluate(files, tmp_path, *cell, "--temperature", 400) == 2
+    assert "dynamics: temperature: 300.0 there, 400.0 here" in capsys.readouterr().err
+
+
+def test_what_is_added_leaves_the_rest(files: dict[str, str], tmp_path: Path) -> None:
+    """In any order, and for a teacher that comes later, which is then measured on all of it."""
+    parts = (["--reference", files["labelled"]], ["--crystals", files["crystal"]])
+    for out, (first, second) in (("one", parts), ("two", parts[::-1])):
+        alone = ["evaluate", "--student", SOFTER, "--out", str(tmp_path / out), *first]
+        assert main(alone) == 0
+        assert evaluate(files, tmp_path / out, *second, student=SOFTER) == 0
+    one, two = found(tmp_path / "one"), found(tmp_path / "two")
+    assert one.pop("provenance")["command"] != two.pop("provenance")["command"]
+    assert one == two
+    assert {"teacher_force_rmse", "teacher_volume_error_percent"} <= one["metrics"].keys()
+
+
+def test_structures_that_were_changed_are_noticed(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(files["cell"], tmp_path / "cell.extxyz")
+    words = ["--dynamics", tmp_path / "cell.extxyz", "--repeats", 1]
+    assert evaluate(files, tmp_path / "out", *words) == 0
+    write(tmp_path / "cell.extxyz", read(files["cell"]) * (2, 1, 1))
+    assert evaluate(files, tmp_path / "out", *words) == 2
+    assert "cell.extxyz as it was before it was changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -210,13 +240,39 @@ def test_a_metric_that_is_no_number_clears_no_bar() -> None:
         ([], "nothing to measure"),
         (["--reference", "no.xyz"], "no.xyz: no such file"),
         (["--dynamics", "no.xyz"], "no.xyz: no such file"),
+        (["--reference", "molecule.xyz", "--crystals", "no.cif"], "no.cif: no such file"),
+        (["--crystals", "molecule.xyz"], "molecule is not periodic in three directions"),
+        (["--dynamics", "molecule.xyz"], "not periodic along its first lattice vector"),
+        (["--dynamics", "two.xyz"], "two.xyz: expected one structure, got 2"),
+        (["--dynamics", "cell.xyz", "--steps", 40], "cell.xyz: The cell is not large enough"),
+        (["--dynamics", "cell.xyz", "--steps", 7], "expected 0 steps, or 40 or more"),
     ],
 )
 def test_bad_words(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    says: str,
 ) -> None:
-    assert evaluate({}, tmp_path, *words) == 2
+    """Refused before anything is measured or written."""
+    monkeypatch.chdir(tmp_path)
+    write("molecule.xyz", molecule("H2O"))
+    write("two.xyz", [bulk("Al", cubic=True)] * 2)
+    write("cell.xyz", bulk("Al", cubic=True))
+    assert evaluate({}, tmp_path / "out", *words) == 2
     assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_labeller_that_is_no_calculator_moves_nothing(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    """It says so before anything is measured."""
+    crystals = Measure(crystals=CrystalSettings((files["crystal"],)))
+    with pytest.raises(ValueError, match="is no ASE calculator, so there is no dynamics"):
+        Measured("emt & emt", crystals, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_settings(files: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from ase import units
 
+from kd_plugins.cli import main
 from tests.hosts import in_one_environment
 from tests.house import ROOT
 
@@ -44,8 +45,8 @@ def refused(name: str, *words: object) -> str:
 def melt(out: Path, models: tuple[str, ...], seeds: str) -> None:
     """Run dynamics.py with liquids of a few steps."""
     words = ["dynamics.py", "--out", str(out), "--models", *models, "--velocity-seeds", *seeds]
-    few = "dynamics.MELTING = dynamics.EQUILIBRATION = 5; dynamics.STEPS = 20"
-    code = f"import sys, dynamics; sys.argv = {words}; {few}; dynamics.main()"
+    few = "liquid.MELTING = dynamics.EQUILIBRATION = 5; dynamics.STEPS = 20"
+    code = f"import sys, dynamics, liquid; sys.argv = {words}; {few}; dynamics.main()"
     settings = {**os.environ, "PYTHONPATH": str(RECIPE)}
     command = [sys.executable, "-W", "ignore", "-c", code]
     found = subprocess.run(command, capture_output=True, text=True, env=settings)
@@ -92,6 +93,32 @@ def test_from_structures_to_tables(tmp_path: Path, shared_file: Callable[[str], 
     assert "| teacher-large-1-seed0 | 39" in text and "| 1.00 |" in text
     assert "| student_extra | control_10 | tiny | 0.1 | 1 |" in text
     assert (out / "tables.md").read_text().strip() == text.strip()
+    compared(tmp_path, data, out)
+
+
+def compared(folder: Path, data: Path, study: Path) -> None:
+    """Give two runs of a study that are there to compare."""
+    experiment = yaml.safe_load((RECIPE / "compare.yml").read_text())
+    few = {"study": str(study), "data": str(data), "settings": str(folder / "few.yml")}
+    experiment["settings"] |= {**few, "share": 0.1}
+    arms = {name: experiment["arms"][name] for name in ("teacher", "control_10")}
+    arms["teacher"]["share"] = 1
+    liquid = {"structure": str(study / "liquids" / "seed0.extxyz"), "steps": 0, "repeats": [1]}
+    measure = {"structures": [str(data / "mlearn_Mo_test.extxyz.xz")]}
+    measure["dynamics"] = {**experiment["measure"]["dynamics"], **liquid}
+    experiment |= {"arms": arms, "seeds": [0], "measure": measure}
+    experiment["base"] = str(RECIPE / "compare_run.py")
+    (folder / "compare.yml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+    out = folder / "compared"
+    assert main(["compare", str(folder / "compare.yml"), "--out", str(out)]) == 0
+    paths = [out / "runs" / arm / "seed0" / "evaluation.json" for arm in arms]
+    teacher, control = (json.loads(path.read_text()) for path in paths)
+    record = json.loads((study / "runs" / "control_10-tiny-0.1-seed0" / "record.json").read_text())
+    assert control["train_seconds"] == record["seconds"]
+    rmse = pytest.approx(record["errors"]["test"]["force_rmse"], rel=1e-3)
+    assert control["metrics"]["force_rmse"] == rmse
+    assert control["metrics"]["speedup"] > 1
+    assert teacher["metrics"]["teacher_force_rmse"] == 0
 
 
 ERRORS = {"teacher": 0.3, "control_10": 0.5, "control_30": 0.4, "student": 0.45}

@@ -34,6 +34,20 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+def test_a_model_alone_is_told_of(tmp_path: Path) -> None:
+    """Its errors from its teacher where there are no labels, and where it comes from."""
+    found = {
+        "model": "hippynn folder=x",
+        "metrics": {"teacher_force_rmse": 0.1, "speedup": 12.5},
+        "provenance": {"teacher": "chgnet", "structures (SHA-256)": {"test.xyz": "0123"}},
+    }
+    write_json(tmp_path / "evaluation.json", found)
+    page = write_report([tmp_path], tmp_path / "page.html").read_text()
+    told = "force RMSE from the teacher 100 meV/Å; speed relative to the teacher 12.5 times."
+    assert f"student, measured alone: {told}" in page
+    assert "hippynn folder=x" in page and "chgnet" in page and "0123" in page
+
+
 def test_the_same_experiment_gives_the_same_bytes(
     experiment_folder: Path, report: Path, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ def test_an_experiment_comes_back(tmp_path: Path) -> None:
 def test_a_model_alone(tmp_path: Path) -> None:
     write_json(tmp_path / "evaluation.json", {"model": "m", "metrics": {"force_rmse": 0.1}})
     found = read_experiment(tmp_path)
-    assert (found.title, found.control, found.arms, found.missing) == ("m", None, ("m",), [])
+    assert (found.title, found.control, found.arms, found.missing) == ("m", None, ("student",), [])
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:

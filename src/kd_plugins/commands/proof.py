@@ -31,7 +31,8 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     command = commands.add_parser(
         "evaluate",
         help="measure one potential beside labels and its teacher",
-        description="Measure a potential. Run it again to go on after a stop.",
+        description="Measure a potential. Run it again to go on after a stop, or to add dynamics "
+        "or crystals to what was measured.",
     )
     name = {"nargs": "+", "metavar": ("NAME", "KEY=VALUE")}
     command.add_argument("--student", required=True, help="as label's --teacher", **name)
@@ -75,17 +76,32 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     for text in arguments.require:
         Requirement.parse(text)
-    settings = _measure(arguments)
-    measured = [
-        Measured(str(TeacherSpec.parse(words)), settings, arguments.out / folder)
-        for words, folder in ((arguments.student, "student"), (arguments.teacher, "teacher"))
-        if words
-    ]
-    found = evaluation(*measured)
-    write_json(arguments.out / "evaluation.json", found)
-    for name, value in sorted(found["metrics"].items()):
-        print(f"{name:32s} {value:.6g}")
+    spec = str(TeacherSpec.parse(arguments.student))
+    student, teacher = Measured(spec, _measure(arguments), arguments.out / "student"), None
+    if arguments.teacher:
+        spec = str(TeacherSpec.parse(arguments.teacher))
+        teacher = Measured(spec, student.settings, arguments.out / "teacher")
+    found = evaluation(student, teacher)
+    origin = _origin(student, teacher, arguments.typed)
+    write_json(arguments.out / "evaluation.json", {**found, "provenance": origin})
+    _tell(found["metrics"])
     return _judge(arguments.require, found["metrics"])
+
+
+def _tell(metrics: Mapping[str, float]) -> None:
+    """Print each metric as bars take it and in the report's unit."""
+    from kd_plugins.report.metrics import metric
+
+    for name, value in sorted(metrics.items()):
+        shown = metric(name)
+        print(f"{name:32s} {value:<12.6g} {value * shown.factor:.4g} {shown.unit}".rstrip())
+
+
+def _origin(student: Any, teacher: Any, typed: str) -> dict[str, Any]:
+    from kd_plugins.evaluate.provenance import provenance
+
+    name, fingerprint = (teacher.potential, teacher.model.fingerprint) if teacher else (None, None)
+    return provenance(student.settings, name, fingerprint, typed)
 
 
 def _measure(arguments: argparse.Namespace) -> Any:
@@ -126,7 +142,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         Requirement.parse(text)
     if arguments.require and arguments.arm not in experiment.arms:
         raise ValueError(f"--require needs --arm, one of {', '.join(experiment.arms)}")
-    Comparison(experiment, arguments.out).all(arguments.workers)
+    Comparison(experiment, arguments.out, arguments.typed).all(arguments.workers)
     results = read_results(arguments.out)
     for one in verdict(results):
         print(one.sentence)

@@ -14,6 +14,8 @@ from kd_plugins.core.files import read_json
 Curves = Mapping[str, Mapping[str, Any]]
 """``curves`` and ``terms``, each a name to ``epochs`` and ``values``."""
 FILES = ("curves", "terms")
+MOST_POINTS = 1000
+"""Of a curve; a long training logs more than a page can show."""
 
 
 def from_files(run: Path) -> Curves:
@@ -53,12 +55,17 @@ def from_tensorboard(run: Path) -> Curves:
 
 
 def _series(values: Mapping[int, float], epochs: Mapping[int, float]) -> dict[str, list[float]]:
-    """Return finite values over epochs; of a step without one, over the nearest before it."""
+    """Return finite values over epochs; of a step without one, over the nearest before it.
+
+    Of many, every second is left, or third and so on, the last always.
+    """
     known = sorted(epochs)
-    kept = {step: value for step, value in sorted(values.items()) if math.isfinite(value)}
+    finite = sorted(step for step, value in values.items() if math.isfinite(value))
+    every = max(1, math.ceil(len(finite) / MOST_POINTS))
+    kept = finite[::-1][::every][::-1]
     return {
         "epochs": [_epoch(step, known, epochs) for step in kept],
-        "values": list(kept.values()),
+        "values": [values[step] for step in kept],
     }
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,14 @@ from tqdm import tqdm
 
 from kd_plugins.compare.experiment import Experiment, filled
 from kd_plugins.compare.trainers import TRAINERS
-from kd_plugins.core.files import read_json, write_json
+from kd_plugins.core.files import file_hash, read_json, write_json
 from kd_plugins.core.shard import ShardBusy, exclusive_lock
 from kd_plugins.evaluate.evaluation import evaluation
+from kd_plugins.evaluate.inputs import check_inputs
 from kd_plugins.evaluate.measured import Measured
+from kd_plugins.evaluate.provenance import provenance
+from kd_plugins.teachers.spec import parse_teachers
 
-PACKAGES = ("kd_plugins", "torch", "ase", "numpy", "fairchem-core", "hippynn", "chgnet")
 LOG, TRAINED, EVALUATION = "training.log", "trained.json", "evaluation.json"
 TRAINING, COSTS = "training", "costs.json"
 
@@ -52,13 +52,14 @@ class Comparison:
     Args:
         experiment: what to do.
         out: folder of all runs.
+        command: that was typed, for the report.
 
     Raises:
         ValueError: if the folder holds another experiment.
     """
 
-    def __init__(self, experiment: Experiment, out: Path) -> None:
-        self.experiment, self.out = experiment, out
+    def __init__(self, experiment: Experiment, out: Path, command: str | None = None) -> None:
+        self.experiment, self.out, self.command = experiment, out, command
         self._claim()
 
     def _claim(self) -> None:
@@ -71,24 +72,32 @@ class Comparison:
                     f"{self.out} holds an experiment with another {name}: {held[name]!r}; choose "
                     "another folder"
                 )
-        trained = sorted(self.out.glob(f"runs/*/*/{TRAINED}"))
-        if trained and held.get("base_sha256") != ours["base_sha256"]:
-            raise ValueError(
-                f"{self.experiment.base} was changed after {len(trained)} runs of {self.out} had "
-                "been trained with it; put it back, or choose another folder"
-            )
+        self._refuse_changed(held["sources"], ours["sources"])
         for name in set(held["arms"]) & set(ours["arms"]):
             if held["arms"][name] != ours["arms"][name]:
                 raise ValueError(
                     f"{self.out} holds arm {name!r} with other settings: {held['arms'][name]!r}; "
                     "give the new one another name, or choose another folder"
                 )
-        write_json(path, {**ours, "arms": {**held["arms"], **ours["arms"]}})
+        both = {name: {**held[name], **ours[name]} for name in ("arms", "sources")}
+        write_json(path, {**ours, **both})
+
+    def _refuse_changed(self, held: Mapping[str, str], ours: Mapping[str, str]) -> None:
+        """Raise for a file whose content is not what runs were trained with."""
+        trained = sorted(self.out.glob(f"runs/*/*/{TRAINED}"))
+        changed = [name for name in held if trained and ours.get(name, held[name]) != held[name]]
+        if changed:
+            raise ValueError(
+                f"{changed[0]} was changed after {len(trained)} runs of {self.out} had been "
+                "trained with it; put it back, or choose another folder"
+            )
 
     def _settings(self) -> dict[str, Any]:
-        """Return the experiment as JSON has it, and what its base holds."""
-        base = {"base_sha256": _hash(Path(self.experiment.base))}
-        return json.loads(json.dumps({**asdict(self.experiment), **base}))
+        """Return the experiment as JSON has it, and the hashes of all files it comes from."""
+        sources = TRAINERS[self.experiment.host].sources
+        arms, base = self.experiment.arms.values(), Path(self.experiment.base)
+        found = {str(path): file_hash(path) for arm in arms for path in sources(base, arm)}
+        return json.loads(json.dumps({**asdict(self.experiment), "sources": found}))
 
     def runs(self) -> list[Run]:
         """Return all runs, seed by seed."""
@@ -106,10 +115,12 @@ class Comparison:
             progress: show bars.
 
         Raises:
-            ValueError: if a training fails, with the end of what it said, or for no worker.
+            ValueError: before the first training, for no worker, for structures or potentials
+                that cannot be measured; if a training fails, with the end of what it said.
         """
         if workers < 1:
             raise ValueError(f"workers: expected 1 or more, got {workers}")
+        self._check_measuring()
         write_json(self.out / "experiment.json", self._description())
         runs = self.runs()
         with tqdm(total=len(runs), desc="training", unit=" runs", disable=not progress) as bar:
@@ -118,6 +129,16 @@ class Comparison:
             bar.set_description(f"measuring {run.arm}, seed {run.seed}")
             self._measure(run)
         write_json(self.out / "experiment.json", self._description())
+
+    def _check_measuring(self) -> None:
+        """Refuse what could not be measured after all the training."""
+        experiment = self.experiment
+        check_inputs(experiment.measure)
+        for named in filter(None, (experiment.model, experiment.teacher)):
+            for spec in parse_teachers(named):
+                spec.check()
+        if "{runs}" not in (experiment.teacher or ""):
+            _ = self._teacher  # opened now; the others are trained first
 
     def _train_all(self, runs: list[Run], workers: int, bar: Any) -> None:
         """Train the arms of a seed one after another, since they may learn from each other."""
@@ -189,21 +210,14 @@ class Comparison:
             "arms": [arm for arm in experiment.arms if arm not in experiment.unjudged],
             "seeds": list(experiment.seeds),
             "metrics": list(experiment.metrics),
-            "provenance": dict(self._provenance()),
+            "provenance": self._provenance(),
         }
 
-    def _provenance(self) -> Iterator[tuple[str, Any]]:
-        experiment = self.experiment
-        yield "teacher", experiment.teacher or "none"
-        path = self.out / "teacher" / "measured.json"
-        if path.is_file():
-            yield "teacher fingerprint", json.loads(path.read_text())["fingerprint"]
-        yield (
-            "structures (SHA-256)",
-            {Path(name).name: _hash(Path(name)) for name in experiment.measure.structures},
-        )
-        yield "versions", dict(_versions())
-        yield from experiment.provenance.items()
+    def _provenance(self) -> dict[str, Any]:
+        experiment, path = self.experiment, self.out / "teacher" / "measured.json"
+        fingerprint = str(read_json(path)["fingerprint"]) if path.is_file() else None
+        found = provenance(experiment.measure, experiment.teacher, fingerprint, self.command)
+        return {**found, **experiment.provenance}
 
 
 def _called(command: Sequence[str], folder: Path, threads: int) -> int:
@@ -230,15 +244,3 @@ def _called(command: Sequence[str], folder: Path, threads: int) -> int:
             env={"OMP_NUM_THREADS": str(threads), **os.environ},
             pass_fds=[lock.fileno()],
         )
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in PACKAGES:
-        try:
-            yield name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue

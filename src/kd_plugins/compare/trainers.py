@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ class Trainer:
         command: (base, folder of the run, seed, changes by dotted key) to a command line.
         ours: dotted keys that arms must not change.
         curves: folder of the run to its learning curves and loss terms.
+        sources: (base, an arm's changes) to the files that its settings come from.
     """
 
     command: Callable[[Path, Path, int, Settings], Sequence[str]]
     ours: tuple[str, ...]
     curves: Callable[[Path], Curves] = from_files
+    sources: Callable[[Path, Settings], Sequence[Path]] = lambda base, _: [base]
 
 
 def _script(base: Path, run: Path, seed: int, changes: Settings) -> Sequence[str]:
@@ -55,7 +58,7 @@ def _written(run: Path, settings: dict[str, Any], changes: Settings) -> Path:
 
 def _fairchem(base: Path, run: Path, seed: int, changes: Settings) -> Sequence[str]:
     """Include the base, and the files of an arm's own ``includes``, as fairchem's YAML does."""
-    includes = [base, *map(Path, changes.get("includes", ()))]
+    includes = _includes(base, changes)
     others = {key: value for key, value in changes.items() if key != "includes"}
     path = _written(run, {"includes": [str(one.resolve()) for one in includes]}, others)
     words = ["--mode", "train", "--config-yml", str(path), "--run-dir", str(run)]
@@ -64,10 +67,28 @@ def _fairchem(base: Path, run: Path, seed: int, changes: Settings) -> Sequence[s
     return [sys.executable, "-m", "kd_plugins.fairchem", *words]
 
 
+def _includes(base: Path, changes: Settings) -> list[Path]:
+    return [base, *map(Path, changes.get("includes", ()))]
+
+
+def _fairchem_sources(base: Path, changes: Settings) -> Sequence[Path]:
+    """Return what is included, and what that includes: as it says, or beside it."""
+    found, waiting = [], _includes(base, changes)
+    while waiting:
+        path = Path(os.path.normpath(waiting.pop()))
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file to include")
+        if path not in found:
+            found.append(path)
+            inner = map(Path, (yaml.safe_load(path.read_text()) or {}).get("includes", ()))
+            waiting += [one if one.is_file() else path.parent / one for one in inner]
+    return found
+
+
 TRAINERS: Mapping[str, Trainer] = {
     "script": Trainer(_script, ("out", "seed")),
     "chgnet": Trainer(_chgnet, ("out", "optim.seed")),
-    "fairchem": Trainer(_fairchem, (), from_tensorboard),
+    "fairchem": Trainer(_fairchem, (), from_tensorboard, _fairchem_sources),
 }
 
 

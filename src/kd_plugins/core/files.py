@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -56,3 +57,16 @@ def read_json(path: Path) -> Mapping[str, object]:
 
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not a number; leave out what was not measured")
+
+
+def file_hash(path: Path) -> str:
+    """Return 16 hex digits of a file's SHA-256, whatever its size.
+
+    Raises:
+        FileNotFoundError: without the file.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

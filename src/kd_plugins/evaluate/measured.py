@@ -15,9 +15,11 @@ from tqdm import tqdm
 
 from kd_plugins.core.files import write_json
 from kd_plugins.core.store import TargetStore
+from kd_plugins.evaluate.claim import claimed
 from kd_plugins.evaluate.dynamics import nve
 from kd_plugins.evaluate.elastic_averages import ElasticAverages
 from kd_plugins.evaluate.elasticity import elastic_tensor
+from kd_plugins.evaluate.inputs import one_structure
 from kd_plugins.evaluate.memory import peak_bytes
 from kd_plugins.evaluate.rdf import rdf
 from kd_plugins.evaluate.relaxation import relax
@@ -39,36 +41,25 @@ class Measured:
 
     Args:
         potential: as `kd_plugins.teachers.load_teacher` takes it, such as ``chgnet model=PATH``.
-        settings: what to measure.
+        settings: what to measure, beside what has been measured there.
         folder: where it is kept; made if it is not there.
         progress: show bars.
 
     Raises:
         TeacherError: if the potential cannot be made.
-        ValueError: if the folder holds another potential, or measurements with other settings.
+        ValueError: if the folder holds another potential, measurements with other settings or of
+            files that were changed since, or if structures or potential do not allow what is to be
+            measured.
     """
 
     def __init__(
         self, potential: str, settings: Measure, folder: Path, progress: bool = True
     ) -> None:
-        self.potential, self.settings = potential, settings
-        self.folder, self.progress = folder, progress
+        self.potential, self.folder, self.progress = potential, folder, progress
         self.model: Teacher = load_teacher(potential)
-        self._claim()
-
-    def _claim(self) -> None:
-        """Let the folder be of this potential and of these settings alone."""
-        ours = {
-            "fingerprint": self.model.fingerprint,
-            "settings": json.loads(json.dumps(asdict(self.settings))),
-        }
-        held = self._part("measured", lambda: ours)
-        for name, what in (("fingerprint", "another potential"), ("settings", "other settings")):
-            if held[name] != ours[name]:
-                raise ValueError(
-                    f"{self.folder} holds measurements of {what}; choose another folder, or "
-                    "remove it"
-                )
+        if settings.dynamics or settings.crystals:
+            self.calculator()
+        self.settings = claimed(folder, self.model.fingerprint, settings)
 
     def _part(self, name: str, make: Callable[..., Any], *given: Any) -> Any:
         """Return a part, made of what is given unless it is there."""
@@ -101,7 +92,7 @@ class Measured:
     def speed(self) -> list[dict[str, Any]]:
         """Return time per step, simulated time per day and memory of growing cells."""
         settings = _needed(self.settings.dynamics, "dynamics")
-        start = _one(settings.structure)
+        start = one_structure(settings.structure)
         bar = tqdm(settings.repeats, "speed", disable=not self.progress, unit=" cells")
         return [
             self._part(f"speed-{repeat}", self._costs, start * (repeat, 1, 1), settings)
@@ -156,7 +147,7 @@ class Measured:
 
     def _start(self, settings: DynamicsSettings, seed: int) -> Atoms:
         """Return the structure that a run starts from, at its temperature if that is wanted."""
-        atoms = _one(settings.structure)
+        atoms = one_structure(settings.structure)
         if not settings.equilibration:
             return atoms
         return equilibrated(
@@ -216,13 +207,6 @@ def _needed(settings: Any, name: str) -> Any:
     if settings is None:
         raise ValueError(f"{name} are not among what is to be measured")
     return settings
-
-
-def _one(path: str) -> Atoms:
-    frames = list(read_structures([path]))
-    if len(frames) != 1:
-        raise ValueError(f"{path}: expected one structure, got {len(frames)}")
-    return frames[0].atoms
 
 
 def _bytes(atoms: Atoms, calculator: Any) -> float | None:

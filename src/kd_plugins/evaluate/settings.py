@@ -92,3 +92,9 @@ class Measure:
             raise ValueError(
                 "nothing to measure: expected structures, dynamics or crystals, got none of them"
             )
+
+    @property
+    def files(self) -> list[str]:
+        """All files that hold structures."""
+        moved = [self.dynamics.structure] if self.dynamics else []
+        return [*self.structures, *moved, *(self.crystals.structures if self.crystals else ())]

@@ -50,7 +50,10 @@ def parity(against: str, quantity: str, pairs: Mapping[str, Pairs], looks: Looks
     )
     figure.supylabel(f"student: {word} ({unit.lstrip('m')})", fontsize=11)
     title = f"Parity: {word} against {AGAINST.get(against, against)}"
-    caption = "The first seed of each arm; on the line both agree. The title tells the error."
+    caption = (
+        "The first seed of each arm; on the line both agree. The title tells the error of what is "
+        "drawn, of large data a sample."
+    )
     head = ["arm", "reference", "student"]
     rows = [
         [arm, *pair]

@@ -11,7 +11,6 @@ from kd_plugins.report.cost_plots import COSTS, Spot
 from kd_plugins.report.figures import Looks, Plot, looks
 from kd_plugins.report.metrics import metric
 from kd_plugins.report.records import Cell, Evaluation, Experiment, Series, Stiffness
-from kd_plugins.report.tables import decisive
 from kd_plugins.report.training_plots import HARD, SOFT
 from kd_plugins.report.verdicts import verdict
 
@@ -47,7 +46,7 @@ def _accuracy(experiment: Experiment, look: Looks) -> Iterator[Plot]:
 
 def _cost(experiment: Experiment, look: Looks) -> Iterator[Plot]:
     for cost in COSTS:
-        for error in decisive(experiment):
+        for error in experiment.metrics:
             spots = _spots(experiment, cost, error)
             teacher = _teacher_cost(experiment, cost)
             if spots and (len(spots) > 1 or teacher is not None):

@@ -38,7 +38,9 @@ def read_experiment(folder: Path) -> Experiment:
         return _experiment(folder)
     if (folder / EVALUATION).is_file():
         run = read_evaluation(folder / EVALUATION)
-        return Experiment(run.model, (run.model,), (0,), {(run.model, 0): run})
+        origin = {"student": run.model, "student fingerprint": run.fingerprint, **run.provenance}
+        known = {name: value for name, value in origin.items() if value is not None}
+        return Experiment(run.model, ("student",), (0,), {("student", 0): run}, provenance=known)
     raise FileNotFoundError(f"{folder}: expected {PLAN} or {EVALUATION} in it, found neither")
 
 
@@ -123,6 +125,7 @@ def _evaluation(raw: Raw) -> Evaluation:
         rdf=_maybe(_rdf, raw.get("rdf"), "rdf"),
         volumes=_each(_volume, raw.get("volumes"), "volumes"),
         elasticity=_each(lambda r, w: _each(_stiffness, r, w), raw.get("elasticity"), "elasticity"),
+        provenance=checks.mapping(raw.get("provenance"), "provenance"),
     )
 
 

@@ -84,6 +84,7 @@ class Evaluation:
     rdf: Rdf | None = None
     volumes: Mapping[str, Volume] = field(default_factory=dict)
     elasticity: Mapping[str, Mapping[str, Stiffness]] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

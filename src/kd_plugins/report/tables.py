@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
-from kd_plugins.report.metrics import metric
+from kd_plugins.report.metrics import TEACHER, metric
 from kd_plugins.report.records import Evaluation, Experiment
 from kd_plugins.report.statistics import Difference
 from kd_plugins.report.verdicts import difference
@@ -14,6 +14,8 @@ from kd_plugins.report.verdicts import difference
 Rows = list[list[str]]
 
 NOTHING = "–"
+ALONE = ("rdf_distance", "speedup", "drift")
+"""What is told of a model measured alone, besides errors."""
 THIN = "\N{NARROW NO-BREAK SPACE}"
 
 
@@ -134,8 +136,15 @@ def _of_the_teacher(experiment: Experiment, name: str) -> str:
 
 
 def decisive(experiment: Experiment) -> list[str]:
-    """Return the metrics that decide; of a model measured alone, force and energy RMSE."""
-    alone = [name for name in ("force_rmse", "energy_per_atom_rmse") if _has(experiment, name)]
+    """Return the metrics that decide; of a model measured alone, errors and `ALONE`.
+
+    Errors are those from the labels, or else from the teacher.
+    """
+    errors = [
+        next((name for name in (bare, TEACHER + bare) if _has(experiment, name)), "")
+        for bare in ("force_rmse", "energy_per_atom_rmse", "volume_error_percent")
+    ]
+    alone = [name for name in (*errors, *ALONE) if _has(experiment, name)]
     return list(experiment.metrics) or alone
 
 

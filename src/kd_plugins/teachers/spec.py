@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,25 @@ class TeacherSpec:
     def __str__(self) -> str:
         words = [f"{key}={_text(value)}" for key, value in self.arguments.items()]
         return shlex.join([self.name, *words])
+
+    def check(self) -> None:
+        """Find the factory and its parameters, and make nothing.
+
+        Raises:
+            TeacherError: if there is none of that name, or it does not take these arguments.
+        """
+        signature = inspect.signature(_factory(self.name))
+        known = signature.parameters
+        unknown = [key for key in self.arguments if key not in known]
+        takes_any = any(one.kind is one.VAR_KEYWORD for one in known.values())
+        if unknown and not takes_any:
+            raise TeacherError(
+                f"teacher {self.name!r} takes no {unknown[0]!r}{suggestion(unknown[0], known)}"
+            )
+        try:
+            signature.bind(**self.arguments)
+        except TypeError as error:
+            raise TeacherError(f"teacher {str(self)!r} cannot be made: {error}") from None
 
     def load(self) -> Teacher:
         """Return the teacher.
