@@ -17,6 +17,9 @@ from kd_plugins.report.records import Experiment
 from kd_plugins.report.verdicts import Verdict, verdict
 
 FIGURE_FILES = (".png", ".svg", ".csv")
+WHOLE = "Everything that was measured"
+Table = tuple[str, list[str], list[list[str]]]
+"""Caption, head and rows."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ class Chapter:
     verdicts: Sequence[Verdict]
     summary: str
     note: str
-    tables: Sequence[tuple[str, list[str], list[list[str]]]]
+    tables: Sequence[Table]
     measurements: tuple[list[str], list[list[str]]]
+    markdown: str
     drawings: Sequence[Drawing]
     provenance: Sequence[tuple[str, str]]
 
@@ -97,6 +101,7 @@ def _chapter(key: str, experiment: Experiment, figures: Path, written: set[Path]
     shown = [("Arms", *tables.arms(experiment))]
     if verdicts:
         shown.append(("Difference from the control", *tables.differences(experiment)))
+    measurements = tables.measurements(experiment)
     return Chapter(
         key=key,
         experiment=experiment,
@@ -104,10 +109,19 @@ def _chapter(key: str, experiment: Experiment, figures: Path, written: set[Path]
         summary=_summary(experiment),
         note=_note(experiment),
         tables=shown,
-        measurements=tables.measurements(experiment),
+        measurements=measurements,
+        markdown=_markdown(key, [*shown, (WHOLE, *measurements)], figures, written),
         drawings=_drawings(key, experiment, figures, written),
         provenance=list(_flat(experiment.provenance)),
     )
+
+
+def _markdown(key: str, shown: Sequence[Table], figures: Path, written: set[Path]) -> str:
+    """Write the tables as Markdown, for a README; return the file's place beside the page."""
+    texts = [f"{title}\n\n{tables.markdown(head, rows)}\n" for title, head, rows in shown]
+    path = write_bytes(figures / f"{key}-tables.md", "\n".join(texts).encode())
+    written.add(path)
+    return quote(f"{figures.name}/{path.name}")
 
 
 def _drawings(key: str, experiment: Experiment, figures: Path, written: set[Path]) -> list[Drawing]:
@@ -128,7 +142,7 @@ def _drawings(key: str, experiment: Experiment, figures: Path, written: set[Path
 def _tidy(figures: Path, written: set[Path]) -> None:
     """Remove figures of an earlier report that this one has not drawn."""
     for path in sorted(figures.glob("e*-*")):
-        if path.suffix in FIGURE_FILES and path not in written:
+        if path.suffix in (*FIGURE_FILES, ".md") and path not in written:
             path.unlink()
 
 
