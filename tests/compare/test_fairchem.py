@@ -38,6 +38,7 @@ def experiment(folder: Path) -> Path:
         write_database(folder / split / "structures.db", [slab(index) for index in indices])
         raw["settings"][f"dataset.{split}.src"] = str(folder / split / "structures.db")
     ase.io.write(folder / "slab.extxyz", slab(0))
+    raw["unjudged"] = []
     raw["settings"] |= {"optim.max_epochs": 1, "optim.eval_every": 3}
     arms = {name: raw["arms"][name] for name in ("teacher", "pretrained", "crack_n2n")}
     arms["teacher"]["optim.max_epochs"] = 1

@@ -48,7 +48,7 @@ class Experiment:
         settings: what all arms change in the base, by dotted key; a script gets just these.
         teacher: that everything is compared with, as `load_teacher` takes it.
         metrics: that decide; the others are listed too.
-        unjudged: arms that are there for others to learn from, such as a teacher.
+        unjudged: arms that are there for others to learn from, such as a teacher, and not measured.
         provenance: free words for the report, such as licences of teacher and data.
 
     In strings of ``settings``, ``arms`` and ``model``, ``{run}`` is the folder of this run,

@@ -125,7 +125,8 @@ class Comparison:
         runs = self.runs()
         with tqdm(total=len(runs), desc="training", unit=" runs", disable=not progress) as bar:
             self._train_all(runs, workers, bar)
-        for run in (bar := tqdm(runs, "measuring", unit=" runs", disable=not progress)):
+        judged = [run for run in runs if run.arm not in self.experiment.unjudged]
+        for run in (bar := tqdm(judged, "measuring", unit=" runs", disable=not progress)):
             bar.set_description(f"measuring {run.arm}, seed {run.seed}")
             self._measure(run)
         write_json(self.out / "experiment.json", self._description())
