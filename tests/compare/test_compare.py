@@ -209,6 +209,77 @@ def measured(out: Path) -> dict[Path, Any]:
     return found
 
 
+def nothing_to_train(folder: Path, **changes: Any) -> list[str]:
+    """Return the words of a comparison that only measures, by two workers."""
+    aluminium(folder, count=3)
+    (folder / "script.py").write_text("")
+    dynamics = {"structure": str(folder / "cell.extxyz"), "temperature": 300, "steps": 60}
+    measure = {
+        "structures": [str(folder / "test.extxyz")],
+        "dynamics": {**dynamics, "repeats": [1]},
+        "crystals": {"structures": [str(folder / "cell.extxyz")]},
+    }
+    plain = {"base": str(folder / "script.py"), "model": SOFTER, "measure": measure}
+    path = experiment(folder, **{**plain, "settings": {}, "teacher": "emt", **changes})
+    return ["compare", str(path), "--workers", "2", "--out"]
+
+
+def test_models_measured_at_a_time_are_those_measured_in_turn(tmp_path: Path) -> None:
+    """But for the clock's numbers."""
+    words = nothing_to_train(tmp_path)
+    assert main([*words, str(tmp_path / "two")]) == 0
+    assert main([*words[:2], "--out", str(tmp_path / "one")]) == 0
+    one, two = (timeless(tmp_path / name) for name in ("one", "two"))
+    assert one == two and len(one) == 2
+    assert {"rdf_distance", "drift", "volume_error_percent"} <= one["control"]["metrics"].keys()
+
+
+def timeless(out: Path) -> dict[str, Any]:
+    """Return each arm's evaluation without what the clock says."""
+    found = {}
+    for path in out.glob("runs/*/seed0/evaluation.json"):
+        one = found[path.parts[-3]] = json.loads(path.read_text())
+        for name in ("train_seconds", "speed", "teacher"):
+            del one[name]
+        for name in ("microseconds_per_atom", "nanoseconds_per_day", "speedup"):
+            one["metrics"].pop(name, None)
+    return found
+
+
+def test_a_worker_that_fails_ends_the_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what it says."""
+    words = nothing_to_train(tmp_path, model="hippynn folder={run}/no")
+    assert main([*words, str(tmp_path / "out")]) == 2
+    assert re.search(r"error: .*seed0/no", capsys.readouterr().err)
+
+
+def test_workers_end_with_the_comparison(tmp_path: Path) -> None:
+    """Killed, it leaves no process behind that would write into its folders."""
+    words = [*nothing_to_train(tmp_path), str(tmp_path / "out")]
+    code = "import sys; from kd_plugins.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *words]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob("out/runs/*/seed0/measured/measured.json")):
+        assert running.poll() is None
+        time.sleep(0.02)
+    workers = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert workers and not any(alive(pid) for pid in workers)
+    assert main(words) == 0
+
+
+def alive(pid: str) -> bool:
+    """Tell whether a process runs; one that has ended may still be listed."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 @in_one_environment
 def test_a_killed_comparison_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed in the midst of a training, which itself lives on, it ends as if never stopped."""

@@ -271,7 +271,7 @@ def test_a_labeller_that_is_no_calculator_moves_nothing(
     """It says so before anything is measured."""
     crystals = Measure(crystals=CrystalSettings((files["crystal"],)))
     with pytest.raises(ValueError, match="is no ASE calculator, so there is no dynamics"):
-        Measured("emt & emt", crystals, tmp_path / "out")
+        Measured("emt & emt", tmp_path / "out", crystals)
     assert not (tmp_path / "out").exists()
 
 

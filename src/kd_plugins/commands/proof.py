@@ -62,7 +62,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("experiment", type=Path, help="YAML; see recipes/quickstart")
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.add_argument("--require", action="append", default=[], metavar="BAR", help=REQUIRE)
-    command.add_argument("--workers", type=int, default=1, metavar="N", help="trainings at a time")
+    command.add_argument("--workers", type=int, default=1, metavar="N", help="at a time")
     command.add_argument("--arm", help="that the bars are for; needed with --require")
     command.set_defaults(run=_compare)
 
@@ -77,10 +77,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for text in arguments.require:
         Requirement.parse(text)
     spec = str(TeacherSpec.parse(arguments.student))
-    student, teacher = Measured(spec, _measure(arguments), arguments.out / "student"), None
+    student, teacher = Measured(spec, arguments.out / "student", _measure(arguments)), None
     if arguments.teacher:
         spec = str(TeacherSpec.parse(arguments.teacher))
-        teacher = Measured(spec, student.settings, arguments.out / "teacher")
+        teacher = Measured(spec, arguments.out / "teacher", student.settings)
     found = evaluation(student, teacher)
     origin = _origin(student, teacher, arguments.typed)
     write_json(arguments.out / "evaluation.json", {**found, "provenance": origin})

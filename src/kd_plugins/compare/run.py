@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,17 +15,17 @@ from typing import Any
 from tqdm import tqdm
 
 from kd_plugins.compare.experiment import Experiment, filled
+from kd_plugins.compare.measuring import measure_at_once
 from kd_plugins.compare.trainers import TRAINERS
+from kd_plugins.compare.training import LOG, TRAINING, called
 from kd_plugins.core.files import file_hash, read_json, write_json
-from kd_plugins.core.shard import ShardBusy, exclusive_lock
 from kd_plugins.evaluate.evaluation import evaluation
 from kd_plugins.evaluate.inputs import check_inputs
 from kd_plugins.evaluate.measured import Measured
 from kd_plugins.evaluate.provenance import provenance
 from kd_plugins.teachers.spec import parse_teachers
 
-LOG, TRAINED, EVALUATION = "training.log", "trained.json", "evaluation.json"
-TRAINING, COSTS = "training", "costs.json"
+TRAINED, COSTS, EVALUATION = "trained.json", "costs.json", "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,11 @@ class Comparison:
         ]
 
     def all(self, workers: int = 1, progress: bool = True) -> None:
-        """Train what is missing, then measure what is missing, one model at a time.
+        """Train what is missing, then measure what is missing.
 
         Args:
-            workers: trainings at a time, each with a seed of its own and a share of the cores.
+            workers: trainings at a time, each with a seed of its own and a share of the cores; then
+                models that are measured at a time, but for their speed, one after another.
             progress: show bars.
 
         Raises:
@@ -126,6 +126,8 @@ class Comparison:
         with tqdm(total=len(runs), desc="training", unit=" runs", disable=not progress) as bar:
             self._train_all(runs, workers, bar)
         judged = [run for run in runs if run.arm not in self.experiment.unjudged]
+        if workers > 1:
+            measure_at_once(self._unmeasured(judged), self.experiment.measure, workers, progress)
         for run in (bar := tqdm(judged, "measuring", unit=" runs", disable=not progress)):
             bar.set_description(f"measuring {run.arm}, seed {run.seed}")
             self._measure(run)
@@ -168,7 +170,7 @@ class Comparison:
         command = trainer.command(base, run.folder, run.seed, filled(changes, self._fields(run)))
         whole = not (run.folder / f"{TRAINING}.writer").exists()
         start = time.perf_counter()
-        code = _called(command, run.folder, threads)
+        code = called(command, run.folder, threads)
         if code:
             said = (run.folder / LOG).read_text()[-1500:]
             raise ValueError(
@@ -183,16 +185,22 @@ class Comparison:
         if path.is_file():
             return
         experiment = self.experiment
-        student = Measured(
-            filled(experiment.model, self._fields(run)),
-            experiment.measure,
-            run.folder / "measured",
-            progress=False,
-        )
+        student = Measured(*self._student(run), experiment.measure, progress=False)
         costs = run.folder / COSTS
         costs = read_json(costs if costs.is_file() else run.folder / TRAINED)
         curves = TRAINERS[experiment.host].curves(run.folder)
         write_json(path, {**evaluation(student, self._teacher), **costs, **curves})
+
+    def _student(self, run: Run) -> tuple[str, Path]:
+        """Return the trained potential, and the folder for what is measured of it."""
+        return filled(self.experiment.model, self._fields(run)), run.folder / "measured"
+
+    def _unmeasured(self, runs: Sequence[Run]) -> Iterator[tuple[str, Path]]:
+        """Yield what `_student` returns, of runs that are not measured, and the teacher's."""
+        missing = [run for run in runs if not (run.folder / EVALUATION).is_file()]
+        if missing and self._teacher is not None:
+            yield self._teacher.potential, self._teacher.folder
+        yield from map(self._student, missing)
 
     @cached_property
     def _teacher(self) -> Measured | None:
@@ -200,7 +208,7 @@ class Comparison:
         if experiment.teacher is None:
             return None
         named = filled(experiment.teacher, {"runs": str(self.out / "runs")})
-        return Measured(named, experiment.measure, self.out / "teacher")
+        return Measured(named, self.out / "teacher", experiment.measure)
 
     def _description(self) -> dict[str, Any]:
         experiment = self.experiment
@@ -219,29 +227,3 @@ class Comparison:
         fingerprint = str(read_json(path)["fingerprint"]) if path.is_file() else None
         found = provenance(experiment.measure, experiment.teacher, fingerprint, self.command)
         return {**found, **experiment.provenance}
-
-
-def _called(command: Sequence[str], folder: Path, threads: int) -> int:
-    """Call a host and return its exit code.
-
-    It holds a lock on the folder: it would go on if this process alone were killed.
-
-    Raises:
-        ValueError: if another one still holds it.
-    """
-    try:
-        lock = exclusive_lock(folder / TRAINING)
-    except ShardBusy:
-        raise ValueError(
-            f"{folder}: a training still goes on there, of a command that was stopped or runs "
-            "beside this one; wait for it, or stop it"
-        ) from None
-    with lock, (folder / LOG).open("a") as log:
-        return subprocess.call(
-            command,
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            env={"OMP_NUM_THREADS": str(threads), **os.environ},
-            pass_fds=[lock.fileno()],
-        )

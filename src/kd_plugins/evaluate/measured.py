@@ -41,8 +41,8 @@ class Measured:
 
     Args:
         potential: as `kd_plugins.teachers.load_teacher` takes it, such as ``chgnet model=PATH``.
-        settings: what to measure, beside what has been measured there.
         folder: where it is kept; made if it is not there.
+        settings: what to measure, beside what has been measured there.
         progress: show bars.
 
     Raises:
@@ -53,7 +53,7 @@ class Measured:
     """
 
     def __init__(
-        self, potential: str, settings: Measure, folder: Path, progress: bool = True
+        self, potential: str, folder: Path, settings: Measure, progress: bool = True
     ) -> None:
         self.potential, self.folder, self.progress = potential, folder, progress
         self.model: Teacher = load_teacher(potential)
@@ -67,6 +67,15 @@ class Measured:
         if not path.is_file():
             write_json(path, make(*given))
         return json.loads(path.read_text())
+
+    def all_but_speed(self) -> None:
+        """Measure what does not depend on the clock."""
+        if self.settings.structures:
+            _ = self.predictions
+        if self.settings.dynamics:
+            self.runs()
+        if self.settings.crystals:
+            self.crystals()
 
     @cached_property
     def frames(self) -> list[Frame]:
