@@ -93,6 +93,17 @@ def test_chosen_ids_in_their_order(tmp_path: Path) -> None:
     assert path.read_text() == before
 
 
+def test_the_order_of_labelling_leaves_no_trace(tmp_path: Path) -> None:
+    """Workers are done in an order of their own; what learns from the file is to be the same."""
+    whole = filled(tmp_path / "whole", IDS)
+    for name, shards in (("one", "abcab"), ("two", "babbc")):
+        store = TargetStore.create(tmp_path / name, whole.manifest)
+        for place, structure_id in enumerate(IDS):
+            store.append([whole.record(structure_id)], shards[place % 5])
+        export_extxyz(store, tmp_path / f"{name}.xyz")
+    assert (tmp_path / "one.xyz").read_bytes() == (tmp_path / "two.xyz").read_bytes()
+
+
 def test_fairchem_s_names_are_there(tmp_path: Path) -> None:
     """``sid`` and ``fid`` for ids of the form that fairchem's data sets give."""
     store = filled(tmp_path / "store", ["random7/12", "slab/x", "mp-1"])

@@ -82,8 +82,8 @@ def _cast(value: Tensor, dtype: str, what: str) -> NDArray[np.generic]:
 
 
 def unpack(structure_id: str, payload: bytes) -> Record:
-    """Return the record that `pack` made."""
+    """Return the record that `pack` made, its quantities in alphabetical order."""
     arrays = load(payload)
     structure = Structure(*(arrays.pop(f"structure.{name}") for name in _IDENTITY))
-    values = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    values = {name: torch.from_numpy(array.copy()) for name, array in sorted(arrays.items())}
     return Record(structure_id, structure, values)

@@ -36,7 +36,8 @@ def export_extxyz(store: TargetStore, path: str | Path, ids: Iterable[str] | Non
     Args:
         store: where from.
         path: ending in ``.extxyz`` or ``.xyz``, by which readers tell the format.
-        ids: of the records, in this order; by default all.
+        ids: of the records, in this order; by default all, sorted, since a store has them in the
+            order in which its workers happened to be done.
 
     Raises:
         ValueError: for another suffix, or an id that extended xyz cannot hold.
@@ -52,7 +53,7 @@ def export_extxyz(store: TargetStore, path: str | Path, ids: Iterable[str] | Non
     left_out = [name for name in store.manifest.dtypes if name not in names]
     if left_out:
         warnings.warn(f"{path.name} goes without {', '.join(left_out)}", stacklevel=2)
-    ids = list(store.ids() if ids is None else ids)
+    ids = sorted(store.ids()) if ids is None else list(ids)
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
         for structure_id in tqdm(ids, desc="export", unit=" structures", disable=None):
