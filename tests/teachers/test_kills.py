@@ -62,12 +62,17 @@ def label_serially(folder: Path, count: int) -> None:
     label(slow.frames(count), slow.NAME, folder, QUANTITIES, progress=False)
 
 
+def seconds(folder: Path) -> float:
+    """Tell how long a run takes that nobody kills; the first one also warms files and caches."""
+    start = time.monotonic()
+    in_a_fork(lambda: label_serially(folder, STRIDE))
+    return time.monotonic() - start
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_two_hundred_kills(tmp_path: Path, uninterrupted: dict[str, bytes], seed: int) -> None:
     """Twenty a seed: nothing committed is lost, the store is clean each time and ends the same."""
-    start = time.monotonic()
-    in_a_fork(lambda: label_serially(tmp_path / "clock", STRIDE))
-    usual = time.monotonic() - start
+    usual = min(seconds(tmp_path / f"clock{again}") for again in range(3))
     folder, moments = tmp_path / "store", random.Random(seed)
     committed: set[str] = set()
     n_killed = 0

@@ -20,10 +20,9 @@ from kd_plugins.compare.trainers import TRAINERS
 from kd_plugins.compare.training import LOG, TRAINING, called
 from kd_plugins.core.files import file_hash, read_json, write_json
 from kd_plugins.evaluate.evaluation import evaluation
-from kd_plugins.evaluate.inputs import check_inputs
+from kd_plugins.evaluate.inputs import check_inputs, check_potential
 from kd_plugins.evaluate.measured import Measured
 from kd_plugins.evaluate.provenance import provenance
-from kd_plugins.teachers.spec import parse_teachers
 
 TRAINED, COSTS, EVALUATION = "trained.json", "costs.json", "evaluation.json"
 
@@ -138,8 +137,7 @@ class Comparison:
         experiment = self.experiment
         check_inputs(experiment.measure)
         for named in filter(None, (experiment.model, experiment.teacher)):
-            for spec in parse_teachers(named):
-                spec.check()
+            check_potential(named)
         if "{runs}" not in (experiment.teacher or ""):
             _ = self._teacher  # opened now; the others are trained first
 

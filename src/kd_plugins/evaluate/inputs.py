@@ -9,6 +9,7 @@ from ase.geometry.rdf import CellTooSmall
 
 from kd_plugins.evaluate.rdf import rdf
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
+from kd_plugins.teachers.spec import parse_teachers
 from kd_plugins.teachers.structures import check_file, read_structures
 
 
@@ -27,6 +28,16 @@ def check_inputs(settings: Measure) -> None:
         _check_crystals(settings.crystals)
     if settings.dynamics:
         _check_dynamics(settings.dynamics)
+
+
+def check_potential(named: str) -> None:
+    """Refuse a potential whose name or parameters are wrong, without opening it.
+
+    Raises:
+        TeacherError: saying what is wrong.
+    """
+    for spec in parse_teachers(named):
+        spec.check()
 
 
 def one_structure(path: str) -> Atoms:
