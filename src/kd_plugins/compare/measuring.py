@@ -30,7 +30,7 @@ def measure_at_once(
     Raises:
         ValueError: what the first of them that fails says; the others end what they are at.
     """
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (_threads(workers),))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads_each(workers),))
     try:
         waiting = [pool.submit(_measure, name, settings, folder) for name, folder in models]
         shown = tqdm(
@@ -63,5 +63,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _threads(workers: int) -> int:
+def threads_each(workers: int) -> int:
+    """Return a worker's share of the cores."""
     return max(1, (os.cpu_count() or 1) // workers)

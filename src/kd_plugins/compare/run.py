@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kd_plugins.compare.experiment import Experiment, filled
-from kd_plugins.compare.measuring import measure_at_once
+from kd_plugins.compare.measuring import measure_at_once, threads_each
 from kd_plugins.compare.trainers import TRAINERS
 from kd_plugins.compare.training import LOG, TRAINING, called
 from kd_plugins.core.files import file_hash, read_json, write_json
@@ -147,7 +146,7 @@ class Comparison:
         def train(seed: int) -> None:
             for run in runs:
                 if run.seed == seed:
-                    self._train(run, max(1, (os.cpu_count() or 1) // workers))
+                    self._train(run, threads_each(workers))
                     bar.update()
 
         with ThreadPoolExecutor(workers) as pool:
