@@ -24,6 +24,7 @@ from kd_plugins.core.quantities import QUANTITIES
 from kd_plugins.teachers.calculator import (
     CalculatorTeacher,
     check_quantities,
+    count_weights,
     describe,
     weights_hash,
 )
@@ -354,3 +355,13 @@ def test_weights_hash_is_of_the_numbers_only() -> None:
     model[1].register_buffer("empty", torch.zeros(0, dtype=torch.bfloat16))
     model[1].register_buffer("flag", torch.tensor(True))
     assert weights_hash(model) != expected
+
+
+def test_shared_weights_count_once_and_tables_do_not() -> None:
+    model = linear()  # 3 * 2 + 2 and 2 + 2
+    assert count_weights(Neural("attribute", model)) == 12
+    assert count_weights(SumCalculator([Neural("list", model, linear(1)), EMT()])) == 24
+    assert count_weights(SumCalculator([Neural("list", model), Neural("object", model)])) == 12
+    model.register_parameter("elements", nn.Parameter(torch.arange(5), requires_grad=False))
+    assert count_weights(Neural("attribute", model)) == 12
+    assert count_weights(EMT()) == 0

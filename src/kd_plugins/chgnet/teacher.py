@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import pickle
-import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def chgnet(model: str = "0.3.0", trust_pickle: bool = False) -> EmbeddingCalcula
     Raises:
         TeacherError: for a name that CHGNet does not know, or a file that is no checkpoint.
     """
-    with redirect_stdout(sys.stderr):  # CHGNet says how large it is and where it runs
+    with redirect_stdout(io.StringIO()):  # CHGNet says how large it is, over lines of progress
         path = Path(model)
         made = _from_file(path, trust_pickle) if path.is_file() else _pretrained(model)
         return EmbeddingCalculator(made)

@@ -168,10 +168,13 @@ def weights_hash(module: torch.nn.Module) -> str:
 
 
 def count_weights(calculator: Any) -> int:
-    """Return how many numbers the torch modules of a calculator and of its parts learn."""
+    """Return how many weights the torch modules of a calculator and of its parts hold.
+
+    Parameters that are integers are tables, such as hippynn's of elements, and do not count.
+    """
     modules = [module for part in parts(calculator) for module in _modules(part)]
     held = {parameter for module in modules for parameter in module.parameters()}
-    return sum(parameter.numel() for parameter in held)
+    return sum(parameter.numel() for parameter in held if parameter.is_floating_point())
 
 
 def _inner(calculator: Any) -> list[Any]:
