@@ -104,6 +104,7 @@ def test_a_teacher_is_its_own_best_student(files: dict[str, str], tmp_path: Path
     assert metrics["rdf_distance"] == 0 < one["rdf"]["floor"]
     assert metrics["teacher_volume_error_percent"] == 0
     assert metrics["volume_error_percent"] > 3
+    assert metrics["unrelaxed_crystals"] == 0
     assert "bytes_per_atom" not in metrics  # EMT has no tensors
     assert one["teacher"]["drift"] == metrics["drift"]
     assert set(one["teacher"]) == {"drift", "microseconds_per_atom", "nanoseconds_per_day"}
@@ -112,6 +113,29 @@ def test_a_teacher_is_its_own_best_student(files: dict[str, str], tmp_path: Path
     pairs = one["parity"]["labels"]["forces"]
     assert len(pairs["student"]) == 3 * 3 * 8
     assert pairs["student"] == pytest.approx(pairs["reference"], abs=1e-6)
+
+
+def test_what_did_not_relax_counts_and_is_named(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Were its volume left out, a student that fails would look better than one that does not."""
+    hot = read(files["crystal"])
+    hot.positions[0] = hot.positions[1] + 0.05
+    write(tmp_path / "hot.extxyz", hot)
+    words = ["--crystals", files["crystal"], tmp_path / "hot.extxyz"]
+    assert evaluate(files, tmp_path / "out", *words, "--require", "unrelaxed_crystals<1") == 1
+    one, said = found(tmp_path / "out"), capsys.readouterr().err
+    (reason,) = {*one["volumes"]["hot"]["failures"].values()}
+    assert one["volumes"]["crystal"]["failures"] == {}
+    assert f"not relaxed: hot by the student: {reason}" in said
+    assert f"not relaxed: hot by the teacher: {reason}" in said
+    assert "not accepted: unrelaxed_crystals is 1" in said
+    volumes = one["volumes"].values()
+    errors = [100 * abs(each["student"] / each["reference"] - 1) for each in volumes]
+    assert one["metrics"]["volume_error_percent"] == pytest.approx(np.mean(errors))
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "out"), "-o", str(page)]) == 0
+    assert f"Not relaxed, counted as it was left: student on hot ({reason})" in page.read_text()
 
 
 def test_another_potential_is_further_away(files: dict[str, str], tmp_path: Path) -> None:

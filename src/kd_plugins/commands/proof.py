@@ -85,6 +85,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     origin = _origin(student, teacher, arguments.typed)
     write_json(arguments.out / "evaluation.json", {**found, "provenance": origin})
     _tell(found["metrics"])
+    for crystal, one in found.get("volumes", {}).items():
+        for who, reason in one["failures"].items():
+            print(f"not relaxed: {crystal} by the {who}: {reason}", file=sys.stderr)
     return _judge(arguments.require, found["metrics"])
 
 

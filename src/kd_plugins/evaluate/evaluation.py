@@ -108,14 +108,9 @@ def _floor(runs: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _add_crystals(found: dict[str, Any], student: Measured, teacher: Measured | None) -> None:
     ours, theirs = student.crystals(), {} if teacher is None else teacher.crystals()
-    found["volumes"] = {
-        name: {
-            "student": one["volume"],
-            "teacher": theirs.get(name, {}).get("volume"),
-            "reference": one["reference"],
-        }
-        for name, one in ours.items()
-    }
+    found["volumes"] = {name: _volumes(one, theirs.get(name)) for name, one in ours.items()}
+    failed = [name for name, one in found["volumes"].items() if "student" in one["failures"]]
+    found["metrics"]["unrelaxed_crystals"] = float(len(failed))
     for prefix, side in (("", "reference"), ("teacher_", "teacher")):
         errors = list(_volume_errors(found["volumes"].values(), side))
         if errors:
@@ -127,6 +122,18 @@ def _add_crystals(found: dict[str, Any], student: Measured, teacher: Measured | 
         }
 
 
+def _volumes(student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a crystal's volumes, also where a relaxation failed, and why it did."""
+    sides = {"student": student, **({} if teacher is None else {"teacher": teacher})}
+    return {
+        "reference": student["reference"],
+        **{who: one["volume"] for who, one in sides.items()},
+        "failures": {
+            who: one["reason"] for who, one in sides.items() if one["reason"] != "converged"
+        },
+    }
+
+
 def _moduli(crystal: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the averages, or why there are none, without the tensor."""
     found = crystal.get("elasticity")
@@ -136,6 +143,6 @@ def _moduli(crystal: Mapping[str, Any]) -> dict[str, Any] | None:
 def _volume_errors(volumes: Any, side: str) -> Iterator[float]:
     """Yield absolute errors; a crystal without a volume counts as lost, 100 %."""
     for one in volumes:
-        if one[side] is not None:
+        if one.get(side) is not None:
             volume = one["student"]
             yield 100.0 if volume is None else abs(volume_error_percent(volume, one[side]))

@@ -50,6 +50,7 @@ METRICS = {
     "drift": Metric("energy drift", "meV/atom/ps"),
     "rdf_distance": Metric("RDF distance", "Å"),
     "volume_error_percent": Metric("volume error", "%"),
+    "unrelaxed_crystals": Metric("crystals not relaxed"),
     "young_error_percent": Metric("Young's modulus error", "%"),
 }
 

@@ -80,7 +80,8 @@ def volumes(found: Mapping[str, Mapping[str, Sequence[Volume]]], looks: Looks) -
     whom = "the experiment" if base == "reference" else "the teacher"
     axes.set_xlabel(f"volume error against {whom} (%)")
     legend(figure, axes)
-    caption = "Mean over the seeds. Right of the line the relaxed crystal is too large."
+    caption = "Mean over the seeds. Right of the line the relaxed crystal is too large. "
+    caption = f"{caption}{_not_relaxed(found)}".strip()
     return Plot("volumes", "Relaxed volumes", caption, figure, _rows(values, "percent"))
 
 
@@ -147,6 +148,17 @@ def _unstable(found: Mapping[str, Mapping[str, Sequence[Stiffness]]]) -> str:
         if one.unstable
     ]
     return f"Unstable: {', '.join(dict.fromkeys(said))}." if said else ""
+
+
+def _not_relaxed(found: Mapping[str, Mapping[str, Sequence[Volume]]]) -> str:
+    said = [
+        f"{arm if who == 'student' else who} on {crystal} ({reason})"
+        for arm, crystals in found.items()
+        for crystal, seeds in crystals.items()
+        for one in seeds
+        for who, reason in one.failures.items()
+    ]
+    return f"Not relaxed, counted as it was left: {', '.join(dict.fromkeys(said))}." if said else ""
 
 
 def _dots(axes: Axes, values: Values, crystals: Sequence[str], looks: Looks) -> None:

@@ -179,9 +179,10 @@ def _rdf(raw: object, where: str) -> Rdf:
 
 
 def _volume(raw: object, where: str) -> Volume:
-    given = checks.mapping(raw, where)
+    given = dict(checks.mapping(raw, where))
     checks.known(given, [field.name for field in fields(Volume)])
-    return Volume(**_each(checks.positive, given, where))
+    failures = _each(checks.text, given.pop("failures", None), f"{where}.failures")
+    return Volume(**_each(checks.positive, given, where), failures=failures)
 
 
 def _stiffness(raw: object, where: str) -> Stiffness:

@@ -48,11 +48,16 @@ class Rdf:
 
 @dataclass(frozen=True)
 class Volume:
-    """Relaxed volumes of a crystal and the one of the experiment, in Å³."""
+    """Relaxed volumes of a crystal and the one of the experiment, in Å³.
+
+    Args:
+        failures: student or teacher to the reason for which its relaxation is no good.
+    """
 
     student: float | None = None
     teacher: float | None = None
     reference: float | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
