@@ -85,9 +85,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     origin = _origin(student, teacher, arguments.typed)
     write_json(arguments.out / "evaluation.json", {**found, "provenance": origin})
     _tell(found["metrics"])
-    for crystal, one in found.get("volumes", {}).items():
-        for who, reason in one["failures"].items():
-            print(f"not relaxed: {crystal} by the {who}: {reason}", file=sys.stderr)
+    _warn(found.get("volumes", {}))
     return _judge(arguments.require, found["metrics"])
 
 
@@ -98,6 +96,13 @@ def _tell(metrics: Mapping[str, float]) -> None:
     for name, value in sorted(metrics.items()):
         shown = metric(name)
         print(f"{name:32s} {value:<12.6g} {value * shown.factor:.4g} {shown.unit}".rstrip())
+
+
+def _warn(volumes: Mapping[str, Any]) -> None:
+    """Name the crystals that did not relax."""
+    for crystal, one in volumes.items():
+        for who, reason in one["failures"].items():
+            print(f"not relaxed: {crystal} by the {who}: {reason}", file=sys.stderr)
 
 
 def _origin(student: Any, teacher: Any, typed: str) -> dict[str, Any]:

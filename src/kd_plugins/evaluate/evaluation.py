@@ -124,13 +124,12 @@ def _add_crystals(found: dict[str, Any], student: Measured, teacher: Measured | 
 
 def _volumes(student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return a crystal's volumes, also where a relaxation failed, and why it did."""
-    sides = {"student": student, **({} if teacher is None else {"teacher": teacher})}
+    sides = {"student": student} | ({"teacher": teacher} if teacher else {})
+    reasons = {who: one["reason"] for who, one in sides.items()}
     return {
         "reference": student["reference"],
         **{who: one["volume"] for who, one in sides.items()},
-        "failures": {
-            who: one["reason"] for who, one in sides.items() if one["reason"] != "converged"
-        },
+        "failures": {who: why for who, why in reasons.items() if why != "converged"},
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +18,8 @@ LABELS: dict[str, str] = dict(
         strict=True,
     )
 )
+
+T = TypeVar("T")
 
 Values = Mapping[str, Mapping[str, float]]
 """Arm, or ``teacher``, to crystal to a number."""
@@ -65,8 +68,7 @@ def volumes(found: Mapping[str, Mapping[str, Sequence[Volume]]], looks: Looks) -
         found: arm to crystal to one volume a seed.
         looks: arm to its look.
     """
-    every = [one for crystals in found.values() for seeds in crystals.values() for one in seeds]
-    base = "reference" if any(one.reference for one in every) else "teacher"
+    base = "reference" if any(one.reference for _, _, one in _flat(found)) else "teacher"
     values = {arm: _errors(crystals, "student", base) for arm, crystals in found.items()}
     teacher = [_errors(crystals, "teacher", base) for crystals in found.values()]
     if base == "reference" and any(teacher):
@@ -80,8 +82,8 @@ def volumes(found: Mapping[str, Mapping[str, Sequence[Volume]]], looks: Looks) -
     whom = "the experiment" if base == "reference" else "the teacher"
     axes.set_xlabel(f"volume error against {whom} (%)")
     legend(figure, axes)
-    caption = "Mean over the seeds. Right of the line the relaxed crystal is too large. "
-    caption = f"{caption}{_not_relaxed(found)}".strip()
+    caption = "Mean over the seeds. Right of the line the relaxed crystal is too large."
+    caption = f"{caption} {_not_relaxed(found)}".strip()
     return Plot("volumes", "Relaxed volumes", caption, figure, _rows(values, "percent"))
 
 
@@ -140,25 +142,31 @@ def _moduli(
 
 
 def _unstable(found: Mapping[str, Mapping[str, Sequence[Stiffness]]]) -> str:
-    said = [
-        f"{arm} on {crystal} ({one.unstable})"
-        for arm, crystals in found.items()
-        for crystal, seeds in crystals.items()
-        for one in seeds
-        if one.unstable
-    ]
-    return f"Unstable: {', '.join(dict.fromkeys(said))}." if said else ""
+    every = [(arm, crystal, one.unstable) for arm, crystal, one in _flat(found) if one.unstable]
+    return _naming("Unstable", every)
 
 
 def _not_relaxed(found: Mapping[str, Mapping[str, Sequence[Volume]]]) -> str:
-    said = [
-        f"{arm if who == 'student' else who} on {crystal} ({reason})"
-        for arm, crystals in found.items()
-        for crystal, seeds in crystals.items()
-        for one in seeds
+    every = [
+        (arm if who == "student" else who, crystal, reason)
+        for arm, crystal, one in _flat(found)
         for who, reason in one.failures.items()
     ]
-    return f"Not relaxed, counted as it was left: {', '.join(dict.fromkeys(said))}." if said else ""
+    return _naming("Not relaxed, counted as it was left", every)
+
+
+def _flat(found: Mapping[str, Mapping[str, Sequence[T]]]) -> Iterator[tuple[str, str, T]]:
+    """Yield arm, crystal and what was found, seed by seed."""
+    for arm, crystals in found.items():
+        for crystal, seeds in crystals.items():
+            for one in seeds:
+                yield arm, crystal, one
+
+
+def _naming(what: str, every: Sequence[tuple[str, str, str]]) -> str:
+    """Return a sentence of arms, crystals and reasons, each once; nothing if there are none."""
+    said = dict.fromkeys(f"{arm} on {crystal} ({reason})" for arm, crystal, reason in every)
+    return f"{what}: {', '.join(said)}." if said else ""
 
 
 def _dots(axes: Axes, values: Values, crystals: Sequence[str], looks: Looks) -> None:
