@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kd_plugins.core.cases import Case
-from kd_plugins.core.doctor import examine
+from kd_plugins.core.doctor import ERRORS, check_allow, examine, split_allowed
 from kd_plugins.core.structure import Array, Structure
 from tests.core.faults import ENERGY, FAULTS, FORCES, STRESS, Fault, atomic, changed, offset, turned
 from tests.core.labelled import COPPER, ORGANIC, SMALL, SharedFile, labelled
@@ -264,3 +264,41 @@ def test_an_unknown_quantity_is_refused() -> None:
     hydrogen = Structure([1], [[0.0, 0.0, 0.0]], np.eye(3), [True] * 3)
     with pytest.raises(KeyError, match="unknown quantity 'enrgy'; did you mean 'energy'"):
         Case("h", hydrogen, {"enrgy": np.asarray(1.0)}, {})
+
+
+def test_an_error_says_how_to_overrule_it_and_can_be(organic: list[Case]) -> None:
+    """By its name; then it is a warning that says so, and the others still stop the run."""
+    gradients = broken(FORCES[0], broken(ENERGY[2], organic))
+    findings = examine(gradients)
+    assert {finding.name for finding in findings} == {"energy_unit", "forces_sign"}
+    for finding in findings:
+        assert finding.message.endswith(f"allow: [{finding.name}] overrules this")
+
+    (refused,), (overruled,) = split_allowed(findings, ["energy_unit"])
+    assert (refused.code, refused.severity) == ("forces-sign", "error")
+    assert (overruled.code, overruled.severity) == ("energy-unit", "warning")
+    assert overruled.message.endswith("(overruled by allow: [energy_unit])")
+    assert split_allowed(findings, ["energy-unit", "forces_sign"])[0] == []
+
+
+@every_fault
+def test_every_error_has_a_name_to_overrule_it_by(organic: list[Case], fault: Fault) -> None:
+    """So that no run is stopped for good."""
+    found = [one for one in examine(broken(fault, organic)) if one.severity == "error"]
+    assert {one.name for one in found} <= ERRORS
+    assert split_allowed(found, sorted(ERRORS))[0] == []
+
+
+@pytest.mark.parametrize(
+    ("allow", "message"),
+    [
+        (["energy_unt"], "allow: no error is called 'energy_unt'; did you mean 'energy_unit'"),
+        ("energy_unit", "allow: expected a list of names"),
+        (True, "allow: expected a list of names"),
+        ([1], "no error is called '1'"),
+    ],
+)
+def test_a_name_that_no_error_has_is_refused(allow: object, message: str) -> None:
+    """With the nearest one."""
+    with pytest.raises(ValueError, match=message):
+        check_allow(allow)

@@ -91,6 +91,20 @@ def test_a_wrong_unit_in_a_store_is_an_error(organic: list[Case], make_store: Ma
     assert "error energy-unit: " in render(diagnosis)
 
 
+def test_an_overruled_error_is_a_warning(organic: list[Case], make_store: MakeStore) -> None:
+    """With exit code 0, and the output says what to type and what was overruled."""
+    broken = every("teacher", "energy", scaled(KCAL))(organic, np.random.default_rng(0))
+    store = make_store(broken)
+    assert "--allow energy_unit" in " ".join(render(examined(organic, store)).split())
+
+    diagnosis = examined(organic, store, allow=["energy_unit"])
+    assert diagnosis.exit_code == 0
+    assert codes(diagnosis) == {"energy-unit"}
+    assert "warning energy-unit: " in render(diagnosis)
+    with pytest.raises(ValueError, match="did you mean 'energy_unit'"):
+        examined(organic, store, allow=["energy_units"])
+
+
 def test_ids_are_compared_both_ways(copper: list[Case], make_store: MakeStore) -> None:
     """Warnings say how many are missing, and on which side."""
     diagnosis = examined(copper[:20], make_store(copper[5:]))

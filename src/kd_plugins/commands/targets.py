@@ -117,6 +117,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         None if teacher is None else load_teacher(teacher),
         arguments.limit,
         arguments.seed,
+        allow=arguments.allow,
     )
     print(render(diagnosis), end="")
     if arguments.fix is None:
@@ -219,6 +220,13 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar=("NAME", "KEY=VALUE"),
         help="also compare forces and stress with differences of the teacher's energy; without a "
         "name, of the teacher that the store names",
+    )
+    command.add_argument(
+        "--allow",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="errors to overrule, such as energy_unit: they become warnings",
     )
     command.add_argument("--fix", metavar="DIR", help="write a store with the labels' energy zero")
     command.add_argument("--limit", type=int, default=2000, help="structures to examine")

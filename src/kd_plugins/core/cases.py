@@ -91,15 +91,30 @@ class Finding:
         code: short name of the fault, the same for every set of data.
         severity: an ``"error"`` is a fault for certain; a ``"warning"`` is for a person to judge.
         quantity: whose values are concerned, or ``"structure"``.
-        message: what was found, what was expected, and what to do.
+        text: what was found, what was expected, and what to do.
         structure_ids: the first few structures concerned; none if all are.
+
+    >>> Finding("energy-sign", "error", "energy", "turn the sign").message
+    'turn the sign; if it is meant so, allow: [energy_sign] overrules this'
     """
 
     code: str
     severity: Severity
     quantity: str
-    message: str
+    text: str
     structure_ids: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the finding is overruled by, in ``allow``."""
+        return self.code.replace("-", "_")
+
+    @property
+    def message(self) -> str:
+        """The text; of an error, also how to overrule it."""
+        if self.severity != "error":
+            return self.text
+        return f"{self.text}; if it is meant so, allow: [{self.name}] overrules this"
 
 
 def first_ids(cases: Iterable[Case]) -> tuple[str, ...]:

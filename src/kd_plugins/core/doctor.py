@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from kd_plugins.core.cases import Case, Finding
 from kd_plugins.core.energies import Energies
 from kd_plugins.core.energy_faults import energy_faults
 from kd_plugins.core.force_faults import force_agreement, force_faults
+from kd_plugins.core.names import suggestion
 from kd_plugins.core.stress_faults import stress_faults
 from kd_plugins.core.structure_faults import structure_faults
 from kd_plugins.core.value_faults import value_faults
+
+ERRORS = frozenset(
+    {
+        "damaged",
+        "duplicate_contradiction",
+        "energy_per_atom",
+        "energy_sign",
+        "energy_unit",
+        "energy_unrelated",
+        "forces_not_derived",
+        "forces_order",
+        "forces_sign",
+        "forces_unit",
+        "id_twice",
+        "ids_disjoint",
+        "ids_shuffled",
+        "missing",
+        "not_finite",
+        "other_teacher",
+        "shape",
+        "shuffled",
+        "stress_not_derived",
+        "stress_order",
+        "stress_sign",
+        "stress_unit",
+        "structure_edited",
+        "sum",
+        "too_close",
+        "zeros",
+    }
+)
+"""Names of all errors, `kd_plugins.teachers.doctor`'s too, each of which can be overruled."""
 
 
 def examine(cases: Sequence[Case]) -> list[Finding]:
@@ -35,3 +69,48 @@ def examine(cases: Sequence[Case]) -> list[Finding]:
         *stress_faults(cases, force_cosine),
     ]
     return sorted(found, key=lambda finding: finding.severity != "error")
+
+
+def check_allow(allow: object) -> tuple[str, ...]:
+    """Return the names of errors to overrule, as ``allow`` of a host or command gives them.
+
+    Args:
+        allow: a list of names; ``energy-unit`` counts as ``energy_unit``.
+
+    Raises:
+        ValueError: for anything but a list, and for a name that no error has.
+
+    >>> check_allow(["energy-unit"])
+    ('energy_unit',)
+    """
+    if isinstance(allow, str) or not isinstance(allow, Iterable):
+        raise ValueError(f"allow: expected a list of names, such as [energy_unit], got {allow!r}")
+    names = [str(name).replace("-", "_") for name in allow]
+    for name in names:
+        if name not in ERRORS:
+            raise ValueError(f"allow: no error is called {name!r}{suggestion(name, ERRORS)}")
+    return tuple(dict.fromkeys(names))
+
+
+def split_allowed(
+    findings: Iterable[Finding], allow: Iterable[str]
+) -> tuple[list[Finding], list[Finding]]:
+    """Divide errors into those that stop a run and those that the user overruled by name.
+
+    Args:
+        findings: of `examine`; warnings among them are left out.
+        allow: what `check_allow` returns.
+
+    Returns:
+        The errors that remain, and the overruled ones as warnings that say so, to be logged.
+    """
+    allowed = set(check_allow(allow))
+    errors = [finding for finding in findings if finding.severity == "error"]
+    refused = [finding for finding in errors if finding.name not in allowed]
+    overruled = [_overruled(finding) for finding in errors if finding.name in allowed]
+    return refused, overruled
+
+
+def _overruled(finding: Finding) -> Finding:
+    text = f"{finding.text} (overruled by allow: [{finding.name}])"
+    return replace(finding, severity="warning", text=text)

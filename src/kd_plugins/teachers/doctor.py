@@ -11,7 +11,7 @@ from ase.neighborlist import neighbor_list
 from tqdm import tqdm
 
 from kd_plugins.core.cases import Case, Finding, first_ids, paired, share
-from kd_plugins.core.doctor import examine
+from kd_plugins.core.doctor import check_allow, examine, split_allowed
 from kd_plugins.core.energies import Energies
 from kd_plugins.core.references import References
 from kd_plugins.core.store import TargetStore
@@ -92,6 +92,7 @@ def diagnose(
     limit: int = 2000,
     seed: int = 0,
     *,
+    allow: Sequence[str] = (),
     progress: bool = True,
 ) -> Diagnosis:
     """Examine a store beside the labels of its structures.
@@ -105,12 +106,14 @@ def diagnose(
         teacher: asked for a few energies, if given, to see whether the store's values are its own.
         limit: structures to examine.
         seed: of the sample.
+        allow: names of errors, such as ``energy_unit``, that are to be warnings.
         progress: show a bar.
 
     Raises:
-        ValueError: for a limit below one.
+        ValueError: for a limit below one, or a name that no error has.
         StoreError: if the store as a whole cannot be read.
     """
+    allow = check_allow(allow)
     matching = Matching(store, limit, seed)
     for frame in tqdm(labels, desc="reading labels", unit="", disable=not progress):
         matching.add(frame)
@@ -118,9 +121,12 @@ def diagnose(
     found = [*matching.faults(), *examine(sample), *_isolated(sample)]
     if teacher is not None:
         found += difference_faults(sample, store.manifest, teacher)
+
+    refused, overruled = split_allowed(found, allow)
+    warnings = [finding for finding in found if finding.severity == "warning"]
     energies = Energies.of(sample)
     return Diagnosis(
-        findings=tuple(sorted(found, key=lambda finding: finding.severity != "error")),
+        findings=(*refused, *overruled, *warnings),
         n_labels=matching.n_labels,
         n_targets=len(store),
         n_compared=len(sample),

@@ -46,7 +46,8 @@ def _row(row: Comparison) -> str:
 
 def _words(finding: Finding) -> Iterator[str]:
     indent = {"width": WIDTH, "subsequent_indent": "    ", "break_on_hyphens": False}
-    yield fill(f"{finding.severity} {finding.code}: {finding.message}", **indent)
+    way_out = f"; if it is meant so: --allow {finding.name}" if finding.severity == "error" else ""
+    yield fill(f"{finding.severity} {finding.code}: {finding.text}{way_out}", **indent)
     if finding.structure_ids:
         yield fill(f"    structures: {', '.join(finding.structure_ids)}", **indent)
 
