@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from kd_plugins.core.cases import Case, Finding
@@ -71,24 +71,28 @@ def examine(cases: Sequence[Case]) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.severity != "error")
 
 
-def check_allow(allow: object) -> tuple[str, ...]:
+def check_allow(allow: object, own: Collection[str] = ()) -> tuple[str, ...]:
     """Return the names of errors to overrule, as ``allow`` of a host or command gives them.
 
     Args:
         allow: a list of names; ``energy-unit`` counts as ``energy_unit``.
+        own: names of errors that only the caller has, beside the doctor's.
 
     Raises:
         ValueError: for anything but a list, and for a name that no error has.
 
     >>> check_allow(["energy-unit"])
     ('energy_unit',)
+    >>> check_allow(["same_validation"], own=["same_validation"])
+    ('same_validation',)
     """
     if isinstance(allow, str) or not isinstance(allow, Iterable):
         raise ValueError(f"allow: expected a list of names, such as [energy_unit], got {allow!r}")
     names = [str(name).replace("-", "_") for name in allow]
+    known = {*ERRORS, *own}
     for name in names:
-        if name not in ERRORS:
-            raise ValueError(f"allow: no error is called {name!r}{suggestion(name, ERRORS)}")
+        if name not in known:
+            raise ValueError(f"allow: no error is called {name!r}{suggestion(name, known)}")
     return tuple(dict.fromkeys(names))
 
 
@@ -104,7 +108,7 @@ def split_allowed(
     Returns:
         The errors that remain, and the overruled ones as warnings that say so, to be logged.
     """
-    allowed = set(check_allow(allow))
+    allowed = {name.replace("-", "_") for name in allow}
     errors = [finding for finding in findings if finding.severity == "error"]
     refused = [finding for finding in errors if finding.name not in allowed]
     overruled = [_overruled(finding) for finding in errors if finding.name in allowed]
