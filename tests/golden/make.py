@@ -2,7 +2,7 @@
 
     python -m tests.golden.make FOLDER [NAME ...]
 
-`tests/golden/test_golden.py` reads what the first version wrote, goes on with its runs, and compares
+`test_golden.py` beside it reads what the first version wrote, goes on with its runs, and compares
 their ends. Run this on a commit whose files must stay readable; paths in them are relative to
 FOLDER. What it wrote is kept as an archive, ``tar -C FOLDER -cJf tests/golden/VERSION.tar.xz .``
 """
