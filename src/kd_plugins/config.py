@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import yaml
 
 from kd_plugins.core.distances import DISTANCES, Distance, Huber
 from kd_plugins.core.names import suggestion
@@ -15,8 +19,144 @@ from kd_plugins.core.schedules import SCHEDULES, Constant, Schedule
 T = TypeVar("T")
 
 
+LARGEST_FILE = 1_000_000
+"""Bytes of a YAML; settings are a few thousand, and PyYAML reads some 100,000 a second."""
+MOST_VALUES = 100_000
+"""Of a YAML once its aliases are written out."""
+DEEPEST = 50
+"""Mappings and lists inside each other."""
+LARGEST_WHOLE = 2**63 - 1
+LARGEST_NUMBER = 1e300
+
+
 class ConfigError(ValueError):
     """Everything that is wrong with a configuration, one line an error."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads dates as text, since JSON and our settings have none."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in known if tag != "tag:yaml.org,2002:timestamp"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds; dates stay text.
+
+    Args:
+        path: of the file; ``~`` is the home folder.
+
+    Raises:
+        FileNotFoundError: without the file.
+        ConfigError: naming the file and, as far as there is one, the line: for what is no YAML, not
+            UTF-8, empty or no mapping, a key that comes twice, an object of Python, aliases that
+            name themselves or write out to a great many values, and a file or a nesting that no
+            settings need.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; expected a YAML file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a YAML")
+    try:
+        raw = _parsed(_text_of(path))
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f" line {error.problem_mark.line + 1}:"
+        raise ConfigError(f"{path}:{line} no YAML: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
+        # PyYAML makes numbers by `int` and `float`, whose errors it passes on
+        said = " ".join(str(error).split())
+        said = "nested too deeply" if isinstance(error, RecursionError) else said
+        raise ConfigError(f"{path}: no YAML: {said}") from None
+    if raw is None:
+        raise ConfigError(f"{path}: holds nothing; expected a mapping, key: value")
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: expected a mapping, key: value, got a {type(raw).__name__}: {shown(raw)}"
+        )
+    return raw
+
+
+def _text_of(path: Path) -> str:
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise ValueError(f"{size} bytes, and settings have at most {LARGEST_FILE}")
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} is not UTF-8; save the file as UTF-8") from None
+
+
+def _parsed(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {}, ())
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, counted: dict[int, int], above: tuple[yaml.Node, ...]) -> int:
+    """Return how many values a node is once aliases are written out; refuse what is no setting."""
+    if any(node is one for one in above):
+        raise _refused("an alias inside what it stands for", node)
+    if len(above) > DEEPEST:
+        raise _refused(f"more than {DEEPEST} mappings and lists inside each other", node)
+    if id(node) in counted:
+        return counted[id(node)]
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        _refuse_twice(node)
+        inner = [one for pair in node.value for one in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    elif not node.tag.startswith("tag:yaml.org,2002:") or node.tag.endswith((":binary", ":set")):
+        raise _refused(f"{node.tag} is no setting", node)
+    total = 1 + sum(_count(one, counted, (*above, node)) for one in inner)
+    if total > MOST_VALUES:
+        raise _refused(f"more than {MOST_VALUES} values, written out", node)
+    counted[id(node)] = total
+    return total
+
+
+def _refuse_twice(node: yaml.MappingNode) -> None:
+    """Raise for a key that comes twice, of which PyYAML would keep the last in silence."""
+    first: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        known = (key.tag, key.value)
+        if known in first:
+            raise _refused(f"the key {key.value!r} stands in line {first[known]} already", key)
+        first[known] = key.start_mark.line + 1
+
+
+def _refused(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, cut where it is long.
+
+    >>> shown("a" * 200)[-5:]
+    'aa...'
+    """
+    if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+        return f"a whole number of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
 
 
 def read_config(kind: type[T], raw: object, path: str) -> T:
@@ -96,7 +236,7 @@ def distance(raw: object) -> Distance:
 
 def _dataclass(kind: Any, raw: object, path: str, errors: list[str]) -> object:
     if not isinstance(raw, Mapping):
-        errors.append(f"{path}: expected a mapping, got {raw!r}")
+        errors.append(f"{path}: expected a mapping, got {shown(raw)}")
         return None
     fields = {field.name: field for field in dataclasses.fields(kind)}
     errors.extend(
@@ -154,27 +294,33 @@ def _value(hint: Any, raw: Any, path: str, errors: list[str]) -> object:
     if typing.get_origin(hint) is tuple:
         return _items(typing.get_args(hint)[0], raw, path, errors)
     if type(raw) is not hint:
-        raise ValueError(f"expected {_expectation(hint)}, got {raw!r}")
+        raise ValueError(f"expected {_expectation(hint)}, got {shown(raw)}")
+    if isinstance(raw, int) and abs(raw) > LARGEST_WHOLE:
+        raise ValueError(f"expected a whole number up to 2^63, got {shown(raw)}")
     return raw
 
 
 def _choice(choices: tuple[str, ...], raw: object) -> object:
     if raw not in choices:
-        raise ValueError(f"unknown choice {raw!r}{suggestion(str(raw), choices)}")
+        raise ValueError(f"unknown choice {shown(raw)}{suggestion(shown(raw), choices)}")
     return raw
 
 
 def _items(hint: Any, raw: object, path: str, errors: list[str]) -> tuple[object, ...]:
     if not isinstance(raw, (list, tuple)):
-        raise ValueError(f"expected a list, got {raw!r}")
+        raise ValueError(f"expected a list, got {shown(raw)}")
     return tuple(_value(hint, item, path, errors) for item in raw)
 
 
 def _number(raw: object) -> float:
     if isinstance(raw, str):
-        raise ValueError(f"expected a number, got the string {raw!r} (YAML wants 1.0e-3, not 1e-3)")
+        raise ValueError(
+            f"expected a number, got the string {shown(raw)} (YAML wants 1.0e-3, not 1e-3)"
+        )
     if isinstance(raw, bool) or not isinstance(raw, (int, float)):
-        raise ValueError(f"expected a number, got {raw!r}")
+        raise ValueError(f"expected a number, got {shown(raw)}")
+    if abs(raw) > LARGEST_NUMBER or math.isnan(raw):
+        raise ValueError(f"expected a finite number, got {shown(raw)}")
     return float(raw)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import yaml
 
-from kd_plugins.config import ConfigError, distance, read_config, reader, weight
+from kd_plugins.config import ConfigError, distance, read_config, read_yaml, reader, weight
 from kd_plugins.core import DISTANCES, SCHEDULES, Constant, Cosine, Huber, Linear, Piecewise
 from kd_plugins.core.distances import Distance
 from kd_plugins.core.schedules import Schedule
@@ -111,6 +112,11 @@ WRONG = [
         {"limit": "1e-3"},
         "run.limit: expected a number, got the string '1e-3' (YAML wants 1.0e-3, not 1e-3)",
     ),
+    ({"limit": float("nan")}, "run.limit: expected a finite number, got nan"),
+    ({"limit": float("inf")}, "run.limit: expected a finite number, got inf"),
+    ({"limit": 10**400}, "run.limit: expected a finite number, got a whole number of 1329 bits"),
+    ({"steps": 10**400}, "run.steps: expected a whole number up to 2^63, got a whole number of"),
+    ({"steps": 2**63}, "run.steps: expected a whole number up to 2^63, got a whole number of 64"),
     ({"frozen": "embedding"}, "run.frozen: expected a list, got 'embedding'"),
     ({"frozen": ["a", 1]}, "run.frozen: expected a string, got 1"),
     ({"bath": 300}, "run.bath: expected a mapping, got 300"),
@@ -266,3 +272,59 @@ def test_everything_wrong_with_a_schedule_is_said_at_once() -> None:
     raw = {"schedule": "linear", "start": "a", "ende": 1.0, "first_step": 0.5, "last_step": 5}
     (line,) = complaints({"soft": raw})
     assert all(name in line for name in ("start: ", "ende: unknown", "end: miss", "first_step: "))
+
+
+def test_a_file_is_read_as_utf_8_and_dates_stay_text(tmp_path: Path) -> None:
+    """Whatever the locale; with or without the mark that some editors put in front."""
+    (tmp_path / "a.yml").write_bytes("\ufeffunit: Å\nday: 2024-01-02\n".encode())
+    assert read_yaml(tmp_path / "a.yml") == {"unit": "Å", "day": "2024-01-02"}
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join(10 * ['*' + before])}]\n"
+    for before, name in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "holds nothing; expected a mapping"),
+        (b"# only a word\n", "holds nothing; expected a mapping"),
+        (b"- a\n- b\n", r"expected a mapping, key: value, got a list: \['a', 'b'\]"),
+        (b"a: 1\nb: [\n", "line 3: no YAML: "),
+        (b"a: 1\nb:\n\t- 1\n", "line 3: no YAML: found character"),
+        (b"a: 1\nb: \xff\n", "line 2 is not UTF-8; save the file as UTF-8"),
+        (b"a: 1\n\nb: 2\na: 3\n", "line 4: no YAML: the key 'a' stands in line 1 already"),
+        (b"c: {a: 1, b: {d: 1, d: 2}}\n", "line 1: no YAML: the key 'd' stands in line 1 already"),
+        (b"a: &a {b: *a}\n", "an alias inside what it stands for"),
+        (BOMB.encode(), "more than 100000 values, written out"),
+        (b"[" * 60 + b"]" * 60, "more than 50 mappings and lists inside each other"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"a: " + 5000 * b"1", "no YAML: Exceeds the limit"),
+        (b"a: !!python/object/apply:os.system [id]\n", "python/object/apply"),
+        (b"a: !!binary aGk=\n", "binary is no setting"),
+        (b"a: \x00\n", "special characters are not allowed"),
+        (b"? [a, b]\n: 1\n", "found unhashable key"),
+        (b"a: 1\n" * 200_001, "1000005 bytes, and settings have at most 1000000"),
+    ],
+)
+def test_a_file_that_holds_no_settings(tmp_path: Path, content: bytes, says: str) -> None:
+    """Is named, with the line as far as there is one."""
+    path = tmp_path / "settings.yml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^{path}: ?.*{says}"):
+        read_yaml(path)
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder; expected a YAML file"):
+        read_yaml(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no\.yml: no such file; expected a YAML"):
+        read_yaml(tmp_path / "no.yml")
+
+
+def test_home_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yml").write_text("a: 1")
+    assert read_yaml("~/a.yml") == {"a": 1}
