@@ -131,7 +131,7 @@ def test_an_interrupt_says_that_it_goes_on(
     def stop(*arguments: Any, **settings: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kd_plugins.chgnet.__main__.distill", stop)
+    monkeypatch.setattr("kd_plugins.chgnet.command.distill", stop)
     assert main([str(config)]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ from tests.house import ROOT
 
 LOADS = "ignore:You are using `torch.load` with `weights_only=False`:FutureWarning:chgnet"
 """CHGNet's Trainer reads its checkpoints so (torch 2.4)."""
-MODULE = importlib.import_module("kd_plugins.chgnet.distill")
+MODULE = importlib.import_module("kd_plugins.chgnet.distilling")
 SHORT = FitSettings(epochs=2, batch_size=2, seed=3)
 
 

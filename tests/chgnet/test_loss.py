@@ -13,7 +13,7 @@ from chgnet.trainer.trainer import CombinedLoss
 from torch import Tensor
 
 from kd_plugins.chgnet import CachedData, DistillData, DistillLoss, FrozenTrunk, Ratios
-from kd_plugins.chgnet.fit import _collate
+from kd_plugins.chgnet.fitting import _collate
 from tests.chgnet import small
 
 Batch = tuple[dict[str, Any], dict[str, Any]]

@@ -28,7 +28,7 @@ from kd_plugins.chgnet import (
     align_references,
     fit,
 )
-from kd_plugins.chgnet.fit import _collate
+from kd_plugins.chgnet.fitting import _collate
 from kd_plugins.chgnet.trunk_cache import coordinates
 from tests.chgnet import small
 from tests.chgnet.small import Labelled, differs
@@ -229,7 +229,7 @@ def test_resumed_is_uninterrupted(data: DistillData, trunk_folder: Path, tmp_pat
     class Killed(BaseException):
         pass
 
-    module = importlib.import_module("kd_plugins.chgnet.fit")
+    module = importlib.import_module("kd_plugins.chgnet.fitting")
     step, seen = module.is_step, []
 
     def stopping(batch: int, n_batches: int) -> bool:
@@ -319,7 +319,7 @@ from kd_plugins import TargetStore
 from kd_plugins.teachers import Frame
 from tests.chgnet import small
 
-importlib.import_module("kd_plugins.chgnet.fit").SECONDS = 0.0
+importlib.import_module("kd_plugins.chgnet.fitting").SECONDS = 0.0
 store = TargetStore.open(sys.argv[1])
 data = small.DistillData(small.salts(), store, progress=False)
 small.fitted(data, Path(sys.argv[2]), Path(sys.argv[3]), epochs=int(sys.argv[4]))

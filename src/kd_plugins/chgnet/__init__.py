@@ -1,23 +1,81 @@
-"""CHGNet: a student whose readout learns from a teacher, and a teacher of other students."""
+"""CHGNet: a student whose readout learns from a teacher, and a teacher of other students.
 
-try:
-    import chgnet as _chgnet  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        f"CHGNet is not installed ({error}): pip install 'kd_plugins[chgnet]'"
-    ) from error
+Nothing of CHGNet is imported before something is asked for.
+"""
 
-from kd_plugins.chgnet.alignment import align_references as align_references
-from kd_plugins.chgnet.data import DataError as DataError
-from kd_plugins.chgnet.data import DistillData as DistillData
-from kd_plugins.chgnet.distill import Distilled as Distilled
-from kd_plugins.chgnet.distill import distill as distill
-from kd_plugins.chgnet.fit import Fitted as Fitted
-from kd_plugins.chgnet.fit import fit as fit
-from kd_plugins.chgnet.freezing import freeze_except as freeze_except
-from kd_plugins.chgnet.loss import DistillLoss as DistillLoss
-from kd_plugins.chgnet.schedule import FitSettings as FitSettings
-from kd_plugins.chgnet.trainer import DistillTrainer as DistillTrainer
-from kd_plugins.chgnet.trunk import FrozenTrunk as FrozenTrunk
-from kd_plugins.chgnet.trunk_cache import CachedData as CachedData
-from kd_plugins.chgnet.weights import Ratios as Ratios
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kd_plugins.chgnet.alignment import align_references as align_references
+    from kd_plugins.chgnet.data import DataError as DataError
+    from kd_plugins.chgnet.data import DistillData as DistillData
+    from kd_plugins.chgnet.distilling import Distilled as Distilled
+    from kd_plugins.chgnet.distilling import distill as distill
+    from kd_plugins.chgnet.fitting import Fitted as Fitted
+    from kd_plugins.chgnet.fitting import fit as fit
+    from kd_plugins.chgnet.freezing import freeze_except as freeze_except
+    from kd_plugins.chgnet.loss import DistillLoss as DistillLoss
+    from kd_plugins.chgnet.schedule import FitSettings as FitSettings
+    from kd_plugins.chgnet.trainer import DistillTrainer as DistillTrainer
+    from kd_plugins.chgnet.trunk import FrozenTrunk as FrozenTrunk
+    from kd_plugins.chgnet.trunk_cache import CachedData as CachedData
+    from kd_plugins.chgnet.weights import Ratios as Ratios
+
+if find_spec("chgnet") is None:
+    raise ImportError("CHGNet is not installed: pip install 'kd_plugins[chgnet]'")
+
+_ROOMS = {
+    "CachedData": "trunk_cache",
+    "DataError": "data",
+    "DistillData": "data",
+    "DistillLoss": "loss",
+    "DistillTrainer": "trainer",
+    "Distilled": "distilling",
+    "FitSettings": "schedule",
+    "Fitted": "fitting",
+    "FrozenTrunk": "trunk",
+    "Ratios": "weights",
+    "align_references": "alignment",
+    "distill": "distilling",
+    "fit": "fitting",
+    "freeze_except": "freezing",
+}
+__all__ = [
+    "CachedData",
+    "DataError",
+    "DistillData",
+    "DistillLoss",
+    "DistillTrainer",
+    "Distilled",
+    "FitSettings",
+    "Fitted",
+    "FrozenTrunk",
+    "Ratios",
+    "align_references",
+    "distill",
+    "fit",
+    "freeze_except",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a part when it is first asked for (PEP 562).
+
+    So ``python -m kd_plugins.chgnet`` answers Ctrl-C, which it could not while it imports CHGNet.
+
+    Raises:
+        AttributeError: for a name that is not in ``__all__``.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from kd_plugins.chgnet.data import DistillData
 from kd_plugins.chgnet.estimate import Estimate, estimate
-from kd_plugins.chgnet.fit import Fitted, fit
+from kd_plugins.chgnet.fitting import Fitted, fit
 from kd_plugins.chgnet.freezing import HEAD, freeze_except
 from kd_plugins.chgnet.freezing import trainable as trainable_of
 from kd_plugins.chgnet.loss import Criterion, DistillLoss, Source
