@@ -25,6 +25,7 @@ ALLOWED_IMPORTS = {
     "kd_plugins/__init__.py": {"kd_plugins.core"},
     "kd_plugins/config.py": {"yaml", "kd_plugins.core"},
     "kd_plugins/cli.py": {"kd_plugins"},
+    "kd_plugins/ending.py": set(),
     "kd_plugins/commands/": {"kd_plugins"},
     "kd_plugins/compare/": CORE
     | {
@@ -41,7 +42,8 @@ ALLOWED_IMPORTS = {
     "kd_plugins/teachers/": TEACHERS,
     "kd_plugins/teachers/builtin.py": TEACHERS | {"pfp_api_client"},
     "kd_plugins/teachers/ray_engine.py": TEACHERS | {"ray"},
-    "kd_plugins/fairchem/": ADAPTER | {"kd_plugins.fairchem", "fairchem", "torch_geometric"},
+    "kd_plugins/fairchem/": ADAPTER
+    | {"kd_plugins.fairchem", "kd_plugins.ending", "fairchem", "torch_geometric"},
     "kd_plugins/fairchem/standins/scatter/": {"torch", "torch_scatter"},
     "kd_plugins/fairchem/standins/sparse/": set(),
     "kd_plugins/hippynn/": ADAPTER | {"kd_plugins.hippynn", "hippynn"},

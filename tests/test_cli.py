@@ -264,3 +264,118 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(
         f"\n    {word} " in said for word in ("label", "import", "export", "verify", "merge")
     )
+
+
+FROM_THE_START = """
+import builtins, os, runpy, signal, sys
+whole, count = builtins.__import__, int(sys.argv.pop(1))
+
+def counted(name, *rest, **more):
+    global count
+    count -= 1
+    if not count:
+        os.kill(os.getpid(), signal.SIGINT)
+    return whole(name, *rest, **more)
+
+sys.argv[0] = "kd-plugins"
+from kd_plugins.cli import main
+builtins.__import__ = counted
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("count", [1, 40, 400, 2000, 4000])
+def test_ctrl_c_while_everything_is_imported(folder: Path, count: int) -> None:
+    """In the first seconds of a command, inside any module; no traceback."""
+    words = [sys.executable, "-c", FROM_THE_START, str(count), *LABEL.split()]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+    assert done.stderr == "stopped; what was written is kept, the same command goes on\n"
+
+
+def test_the_command_starts_without_torch() -> None:
+    """Else Ctrl-C of its first seconds would be met by nobody."""
+    code = "import sys, kd_plugins.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+        (MemoryError(), "error: out of memory (raised in"),
+        (AssertionError("x"), "error: AssertionError: x (raised in tests.test_cli, line"),
+        (IndexError("list index out of range"), "with --debug shows how it came about"),
+        (KeyError("numbers"), "error: KeyError: numbers (raised in tests.test_cli, line"),
+        (ValueError("bad value"), "error: bad value (raised in tests.test_cli, line"),
+        (OSError(28, "No space left on device"), "on device (raised in tests.test_cli, line"),
+        (OSError(28, "No space left on device", "a.json"), "error: [Errno 28] No space left"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "error: 'utf-8' codec"),
+    ],
+)
+def test_nothing_ends_in_a_traceback(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    says: str,
+) -> None:
+    """But with --debug, wherever it stands."""
+
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("kd_plugins.commands.proof._report", fail)
+    code, _, complaint = run(capsys, "report . -o a.html")
+    assert code == 2 and says in complaint
+    assert len(complaint.splitlines()) == 1
+    for line in ("--debug report . -o a.html", "report . -o a.html --debug"):
+        code, _, complaint = run(capsys, line)
+        assert code == 2 and says in complaint and "Traceback (most recent call" in complaint
+
+
+@pytest.mark.parametrize("settings", [{"LC_ALL": "C"}, {"LANG": "C"}])
+def test_any_locale_will_do(folder: Path, settings: dict[str, str]) -> None:
+    """Names and contents are UTF-8, and so are those of files that ASE opens."""
+    crystal = bulk("Cu", cubic=True)
+    crystal.info["note"] = "Å"
+    ase.io.write("Zürich.extxyz", crystal)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("LC_")}
+    plain |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": "1"}
+    words = [COMMAND, "evaluate", "--student", "emt", "--dynamics", "Zürich.extxyz"]
+    words += ["--repeats", "1", "--out", "größe"]
+    done = subprocess.run(words, env=plain | settings, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "µs" in done.stdout.decode()
+    page = [COMMAND, "report", "größe", "-o", "Seite.html"]
+    done = subprocess.run(page, env=plain | settings, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "Zürich.extxyz" in Path("Seite.html").read_text(encoding="utf-8")
+
+
+def test_a_terminal_that_lacks_a_letter(folder: Path) -> None:
+    """Shows an escape in its place."""
+    words = [COMMAND, "evaluate", "--student", "emt", "--dynamics", "cell.extxyz", "--repeats", "1"]
+    ase.io.write("cell.extxyz", bulk("Cu", cubic=True))
+    settings = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*words, "--out", "out"], env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "\\xb5s" in done.stdout
+
+
+def test_who_reads_may_leave(folder: Path) -> None:
+    """As head does."""
+    command = f"{COMMAND} report --help | true; {COMMAND} verify . | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_home_in_a_path(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the shell leaves it."""
+    monkeypatch.setenv("HOME", str(folder))
+    assert run(capsys, "label ~/metals.extxyz --teacher emt --store=~/targets")[0] == 0
+    assert (folder / "targets" / "manifest.json").is_file()
+    assert run(capsys, "export ~/targets ~/targets.extxyz")[0] == 0
+    assert not (folder / "~").exists()

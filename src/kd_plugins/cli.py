@@ -3,40 +3,67 @@
 from __future__ import annotations
 
 import argparse
+import locale
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from kd_plugins.commands import proof, targets
-from kd_plugins.core.shard import StoreError
+from kd_plugins.ending import ended
 
 DESCRIPTION = "Knowledge distillation of interatomic potentials: its targets, and what came of it."
+DEBUG = "--debug"
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 fine, 1 faults were found, 2 it could not run."""
+    if words is None:
+        _speak_utf_8()
+        words = sys.argv[1:]
+    given = [word for word in words if word != DEBUG]
+    return ended(lambda: _run(given), debug=DEBUG in words)
+
+
+def _run(words: Sequence[str]) -> int:
     sys.path.append(os.getcwd())  # last, lest a file here passes for a package that we import
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler, which measures memory
-    words = sys.argv[1:] if words is None else words
     arguments = _parser().parse_args(words)
+    for name, value in vars(arguments).items():
+        setattr(arguments, name, _at_home(value))
     arguments.typed = shlex.join(["kd-plugins", *words])
-    try:
-        return arguments.run(arguments)
-    except (StoreError, ValueError, KeyError, OSError) as error:
-        print(f"error: {_text(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; what was written is kept, the same command goes on", file=sys.stderr)
-        return 130
+    return arguments.run(arguments)
 
 
-def _text(error: Exception) -> str:
-    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+def _speak_utf_8() -> None:
+    """Start anew where the locale is not UTF-8: others open files by the locale, too, as ASE does.
+
+    What a terminal cannot show is written as an escape.
+    """
+    encoding = locale.getpreferredencoding(False).lower().replace("-", "")
+    if encoding != "utf8" and not sys.flags.utf8_mode:
+        os.environ["PYTHONUTF8"] = "1"  # for trainings and workers
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _at_home(value: Any) -> Any:
+    """Return an argument with ``~`` expanded, which a shell leaves alone in ``--out=~/x``."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_at_home, value))
+    if isinstance(value, (str, Path)) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
+    from kd_plugins.commands import proof, targets
+
     parser = argparse.ArgumentParser("kd-plugins", description=DESCRIPTION)
+    parser.add_argument(DEBUG, action="store_true", help="show the whole traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     targets.add(commands)
     proof.add(commands)
