@@ -74,6 +74,27 @@ def test_what_is_written_is_read(value: Any) -> None:
     assert str(alone) == str(spec)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["emt", "asap_cutoff=true", "label=a b"],
+        ["emt asap_cutoff=true 'label=a b'"],
+        ["emt asap_cutoff=true", "label=a b"],
+        ["  emt  asap_cutoff=true  label='a b' "],
+    ],
+)
+def test_name_and_arguments_may_be_quoted_as_one_word(words: list[str]) -> None:
+    """As a shell passes it on, whether quoted or not."""
+    expected = TeacherSpec("emt", {"asap_cutoff": True, "label": "a b"})
+    assert TeacherSpec.parse(words) == expected
+    assert parse_teachers(words) == (expected,)
+
+
+def test_an_ensemble_may_be_quoted_as_one_word() -> None:
+    """As a manifest writes it."""
+    assert teacher_name(parse_teachers(["emt & emt a=1"])) == "emt & emt a=1"
+
+
 def test_words_are_json_or_else_text() -> None:
     words = ["a=1", "b=1.0", "c=true", "d=[1]", 'e="1"', "f=True", "g=", "h=a=b", "i=cpu"]
     expected = [1, 1.0, True, [1], "1", "True", "", "a=b", "cpu"]

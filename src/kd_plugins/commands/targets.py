@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kd_plugins.teachers.structures import Frame
 
 IDS = (
     "how structures are named: auto (structure_id, frame_id, sid/fid, or the file's name), path, "
@@ -32,18 +37,18 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _label(arguments: argparse.Namespace) -> int:
     from kd_plugins import teachers
-    from kd_plugins.teachers.counting import count_structures
-    from kd_plugins.teachers.spec import TeacherSpec, teacher_name
+    from kd_plugins.teachers.spec import parse_teachers, teacher_name
 
-    name = teacher_name([TeacherSpec.parse(words) for words in arguments.teacher])
+    name = teacher_name([spec for words in arguments.teacher for spec in parse_teachers(words)])
+    frames, total = _to_label(arguments)
     report = teachers.label(
-        teachers.read_structures(arguments.structures, arguments.ids),
+        frames,
         name,
         arguments.store,
         _quantities(arguments.quantities),
         engine=arguments.engine,
         workers=arguments.workers,
-        total=count_structures(arguments.structures),
+        total=total,
     )
     print(
         f"labelled {report.labelled}, there already {report.skipped}, failed {len(report.failed)}"
@@ -52,6 +57,31 @@ def _label(arguments: argparse.Namespace) -> int:
     if report.failed:
         print(f"why they failed stands in {arguments.store}/failures.jsonl", file=sys.stderr)
     return 1 if report.failed else 0
+
+
+def _to_label(arguments: argparse.Namespace) -> tuple[Iterable[Frame], int | None]:
+    """Return the structures with their ids, and how many there are if that is known."""
+    if arguments.fairchem and (arguments.structures or arguments.ids != "auto"):
+        raise ValueError(
+            "--fairchem names the structures, and its trainer their ids; leave out "
+            + (f"{arguments.structures[0]!r}" if arguments.structures else "--ids")
+        )
+    if arguments.fairchem:
+        # fairchem may be missing, and needs its stand-ins before anything of it is imported.
+        from kd_plugins.fairchem import read_datasets
+
+        found = read_datasets(arguments.fairchem, arguments.trust_pickle)
+        return found, len(found)
+
+    if not arguments.structures:
+        raise ValueError("no structures to label; name files with structures, or --fairchem X.yml")
+    if arguments.trust_pickle:
+        raise ValueError("--trust-pickle is for data sets of fairchem; give them as --fairchem DATA")
+    from kd_plugins.teachers import read_structures
+    from kd_plugins.teachers.counting import count_structures
+
+    frames = read_structures(arguments.structures, arguments.ids)
+    return frames, count_structures(arguments.structures)
 
 
 def _quantities(words: Sequence[str] | None) -> dict[str, str] | None:
@@ -129,17 +159,30 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _asked(words: Sequence[str] | None, made_by: str) -> str | None:
-    """Return the teacher to ask; of what a store says only names that are installed are used."""
-    from kd_plugins.teachers.spec import TeacherSpec
+    """Return the teacher to ask; of what a store says, only installed names without arguments.
+
+    Anything else would import a module or open a file that whoever made the store has chosen.
+    """
+    from kd_plugins.teachers.spec import is_bare, parse_teachers, teacher_name
+    from kd_plugins.teachers.teacher import TeacherError
 
     if words is None:
         return None
     if words:
-        return str(TeacherSpec.parse(words))
-    if ":" in made_by or "trust_pickle" in made_by:
+        return teacher_name(parse_teachers(words))
+    shown = made_by if made_by.isprintable() else repr(made_by)
+    try:
+        specs = parse_teachers(made_by)
+    except TeacherError:
         raise ValueError(
-            f"the store says that its teacher is {made_by}, which would run code of that name; if "
-            f"you trust it: --ask-teacher {made_by}"
+            f"the store says that its teacher is {shown}, which is no name of a teacher here; name "
+            "the one to ask: --ask-teacher NAME key=value"
+        ) from None
+    if not all(is_bare(spec) for spec in specs):
+        typed = shown if len(specs) == 1 else shlex.quote(shown)
+        raise ValueError(
+            f"the store says that its teacher is {shown}, and what a store names is neither "
+            f"imported nor opened unless you name it; if you trust it: --ask-teacher {typed}"
         )
     return made_by
 
@@ -163,7 +206,20 @@ def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="let a teacher label structures",
         description="Label structures into a store. Run it again to go on after a stop.",
     )
-    command.add_argument("structures", nargs="+", help="any file ASE reads, or an MPtrj JSON")
+    command.add_argument("structures", nargs="*", help="any file ASE reads, or an MPtrj JSON")
+    command.add_argument(
+        "--fairchem",
+        nargs="+",
+        metavar="DATA",
+        help="in place of structures: a YAML of fairchem, whose dataset.train and dataset.val are "
+        "labelled by the ids that its trainer sees, or data sets (an ASE database, an LMDB)",
+    )
+    command.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="read data sets of --fairchem that are pickles, as OC20's LMDBs, which may run any "
+        "code",
+    )
     command.add_argument(
         "--teacher",
         required=True,
@@ -171,7 +227,8 @@ def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         metavar=("NAME", "KEY=VALUE"),
         help="a short name (emt, chgnet, chgnet+d3, eqv2, pfp, ...) or package.module:factory of "
-        "an ASE calculator, then its arguments; several make an ensemble",
+        "an ASE calculator, then its arguments, in one quoted word or in several; given several "
+        "times, an ensemble",
     )
     command.add_argument("--store", required=True, metavar="DIR")
     command.add_argument(

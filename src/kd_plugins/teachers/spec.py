@@ -6,7 +6,7 @@ import importlib
 import inspect
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -43,10 +43,13 @@ class TeacherSpec:
     def parse(cls, text: str | Sequence[str]) -> TeacherSpec:
         """Read ``NAME key=value ...``; a value is JSON, or else a string.
 
+        Args:
+            text: all of it, or the words of a command line, of which the first may hold all.
+
         Raises:
             TeacherError: if there is no name, or for a word after it that is no ``key=value``.
         """
-        name, *words = (_words(text) if isinstance(text, str) else text) or [""]
+        name, *words = _words(text) or [""]
         if not name:
             raise TeacherError(f"expected a teacher's name and perhaps key=value, got {text!r}")
         arguments = {}
@@ -108,8 +111,15 @@ class TeacherSpec:
             ) from error
 
 
-def parse_teachers(text: str) -> tuple[TeacherSpec, ...]:
-    """Read what a manifest calls its teacher: one, or several with " & " between them."""
+def parse_teachers(text: str | Sequence[str]) -> tuple[TeacherSpec, ...]:
+    """Read what a manifest calls its teacher: one, or several with " & " between them.
+
+    Args:
+        text: as `TeacherSpec.parse` takes it.
+
+    Raises:
+        TeacherError: as `TeacherSpec.parse`.
+    """
     members: list[list[str]] = [[]]
     for word in _words(text):
         if word == AND.strip():
@@ -122,6 +132,15 @@ def parse_teachers(text: str) -> tuple[TeacherSpec, ...]:
 def teacher_name(specs: Sequence[TeacherSpec]) -> str:
     """Return what `parse_teachers` reads."""
     return AND.join(map(str, specs))
+
+
+def is_bare(spec: TeacherSpec) -> bool:
+    """Return whether a teacher is a short name that is installed, without any argument.
+
+    Only such a name may come from a file of somebody else: any other imports a module, or opens a
+    file, that the file names.
+    """
+    return not spec.arguments and spec.name in {one.name for one in _points()}
 
 
 def load_teacher(teacher: str | Sequence[TeacherSpec]) -> Teacher:
@@ -146,7 +165,7 @@ def _factory(name: str) -> Any:
     module, colon, attribute = name.partition(":")
     if colon:
         return _from_module(module, attribute, name)
-    known = {point.name: point for point in metadata.entry_points(group=GROUP)}
+    known = {point.name: point for point in _points()}
     if name not in known:
         raise TeacherError(
             f"unknown teacher {name!r}{suggestion(name, known)}; any ASE calculator is "
@@ -175,11 +194,17 @@ def _from_module(module: str, attribute: str, name: str) -> Any:
     return factory
 
 
-def _words(text: str) -> list[str]:
+def _points() -> Iterable[metadata.EntryPoint]:
+    return metadata.entry_points(group=GROUP)
+
+
+def _words(text: str | Sequence[str]) -> list[str]:
+    first, *others = [text] if isinstance(text, str) else text or [""]
     try:
-        return shlex.split(text)
+        # A name has no space in it, so a first word with one was quoted with its arguments.
+        return [*shlex.split(first), *others]
     except ValueError as error:
-        raise TeacherError(f"teacher {text!r} cannot be read: {error}") from error
+        raise TeacherError(f"teacher {first!r} cannot be read: {error}") from error
 
 
 def _value(text: str) -> Any:
