@@ -41,6 +41,15 @@ class ArrayNames:
     energy: str = "energy"
     forces: str = "forces"
 
+    def __post_init__(self) -> None:
+        """Refuse names that are none, and one name for two arrays."""
+        given = {key: name for key, name in vars(self).items() if (key, name) != ("cell", None)}
+        for key, name in given.items():
+            if not isinstance(name, str) or not name:
+                raise DataError(f"ArrayNames: expected the name of an array as {key}, got {name!r}")
+        if len(set(given.values())) < len(given):
+            raise DataError(f"ArrayNames: expected a name for each array, got {given}")
+
     @property
     def geometry(self) -> tuple[str, ...]:
         """Names of what makes out a structure."""
@@ -77,15 +86,19 @@ def to_arrays(
 
     Raises:
         DataError: for no structure, an id that comes twice, or a label that is missing or not
-            finite.
+            finite; for numbers that are too large for ``dtype``; for structures that are not
+            periodic along all three vectors where there are cells, as hippynn knows no others.
 
     >>> from ase import Atoms
     >>> frame = Frame("cu", Atoms("Cu", cell=[2, 2, 2], pbc=True), {"energy": np.array(-3.5)})
     >>> sorted(to_arrays([frame], labels=["energy"]))
     ['cell', 'energy', 'energy_per_atom', 'numbers', 'positions', 'structure_key']
     """
-    names, held = names or ArrayNames(), list(frames)
+    names, held = checked_names(names), list(frames)
+    if np.dtype(dtype) not in (np.dtype("float32"), np.dtype("float64")):
+        raise DataError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
     _check_frames(held, labels)
+    _check_periodic(held, names)
     size = max(len(frame.atoms) for frame in held)
     arrays = {
         names.species: padded([frame.atoms.numbers for frame in held], size),
@@ -102,7 +115,19 @@ def to_arrays(
     if "forces" in labels:
         forces = [frame.labels["forces"] for frame in held]
         arrays[names.forces] = padded(forces, size).astype(dtype)
+    _check_finite(arrays, held)
     return arrays
+
+
+def checked_names(names: ArrayNames | None) -> ArrayNames:
+    """Return what a database calls its arrays.
+
+    Raises:
+        DataError: for anything but an `ArrayNames`.
+    """
+    if names is not None and not isinstance(names, ArrayNames):
+        raise DataError(f"names: expected ArrayNames(...), got {names!r}")
+    return names or ArrayNames()
 
 
 def padded(values: Sequence[NDArray[Any]], size: int) -> NDArray[Any]:
@@ -118,24 +143,16 @@ def structures(arrays: Mapping[str, torch.Tensor], names: ArrayNames) -> list[St
     """Return the structures of a split, without padding.
 
     Raises:
-        DataError: for arrays that are missing or do not fit each other, or values not finite.
+        DataError: for arrays that are missing.
     """
     check_there(arrays, names.geometry)
-    numbers, positions = (arrays[name].cpu().numpy() for name in names.geometry[:2])
-    if positions.shape != (*numbers.shape, 3):
-        raise DataError(
-            f"array {names.positions!r}: expected {(*numbers.shape, 3)} as of {names.species!r}, "
-            f"got {positions.shape}"
-        )
+    numbers, positions = (arrays[name].detach().cpu().numpy() for name in names.geometry[:2])
     cells = np.zeros((len(numbers), 3, 3)) if names.cell is None else arrays[names.cell].cpu()
     periodic = [names.cell is not None] * 3
-    try:
-        return [
-            Structure(z[z != 0], r[z != 0], cell, periodic)
-            for z, r, cell in zip(numbers, positions, np.asarray(cells), strict=True)
-        ]
-    except ValueError as error:
-        raise DataError(f"a structure of the database: {error}") from error
+    return [
+        Structure(z[z != 0], r[z != 0], cell, periodic)
+        for z, r, cell in zip(numbers, positions, np.asarray(cells), strict=True)
+    ]
 
 
 def check_there(arrays: Mapping[str, Any], wanted: Iterable[str]) -> None:
@@ -152,7 +169,43 @@ def check_there(arrays: Mapping[str, Any], wanted: Iterable[str]) -> None:
             )
 
 
+def _check_periodic(frames: Sequence[Frame], names: ArrayNames) -> None:
+    """Refuse structures that hippynn would repeat, or not repeat, against what they say."""
+    periodic = names.cell is not None
+    wrong = [frame for frame in frames if not (frame.atoms.pbc == periodic).all()]
+    if not wrong:
+        return
+    first = wrong[0]
+    said = "".join("FT"[int(flag)] for flag in first.atoms.pbc)
+    if not periodic:
+        what = f"is periodic (pbc {said}), but ArrayNames(cell=None) leaves the cells out"
+        remedy = "give the array of cells a name, or set pbc to False"
+    elif len(wrong) == len(frames) and not any(frame.atoms.pbc.any() for frame in frames):
+        what = f"and all others are not periodic (pbc {said}), but arrays with cells were asked for"
+        remedy = "say names=ArrayNames(cell=None) and train a model without cells"
+    else:
+        what = f"is not periodic along all cell vectors (pbc {said}), as {len(wrong)} are not"
+        remedy = (
+            "hippynn would repeat them; take them out, or give them a cell with vacuum around them "
+            "and pbc True"
+        )
+    raise DataError(f"structure {first.structure_id!r} {what}; {remedy}")
+
+
+def _check_finite(arrays: Mapping[str, NDArray[Any]], frames: Sequence[Frame]) -> None:
+    for name, value in arrays.items():
+        lost = ~np.isfinite(value).reshape(len(value), -1).all(axis=1)
+        if lost.any():
+            first = frames[int(np.flatnonzero(lost)[0])].structure_id
+            raise DataError(
+                f"structure {first!r}: {name!r} is NaN, inf or too large for {value.dtype}; mend "
+                "it or take it out"
+            )
+
+
 def _check_frames(frames: Sequence[Frame], labels: Sequence[str]) -> None:
+    if isinstance(labels, str):
+        raise DataError(f"labels: expected a list of names, got {labels!r}")
     unknown = sorted(set(labels) - set(LABELS))
     if unknown:
         raise DataError(f"labels: expected some of {', '.join(LABELS)}, got {unknown[0]!r}")
@@ -163,6 +216,12 @@ def _check_frames(frames: Sequence[Frame], labels: Sequence[str]) -> None:
         if frame.structure_id in seen:
             raise DataError(f"structure id {frame.structure_id!r} comes twice")
         seen.add(frame.structure_id)
+        if not len(frame.atoms) or not frame.atoms.numbers.all():
+            raise DataError(
+                f"structure {frame.structure_id!r}: expected atoms, each of an element, got "
+                f"{frame.atoms.get_chemical_formula() or 'none'}; hippynn takes element 0 for "
+                "padding"
+            )
         for name in labels:
             _check_label(frame, name)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from kd_plugins.core.cases import Case
-from kd_plugins.core.doctor import examine
+from kd_plugins.core.doctor import examine, split_allowed
 from kd_plugins.hippynn.arrays import ArrayNames, DataError, structures
+from kd_plugins.hippynn.geometry import check_floats, refuse
 from kd_plugins.hippynn.sources import Said
 from kd_plugins.hippynn.sums import energies
+
+logger = logging.getLogger(__name__)
 
 EXAMINED = 400
 """Structures that are looked at closely, at most."""
@@ -22,59 +26,80 @@ def check_labels(split: str, arrays: Mapping[str, torch.Tensor], names: ArrayNam
     """Refuse labels that are not finite, or not laid out as hippynn needs them.
 
     Raises:
-        DataError: naming split, array and row.
+        DataError: naming split, array and rows.
     """
-    for name in (names.energy, names.forces):
-        if name not in arrays:
-            continue
-        value = arrays[name]
-        bad = ~torch.isfinite(value).reshape(len(value), -1).all(dim=1)
-        if bool(bad.any()):
-            raise DataError(
-                f"split {split!r}: {name!r} is NaN or inf in {int(bad.sum())} of {len(bad)} "
-                f"structures, the first one in row {int(bad.nonzero()[0])}; take them out"
-            )
-    energy, species = arrays.get(names.energy), arrays.get(names.species)
+    where = f"split {split!r}: "
+    held = [name for name in (names.energy, names.forces) if name in arrays]
+    check_floats(arrays, held, where)
+    for name in held:
+        bad = ~torch.isfinite(arrays[name]).reshape(len(arrays[name]), -1).all(dim=1)
+        refuse(bad, f"{where}{name!r} is NaN or inf", "take them out")
+
+    energy, forces, species = (arrays.get(n) for n in (names.energy, names.forces, names.species))
     if energy is not None and energy.numel() != len(energy):
-        raise DataError(f"{names.energy!r}: expected one a structure, got {tuple(energy.shape)}")
-    forces = arrays.get(names.forces)
+        raise DataError(
+            f"{where}{names.energy!r}: expected one a structure, got {tuple(energy.shape)}"
+        )
     if forces is not None and species is not None and forces.shape != (*species.shape, 3):
         raise DataError(
-            f"{names.forces!r}: expected {(*species.shape, 3)} as of {names.species!r}, got "
+            f"{where}{names.forces!r}: expected {(*species.shape, 3)} as of {names.species!r}, got "
             f"{tuple(forces.shape)}"
         )
 
 
 def check_targets(
-    splits: Mapping[str, Mapping[str, torch.Tensor]], said: Mapping[str, Said], names: ArrayNames
+    splits: Mapping[str, Mapping[str, torch.Tensor]],
+    said: Mapping[str, Said],
+    names: ArrayNames,
+    allow: Sequence[str],
 ) -> None:
     """Refuse targets of another unit, sign or scope than the labels', or that are not finite.
+
+    Args:
+        splits: of a database.
+        said: split to what a teacher says of it.
+        names: what the arrays are called.
+        allow: names of errors that are logged as warnings.
 
     Raises:
         DataError: with everything that is wrong for certain.
     """
     for split, one in said.items():
         for name, value in one.values.items():
-            if not np.isfinite(value).all():
-                row = int(np.flatnonzero(~np.isfinite(value).reshape(len(value), -1).all(1))[0])
-                raise DataError(f"split {split!r}: the teacher's {name} of row {row} is NaN or inf")
+            kept = value.astype(np.float32 if _is_single(splits[split], names) else np.float64)
+            bad = ~np.isfinite(kept).reshape(len(kept), -1).all(axis=1)
+            what = f"split {split!r}: the teacher's {name} is NaN, inf or too large"
+            refuse(bad, what, "mend the teacher, or take these structures out")
+
     cases = list(_cases(splits["train"], said["train"], names))
-    wrong = [finding.message for finding in examine(cases) if finding.severity == "error"]
+    refused, overruled = split_allowed(examine(cases), allow)
+    for finding in overruled:
+        logger.warning(finding.message)
+    wrong = [finding.message for finding in refused]
     if wrong:
         raise DataError("\n  ".join(["the teacher's targets cannot be right:", *wrong]))
 
 
+def _is_single(arrays: Mapping[str, torch.Tensor], names: ArrayNames) -> bool:
+    return arrays[names.positions].dtype == torch.float32
+
+
 def _cases(arrays: Mapping[str, torch.Tensor], said: Said, names: ArrayNames) -> Iterator[Case]:
     held, total = structures(arrays, names), energies(said)
+    labels = {
+        quantity: arrays[name].detach().cpu().double().numpy()
+        for quantity, name in (("energy", names.energy), ("forces", names.forces))
+        if name in arrays
+    }
     rows = np.flatnonzero(said.present)
     for row in rows[np.linspace(0, len(rows) - 1, min(EXAMINED, len(rows))).astype(int)]:
         real = arrays[names.species][row].cpu().numpy() != 0
         teacher: dict[str, Any] = {} if total is None else {"energy": total[row]}
-        if "forces" in said.values:
-            teacher["forces"] = said.values["forces"][row][real]
-        labels: dict[str, Any] = {}
-        if names.energy in arrays:
-            labels["energy"] = arrays[names.energy][row].double().item()
-        if names.forces in arrays and "forces" in teacher:
-            labels["forces"] = arrays[names.forces][row].double().numpy()[real]
-        yield Case(f"row {row}", held[row], labels, teacher)
+        for name, value in said.values.items():
+            teacher[name] = value[row] if name == "energy" else value[row][real]
+        label: dict[str, Any] = {}
+        if "energy" in labels:
+            label["energy"] = labels["energy"][row].item()
+        if "forces" in labels and "forces" in teacher:
+            label["forces"] = labels["forces"][row][real]
+        yield Case(f"row {row}", held[row], label, teacher)

@@ -1,9 +1,10 @@
-"""Where targets come from: hippynn models, ASE calculators, a TargetStore."""
+"""Where targets come from: hippynn models, ASE calculators, a TargetStore, or several of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from kd_plugins.hippynn.arrays import (
     structure_keys,
     structures,
 )
+from kd_plugins.hippynn.geometry import rows_of
 from kd_plugins.hippynn.teacher import SPREAD, HippynnTeacher
 from kd_plugins.teachers.calculator import CalculatorTeacher, check_quantities
 from kd_plugins.teachers.structures import to_atoms
@@ -44,14 +46,29 @@ class Said:
     spreads: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
-def opened(teacher: Any) -> Any:
-    """Return a store or an ASE calculator as it is, and anything else as a `HippynnTeacher`.
+def opened(teacher: Any) -> list[Any]:
+    """Return the members of a teacher, one or several, each ready for `ask`.
+
+    A store or an ASE calculator stays as it is, the folder of a store is opened, and anything else
+    becomes a `HippynnTeacher`.
 
     Raises:
-        DataError: if it is none of them.
+        DataError: for a member that is none of them.
     """
+    given = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+    if not given:
+        raise DataError("expected one teacher or more, got an empty list")
+    if any(isinstance(one, list | tuple) for one in given):
+        raise DataError("expected a list of teachers, got a list in it; give them all in one")
+    return [_opened(one) for one in given]
+
+
+def _opened(teacher: Any) -> Any:
     if isinstance(teacher, TargetStore | HippynnTeacher) or hasattr(teacher, "get_property"):
         return teacher
+    is_path = isinstance(teacher, str | Path)
+    if is_path and (Path(teacher).expanduser() / "manifest.json").is_file():
+        return TargetStore.open(Path(teacher).expanduser())
     return HippynnTeacher(teacher)
 
 
@@ -63,7 +80,7 @@ def ask(
     split: str,
     allow_missing: bool,
 ) -> Said:
-    """Return what a teacher that has been `opened` says of one split.
+    """Return what a member that has been `opened` says of one split.
 
     Raises:
         DataError: if it cannot be asked, or lacks structures that it must not lack.
@@ -80,6 +97,21 @@ def ask(
     )
 
 
+def mean(members: Sequence[Said]) -> Said:
+    """Return the mean of what several members say, with the sample standard deviation over them.
+
+    A structure counts where all of them say something. One member stays as it is.
+    """
+    if len(members) == 1:
+        return members[0]
+    stacked = {name: np.stack([one.values[name] for one in members]) for name in members[0].values}
+    return Said(
+        {name: value.mean(axis=0) for name, value in stacked.items()},
+        np.logical_and.reduce([one.present for one in members]),
+        {name: value.std(axis=0, ddof=1) for name, value in stacked.items()},
+    )
+
+
 def _of_calculator(
     calculator: Any,
     arrays: Mapping[str, torch.Tensor],
@@ -90,7 +122,9 @@ def _of_calculator(
     teacher = CalculatorTeacher(calculator)
     check_quantities(quantities, teacher.quantities, type(calculator).__name__)
     bar = tqdm(structures(arrays, names), f"asking the teacher of {split!r}", unit=" structures")
-    return _gathered(bar, lambda row, one: teacher(to_atoms(one), quantities), arrays, names)
+    return _gathered(
+        bar, lambda row, one: teacher(to_atoms(one), quantities), arrays, names, quantities, split
+    )
 
 
 def _of_store(
@@ -101,52 +135,85 @@ def _of_store(
     split: str,
     allow_missing: bool,
 ) -> Said:
-    check_there(arrays, [STRUCTURE_KEY])
-    check_quantities(quantities, tuple(store.manifest.dtypes), f"the store {store.folder.name}")
+    who = f"the store {store.folder.name}"
+    keys, held = _keys(arrays, split), tuple(store.manifest.dtypes)
+    check_quantities(quantities, held, who)
+    asked = [*quantities, *(name + SPREAD for name in quantities if name + SPREAD in held)]
     ids = list(store.ids())
     known = dict(zip(structure_keys(ids).tolist(), ids, strict=True))
-    keys = arrays[STRUCTURE_KEY].tolist()
-    missing = [row for row, key in enumerate(keys) if key not in known]
-    if missing and not allow_missing:
-        raise DataError(
-            f"split {split!r}: the store has no targets of {len(missing)} of {len(keys)} "
-            f"structures, the first one in row {missing[0]}; label them, or give "
-            "allow_missing=True, with which they do not count"
-        )
 
     def read(row: int, one: Structure) -> One:
         if keys[row] not in known:
             return None
         targets = store.read(known[keys[row]], one)
-        return {
-            name: targets.values[name].double().numpy()
-            for name in quantities
-            if name in targets.values and bool(targets.mask(name).all())
-        }
+        there = [n for n in asked if n in targets.values and bool(targets.mask(n).all())]
+        if not set(quantities) <= set(there):
+            return None
+        return {name: targets.values[name].double().numpy() for name in there}
 
-    try:
-        return _gathered(structures(arrays, names), read, arrays, names)
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    said = _gathered(structures(arrays, names), read, arrays, names, quantities, split)
+    missing = np.flatnonzero(~said.present)
+    if len(missing) and not allow_missing:
+        raise DataError(
+            f"split {split!r}: {who} has no targets of {len(missing)} of {len(keys)} structures, "
+            f"{rows_of(missing)}; label them with the ids that {STRUCTURE_KEY!r} was made of, or "
+            "give allow_missing=True, with which they do not count"
+        )
+    return said
+
+
+def _keys(arrays: Mapping[str, torch.Tensor], split: str) -> list[int]:
+    """Return the number of each row's structure id.
+
+    Raises:
+        DataError: for keys that are no whole numbers, as arrays of floats would round them.
+    """
+    check_there(arrays, [STRUCTURE_KEY])
+    keys = arrays[STRUCTURE_KEY]
+    if keys.dtype != torch.int64 or keys.numel() != len(keys):
+        raise DataError(
+            f"split {split!r}: {STRUCTURE_KEY!r}: expected one int64 a structure, as "
+            f"structure_keys(ids) gives, got {keys.dtype} {tuple(keys.shape)}"
+        )
+    return keys.reshape(-1).tolist()
 
 
 def _gathered(
-    rows: Any,
+    rows: Iterable[Structure],
     say: Callable[[int, Structure], One],
     arrays: Mapping[str, torch.Tensor],
     names: ArrayNames,
+    quantities: Sequence[str],
+    split: str,
 ) -> Said:
-    """Return what is said of structures one by one, padded as the arrays are."""
+    """Return what is said of structures one by one, padded as the arrays are.
+
+    Raises:
+        DataError: naming split and row, if it cannot be said.
+    """
     real = arrays[names.species].cpu().numpy() != 0
-    held = [say(row, one) for row, one in enumerate(rows)]
-    quantities = sorted({name for one in held if one for name in one})
-    present = np.array([bool(one) and len(one) == len(quantities) for one in held])
-    values = {name: np.zeros((*_shape(name, real),)) for name in quantities}
-    for row, one in enumerate(held):
-        for name, value in (one or {}).items() if present[row] else ():
-            place = row if name == "energy" else (row, real[row])
-            values[name][place] = value.reshape(values[name][place].shape)
-    return Said(values, present)
+    values = {name: np.zeros(_shape(name, real)) for name in quantities}
+    spreads = {name: np.zeros(_shape(name, real)) for name in quantities}
+    present, spread_in = np.zeros(len(real), bool), dict.fromkeys(quantities, True)
+    for row, structure in enumerate(rows):
+        # Calculators raise what they like; which structure it was is what the user needs.
+        try:
+            said = say(row, structure)
+            for name in quantities if said else ():
+                place = row if name == "energy" else (row, real[row])
+                values[name][place] = said[name].reshape(values[name][place].shape)
+                spread = said.get(name + SPREAD)
+                spread_in[name] &= spread is not None
+                if spread is not None:
+                    spreads[name][place] = spread.reshape(values[name][place].shape)
+        except Exception as error:
+            what = (
+                f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error
+            )
+            raise DataError(f"split {split!r}, row {row}: {what}") from error
+        present[row] = bool(said)
+    held = {name: one for name, one in spreads.items() if spread_in[name] and present.any()}
+    return Said(values, present, held)
 
 
 def _shape(name: str, real: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kd_plugins.core.doctor import check_allow
 from kd_plugins.core.names import suggestion
-from kd_plugins.hippynn.arrays import ArrayNames, DataError
+from kd_plugins.hippynn.arrays import ArrayNames, DataError, checked_names
+from kd_plugins.hippynn.geometry import check_geometry
 from kd_plugins.hippynn.loss import TEACHER, WEIGHT
 from kd_plugins.hippynn.preflight import check_labels, check_targets
-from kd_plugins.hippynn.sources import Said, ask, opened
+from kd_plugins.hippynn.sources import Said, ask, mean, opened
 from kd_plugins.hippynn.sums import SumErrors, aligned, offsets, sum_errors
 from kd_plugins.hippynn.teacher import QUANTITIES
 
+logger = logging.getLogger(__name__)
+
 OFFSET = 0.1
 """eV/atom by which a teacher's energies may be off the labels as a whole, unless aligned."""
+OFFSET_ERROR = "energy_offset"
+"""What that is called in ``allow``."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +37,11 @@ class TargetsReport:
 
     Args:
         quantities: names of the teacher's quantities.
-        sums: split to how far the teacher's energies are from the labels; empty without labels.
+        sums: split to how far the teacher's energies are from the labels; none without labels.
         missing: split to how many structures have no target.
         dropped: split to rows whose targets do not count, by ``max_sum_error``.
         offsets: atomic number to eV that was taken from each such atom's energy.
+        sizes: split to how many structures it has.
     """
 
     quantities: tuple[str, ...]
@@ -39,13 +49,19 @@ class TargetsReport:
     missing: Mapping[str, int]
     dropped: Mapping[str, tuple[int, ...]]
     offsets: Mapping[int, float]
+    sizes: Mapping[str, int]
 
     def __str__(self) -> str:
         head = "split    structures missing dropped   teacher - label, meV/atom: mean    rms  worst"
         lines = [head]
-        for split, one in self.sums.items():
-            counts = f"{one.n:10d} {self.missing[split]:7d} {len(self.dropped[split]):7d}"
-            errors = f"{1e3 * one.mean:36.1f} {1e3 * one.rms:6.1f} {1e3 * one.worst:6.1f}"
+        for split, missing in self.missing.items():
+            counts = f"{self.sizes[split]:10d} {missing:7d} {len(self.dropped[split]):7d}"
+            one = self.sums.get(split)
+            errors = (
+                f"{1e3 * one.mean:36.1f} {1e3 * one.rms:6.1f} {1e3 * one.worst:6.1f}"
+                if one
+                else f"{'no energies to compare':>50}"
+            )
             lines.append(f"{split:8s} {counts} {errors}")
         return "\n".join(lines)
 
@@ -60,6 +76,7 @@ def add_teacher_targets(
     max_sum_error: float | None = None,
     spread: float | None = None,
     allow_missing: bool = False,
+    allow: Sequence[str] = (),
 ) -> TargetsReport:
     """Put what a teacher says of every structure into every split of a hippynn database.
 
@@ -69,79 +86,185 @@ def add_teacher_targets(
 
     Args:
         database: a hippynn ``Database`` that has been split.
-        teacher: a hippynn model, a folder that hippynn trained in, an energy node, or a list of
-            these, of which the mean is taken; a ``TargetStore``, whose structures are found by
-            ``structure_key``; or any ASE calculator with these quantities.
+        teacher: a hippynn model, a folder that hippynn trained in, or an energy node; a
+            ``TargetStore`` or its folder, whose structures are found by ``structure_key``; any ASE
+            calculator with these quantities; or a list of these, of which the mean is taken.
         quantities: ``atomic_energies``, ``energy``, ``forces`` or some of them.
         names: what the database calls its arrays.
-        align: take the teacher's offset to the labels, fitted element by element on the training
+        align: take a teacher's offset to the labels, fitted element by element on the training
             split, from its energies; for teachers whose atoms have another zero of energy.
         max_sum_error: eV/atom; structures whose energy by the teacher is further from the label
             are left out of every target, and listed.
-        spread: eV, of several models; an atom's target then counts 1 / (1 + (std / spread)²).
+        spread: eV, of several teachers or of a store that holds ``atomic_energies_std``; an atom's
+            target then counts 1 / (1 + (std / spread)²).
         allow_missing: let structures be that a store does not hold; they do not count.
+        allow: names of errors that are logged as warnings, such as ``energy_unit``; a message that
+            can be overruled says its name.
 
     Raises:
         DataError: for targets that cannot be right, such as another unit, energies per atom for
             total ones, elements that the teacher does not know, or structures that differ from
-            those that were labelled.
+            those that were labelled; for structures that are not periodic among crystals.
         KeyError: for a quantity that does not exist.
+        ValueError: for a name in ``allow`` that no error has.
     """
-    names = names or ArrayNames()
-    wanted, teacher = _checked(database, quantities), opened(teacher)
+    allow = check_allow(allow, own=(OFFSET_ERROR,))
+    wanted, names = _checked(database, quantities), _checked_names(database, names)
+    _check_limits(wanted, max_sum_error, spread)
+    members = opened(teacher)
     for split, arrays in database.splits.items():
+        check_geometry(arrays, names, f"split {split!r}: ")
         check_labels(split, arrays, names)
-    said = {
-        split: ask(teacher, arrays, names, wanted, split, allow_missing)
-        for split, arrays in database.splits.items()
-    }
-    moved = offsets(database.splits["train"], said["train"], names) if align else {}
-    said = {
-        split: aligned(one, database.splits[split][names.species], moved)
-        for split, one in said.items()
-    }
+
+    one_by_one = [
+        _said(database, member, names, wanted, align, allow_missing) for member in members
+    ]
+    for number, (said, _) in enumerate(one_by_one, start=1):
+        who = f"teacher {number} of {len(members)}: " if len(members) > 1 else ""
+        _check_member(database, said, names, align, allow, who)
+
+    said = {split: mean([one[split] for one, _ in one_by_one]) for split in database.splits}
+    moved = _mean_offsets([offset for _, offset in one_by_one])
     sums = {s: sum_errors(database.splits[s], one, names) for s, one in said.items()}
     held = {split: one for split, one in sums.items() if one is not None}
-    check_targets(database.splits, said, names)
-    _check_offset(held, align)
     dropped = {split: _beyond(held, split, max_sum_error) for split in said}
-    _write(database, said, dropped, names, spread)
+    made = {s: _arrays(database.splits[s], said[s], dropped[s], names, spread) for s in said}
+    _check_left(made)
+    for split, arrays in made.items():
+        database.splits[split].update(arrays)
+
     missing = {split: int((~one.present).sum()) for split, one in said.items()}
-    report = TargetsReport(wanted, held, missing, dropped, moved)
+    sizes = {split: len(one.present) for split, one in said.items()}
+    report = TargetsReport(wanted, held, missing, dropped, moved, sizes)
     if not database.quiet:
         print(report)
     return report
 
 
+def _said(
+    database: Any,
+    member: Any,
+    names: ArrayNames,
+    wanted: Sequence[str],
+    align: bool,
+    allow_missing: bool,
+) -> tuple[dict[str, Said], dict[int, float]]:
+    """Return what one teacher says of each split, and the offsets that were taken from it."""
+    said = {
+        split: ask(member, arrays, names, wanted, split, allow_missing)
+        for split, arrays in database.splits.items()
+    }
+    moved = offsets(database.splits["train"], said["train"], names) if align else {}
+    return {
+        split: aligned(one, database.splits[split][names.species], moved)
+        for split, one in said.items()
+    }, moved
+
+
+def _check_member(
+    database: Any,
+    said: Mapping[str, Said],
+    names: ArrayNames,
+    align: bool,
+    allow: Sequence[str],
+    who: str,
+) -> None:
+    """Refuse one teacher; among several, a wrong one would hide in the mean."""
+    try:
+        check_targets(database.splits, said, names, allow)
+        if not align:
+            _check_offset(sum_errors(database.splits["train"], said["train"], names), allow)
+    except DataError as error:
+        raise DataError(f"{who}{error}") from error
+
+
+def _mean_offsets(moved: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    return {z: float(np.mean([one[z] for one in moved])) for z in moved[0]}
+
+
 def _checked(database: Any, quantities: Sequence[str]) -> tuple[str, ...]:
-    if not getattr(database, "splits", None) or "train" not in database.splits:
+    if not isinstance(getattr(database, "splits", None), dict):
+        raise DataError(f"database: expected a hippynn Database, got {type(database).__name__}")
+    if "train" not in database.splits:
         raise DataError(
             "the database has no training split yet; split it first, such as with "
             "make_trainvalidtest_split"
         )
+    left = len(database.arr_dict["indices"]) if not database.splitting_completed else 0
+    if left:
+        raise DataError(
+            f"{left} structures of the database are in no split yet, and would have no targets; "
+            "split them first, such as with split_the_rest"
+        )
     if isinstance(quantities, str) or not quantities:
         raise DataError(f"quantities: expected one or more names, got {quantities!r}")
+    if len(set(quantities)) < len(quantities):
+        raise DataError(f"quantities: expected different names, got {tuple(quantities)}")
     for name in quantities:
         if name not in QUANTITIES:
             raise KeyError(f"unknown quantity {name!r} of a teacher{suggestion(name, QUANTITIES)}")
-        if TEACHER + name in database.splits["train"]:
-            raise DataError(
-                f"the database has {TEACHER + name!r} already; targets are added once, so make the "
-                "database anew for another teacher"
-            )
+        for made in (TEACHER + name, TEACHER + name + WEIGHT):
+            if any(made in arrays for arrays in database.splits.values()):
+                raise DataError(
+                    f"the database has {made!r} already; targets are added once, so make the "
+                    "database anew for another teacher"
+                )
     return tuple(quantities)
 
 
-def _check_offset(sums: Mapping[str, SumErrors], is_aligned: bool) -> None:
-    if "train" not in sums or is_aligned:
-        return
-    typical, scatter = sums["train"].typical
-    if abs(typical) > max(OFFSET, 2 * scatter):
-        raise DataError(
-            f"the teacher's energies are {typical:.3f} eV/atom above the labels, and scatter by "
-            f"{scatter:.3f}; if only its atoms have another zero of energy, give align=True; is "
-            "it the right teacher?"
+def _checked_names(database: Any, names: ArrayNames | None) -> ArrayNames:
+    """Refuse names of labels that the user gave and the database lacks; else say what is missed."""
+    names, arrays = checked_names(names), database.splits["train"]
+    for label, name, usual in (
+        ("energy", names.energy, ArrayNames.energy),
+        ("forces", names.forces, ArrayNames.forces),
+    ):
+        if name not in arrays and name != usual:
+            raise DataError(
+                f"the database has no array {name!r}, which ArrayNames says the {label} are "
+                f"called; it has {', '.join(sorted(arrays))}"
+            )
+    if names.energy not in arrays:
+        logger.warning(
+            f"the database has no array {names.energy!r}, so the teacher's energies are not "
+            "compared with labels; if they are called otherwise, say names=ArrayNames(energy=...)"
         )
+    return names
+
+
+def _check_limits(wanted: Sequence[str], max_sum_error: Any, spread: Any) -> None:
+    """Refuse limits with which no target or a NaN would be left."""
+    limits = (("max_sum_error", max_sum_error, "eV/atom"), ("spread", spread, "eV"))
+    for name, value, unit in limits:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if value is not None and not (is_number and math.isfinite(value) and value > 0):
+            raise DataError(
+                f"{name}: expected a number of {unit} above 0, got {value!r}; leave it out, and "
+                "every target counts in full"
+            )
+    if spread is not None and "atomic_energies" not in wanted:
+        raise DataError(
+            f"spread: weighs atomic_energies, which are not among {tuple(wanted)}; leave it out"
+        )
+
+
+def _check_offset(sums: SumErrors | None, allow: Sequence[str]) -> None:
+    if sums is None:
+        return
+    typical, scatter = sums.typical
+    if not abs(typical) > max(OFFSET, 2 * scatter):
+        return
+    what = (
+        f"the teacher's energies are {typical:.3f} eV/atom above the labels, and scatter by "
+        f"{scatter:.3f}"
+    )
+    if OFFSET_ERROR in allow:
+        logger.warning(f"{what} (overruled by allow: [{OFFSET_ERROR}])")
+        return
+    raise DataError(
+        f"{what}; if only its atoms have another zero of energy, give align=True; is it the right "
+        f"teacher? If it is meant so, allow: [{OFFSET_ERROR}] overrules this"
+    )
 
 
 def _beyond(sums: Mapping[str, SumErrors], split: str, limit: float | None) -> tuple[int, ...]:
@@ -155,23 +278,23 @@ def _beyond(sums: Mapping[str, SumErrors], split: str, limit: float | None) -> t
     return tuple(sums[split].beyond(limit))
 
 
-def _write(
-    database: Any,
-    said: Mapping[str, Said],
-    dropped: Mapping[str, Sequence[int]],
+def _arrays(
+    arrays: Mapping[str, torch.Tensor],
+    one: Said,
+    dropped: Sequence[int],
     names: ArrayNames,
     spread: float | None,
-) -> None:
-    for split, one in said.items():
-        arrays = database.splits[split]
-        like = arrays[names.positions]
-        counts = one.present.copy()
-        counts[list(dropped[split])] = False
-        for name, value in one.values.items():
-            weight = _weight(name, one, counts, arrays[names.species].cpu().numpy() != 0, spread)
-            value = value[:, None] if name == "energy" else value
-            arrays[TEACHER + name] = torch.as_tensor(value).to(like)
-            arrays[TEACHER + name + WEIGHT] = torch.as_tensor(weight).to(like)
+) -> dict[str, torch.Tensor]:
+    """Return the arrays that a split gets."""
+    like, made = arrays[names.positions], {}
+    counts = one.present.copy()
+    counts[list(dropped)] = False
+    for name, value in one.values.items():
+        weight = _weight(name, one, counts, arrays[names.species].cpu().numpy() != 0, spread)
+        value = value[:, None] if name == "energy" else value
+        made[TEACHER + name] = torch.as_tensor(value).to(like)
+        made[TEACHER + name + WEIGHT] = torch.as_tensor(weight).to(like)
+    return made
 
 
 def _weight(
@@ -184,3 +307,18 @@ def _weight(
     if name not in one.spreads:
         raise DataError("spread: there is one teacher, so there is no spread; leave it out")
     return weight / (1 + np.square(one.spreads[name] / spread))
+
+
+def _check_left(made: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Refuse a training split without any target; say so of another one."""
+    for split, arrays in made.items():
+        weights = [array for name, array in arrays.items() if name.endswith(WEIGHT)]
+        if any(bool(weight.any()) for weight in weights):
+            continue
+        what = f"split {split!r}: no structure has a target that counts"
+        if split == "train":
+            raise DataError(
+                f"{what}, so there is nothing to learn from; is it the right store, or is "
+                "max_sum_error too small?"
+            )
+        logger.warning(f"{what}; its errors from the teacher will read 0")

@@ -18,7 +18,8 @@ from hippynn.graphs.nodes.pairs import DynamicPeriodicPairs, PairUncacher, Perio
 from hippynn.graphs.nodes.tags import Encoder, Energies, PairIndexer
 from numpy.typing import NDArray
 
-from kd_plugins.hippynn.arrays import ArrayNames, DataError, check_there
+from kd_plugins.hippynn.arrays import ArrayNames, DataError
+from kd_plugins.hippynn.geometry import check_geometry
 
 QUANTITIES = ("atomic_energies", "energy", "forces")
 SPREAD = "_std"
@@ -46,6 +47,8 @@ class HippynnTeacher:
         given = list(models) if isinstance(models, list | tuple) else [models]
         if not given:
             raise DataError("expected one hippynn model or more, got an empty list")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise DataError(f"batch_size: expected one structure or more, got {batch_size!r}")
         self.batch_size = batch_size
         self._models = [(_load(model), hasattr(model, "main_output")) for model in given]
         self.species = frozenset.intersection(*(graph.species for graph in self._graphs()))
@@ -74,7 +77,7 @@ class HippynnTeacher:
             DataError: for an element that a model does not know, which hippynn would take for
                 padding, or an array that is missing.
         """
-        check_there(arrays, names.geometry)
+        check_geometry(arrays, names)
         self._check_species(arrays[names.species])
         wanted = tuple(quantities)
         if wanted not in self._predictors:
@@ -100,7 +103,7 @@ class HippynnTeacher:
         graphs = self._graphs()
         nodes = [graph.nodes(quantities) for graph in graphs]
         if len(graphs) == 1:
-            return Predictor(graphs[0].inputs, list(nodes[0].values())), nodes[0]
+            return _on_its_device(Predictor(graphs[0].inputs, list(nodes[0].values()))), nodes[0]
         members = [
             GraphModule(graph.inputs, list(one.values()))
             for graph, one in zip(graphs, nodes, strict=True)
@@ -111,7 +114,7 @@ class HippynnTeacher:
         for name in quantities:
             outputs[name] = parts[f"ensemble_{name}.mean"]
             outputs[name + SPREAD] = parts[f"ensemble_{name}.std"]
-        return Predictor(ensemble.input_nodes, list(outputs.values())), outputs
+        return _on_its_device(Predictor(ensemble.input_nodes, list(outputs.values()))), outputs
 
 
 class _Graph:
@@ -165,6 +168,12 @@ def _load(model: Any) -> GraphModule:
     return graphs[0]
 
 
+def _on_its_device(predictor: Predictor) -> Predictor:
+    """Let it send a database's arrays to where the first of its weights is."""
+    predictor.model_device = next(predictor.graph.parameters()).device
+    return predictor
+
+
 def _energy(graph: GraphModule) -> Any:
     try:
         found = find_relatives(graph.nodes_to_compute, lambda node: isinstance(node, Energies))
@@ -191,5 +200,11 @@ def _inputs(
     wanted = {node.db_name: own[node.db_name] for node in predictor.inputs}
     if None in wanted.values():
         raise DataError("the teacher needs cells, but names=ArrayNames(cell=None) has none")
+    if names.cell is not None and "cell" not in wanted:
+        raise DataError(
+            "the teacher was trained without cells, so that nothing is periodic for it, but the "
+            f"database has cells ({names.cell!r}); if its structures are not periodic either, say "
+            "names=ArrayNames(cell=None)"
+        )
     found = {name: arrays[theirs].detach().cpu() for name, theirs in wanted.items()}
     return {n: v.to(dtype) if v.is_floating_point() else v for n, v in found.items()}

@@ -1,0 +1,415 @@
+"""Databases, teachers and limits with which a training would be wrong: each one clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from hippynn.databases import Database
+from hippynn.graphs import inputs, networks, targets
+
+from kd_plugins.core.manifest import Manifest
+from kd_plugins.core.record import Record
+from kd_plugins.core.store import TargetStore
+from kd_plugins.hippynn import (
+    ArrayNames,
+    DataError,
+    HippynnTeacher,
+    add_teacher_targets,
+    to_arrays,
+)
+from kd_plugins.teachers.structures import Frame, to_structure
+from tests.hippynn import small
+
+Change = Callable[[dict[str, torch.Tensor]], None]
+
+
+@pytest.fixture(scope="module")
+def held() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def frames(shared_file: Callable[[str], Path], held: dict[str, Any]) -> list[Frame]:
+    held.setdefault("frames", small.frames(shared_file, small=6, large=6))
+    return held["frames"]
+
+
+@pytest.fixture
+def teacher(frames: list[Frame], held: dict[str, Any]) -> small.Hipnn:
+    """An untrained one whose atoms have the labels' mean energy; nobody changes it."""
+    if "teacher" not in held:
+        held["teacher"] = small.hipnn()
+        small.initialise(held["teacher"], small.database(frames))
+    return held["teacher"]
+
+
+def made(data: Any) -> list[str]:
+    return [name for arrays in data.splits.values() for name in arrays if "teacher_" in name]
+
+
+def set_to(name: str, value: Callable[[torch.Tensor], Any], split: str = "train") -> Callable:
+    """Return what puts another array in the place of one."""
+    return lambda data: data.splits[split].update(
+        {name: torch.as_tensor(value(data.splits[split][name]))}
+    )
+
+
+def edited(name: str, index: Any, value: Any, split: str = "train") -> Callable[[Any], None]:
+    """Return what changes a few numbers of an array."""
+
+    def change(data: Any) -> None:
+        array = data.splits[split][name].clone()
+        array[index] = value
+        data.splits[split][name] = array
+
+    return change
+
+
+def flags(data: Any) -> None:
+    for arrays in data.splits.values():
+        arrays["_pbc"] = torch.ones(len(arrays["cell"]), 3)
+    data.splits["train"]["_pbc"][3, 2] = 0
+
+
+def cellless(data: Any) -> None:
+    for arrays in data.splits.values():
+        arrays["cell"] = torch.zeros_like(arrays["cell"])
+
+
+DATABASES: Mapping[str, tuple[Callable[[Any], None], str]] = {
+    "one is a molecule": (
+        edited("cell", [1, 4], 0.0),
+        r"split 'train': 'cell' has no volume in 2 of \d+ structures, rows 1, 4; hippynn would",
+    ),
+    "one is a slab": (edited("cell", (2, 2), 0.0, "valid"), "split 'valid': 'cell' has no volume"),
+    "all are molecules": (cellless, r"no structure has a cell.*ArrayNames\(cell=None\)"),
+    "flags": (flags, "split 'train': '_pbc' says not periodic in 1 of .*row 3"),
+    "flat cells": (set_to("cell", lambda a: a.flatten(1)), r"'cell': expected \(\d+, 3, 3\) as of"),
+    "one cell": (set_to("cell", lambda a: a[0]), r"'cell': expected \(\d+, 3, 3\)"),
+    "NaN cell": (edited("cell", 0, np.nan), "'cell' is NaN or inf in 1 of .*row 0"),
+    "inf position": (edited("positions", (2, 0), np.inf), "'positions' is NaN or inf in 1 .*row 2"),
+    "flat positions": (set_to("positions", lambda a: a.flatten(1)), "'positions': expected"),
+    "whole positions": (set_to("positions", lambda a: a.long()), "expected float32 or float64"),
+    "half positions": (set_to("positions", lambda a: a.half()), "float32 or float64, got .*16"),
+    "half energies": (set_to("energy", lambda a: a.half()), "'energy': expected float32 or"),
+    "broken species": (set_to("numbers", lambda a: a.float()), "expected whole atomic numbers"),
+    "flat species": (set_to("numbers", lambda a: a[:, 0]), "expected whole atomic numbers"),
+    "negative species": (edited("numbers", (1, 0), -1), "no element has in 1 of .*row 1"),
+    "species 300": (edited("numbers", (1, 0), 300), "no element has in 1 of .*row 1"),
+    "no atoms": (edited("numbers", 5, 0), "'numbers' holds no atom in 1 of .*row 5"),
+    "no structures": (
+        lambda data: data.splits.update(valid={n: a[:0] for n, a in data.splits["valid"].items()}),
+        "split 'valid': 'numbers': expected .* of one structure or more",
+    ),
+    "two energies": (set_to("energy", lambda a: a.repeat(1, 2)), "expected one a structure"),
+    "not all split": (
+        lambda data: (
+            setattr(data, "splitting_completed", False)
+            or data.arr_dict.update(indices=torch.arange(4))
+        ),
+        "4 structures of the database are in no split yet",
+    ),
+    "targets of validation": (
+        lambda data: data.splits["valid"].update(teacher_atomic_energies=torch.zeros(1)),
+        "has 'teacher_atomic_energies' already",
+    ),
+    "weights alone": (
+        lambda data: data.splits["train"].update(teacher_atomic_energies_weight=torch.zeros(1)),
+        "has 'teacher_atomic_energies_weight' already",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DATABASES)
+def test_a_bad_database_is_refused(name: str, frames: list[Frame], teacher: small.Hipnn) -> None:
+    change, message = DATABASES[name]
+    data = small.database(frames)
+    change(data)
+    before = made(data)
+    with pytest.raises(DataError, match=message):
+        add_teacher_targets(data, teacher.energy)
+    assert made(data) == before
+
+
+SETTINGS: Mapping[str, tuple[dict[str, Any], str]] = {
+    "spread 0": ({"spread": 0}, "spread: expected a number of eV above 0, got 0"),
+    "spread -1": ({"spread": -1.0}, "spread: expected a number of eV above 0, got -1.0"),
+    "spread NaN": ({"spread": float("nan")}, "spread: expected a number"),
+    "spread a word": ({"spread": "0.1"}, "spread: expected a number"),
+    "spread True": ({"spread": True}, "spread: expected a number"),
+    "spread of forces": ({"spread": 0.1, "quantities": ("forces",)}, "weighs atomic_energies"),
+    "sum error -1": ({"max_sum_error": -1}, "max_sum_error: expected a number of eV/atom above 0"),
+    "sum error 0": ({"max_sum_error": 0.0}, "max_sum_error: expected a number of eV/atom above 0"),
+    "sum error NaN": ({"max_sum_error": np.nan}, "max_sum_error: expected a number"),
+    "sum error inf": ({"max_sum_error": np.inf}, "max_sum_error: expected a number"),
+    "sum error tiny": ({"max_sum_error": 1e-12}, "'train': no structure has a target that counts"),
+    "quantity twice": ({"quantities": ("energy", "energy")}, "expected different names"),
+    "names a dict": ({"names": {"species": "Z"}}, "names: expected ArrayNames"),
+    "energy called E": ({"names": ArrayNames(energy="E")}, "no array 'E', which ArrayNames says"),
+    "forces called F": ({"names": ArrayNames(forces="F")}, "no array 'F', which ArrayNames says"),
+    "forces as energy": (
+        {"names": ArrayNames(energy="forces", forces="energy")},
+        "'forces': expected one a structure",
+    ),
+    "energy as positions": ({"names": ArrayNames(positions="energy", energy="positions")}, "expec"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_bad_settings_are_refused(name: str, frames: list[Frame], teacher: small.Hipnn) -> None:
+    """spread=0 made every weight NaN, and max_sum_error=-1 dropped every target."""
+    settings, message = SETTINGS[name]
+    data = small.database(frames)
+    members = [teacher.energy, small.near(teacher).energy]
+    with pytest.raises(DataError, match=message):
+        add_teacher_targets(data, members, **settings)
+    assert not made(data)
+
+
+def test_names_are_checked_when_they_are_made() -> None:
+    with pytest.raises(DataError, match="expected the name of an array as species, got None"):
+        ArrayNames(species=None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="expected a name for each array"):
+        ArrayNames(energy="forces")
+
+
+@pytest.mark.parametrize("allow", ["energy_unit", ["energy_units"], 3])
+def test_a_name_to_overrule_is_checked(
+    allow: Any, frames: list[Frame], teacher: small.Hipnn
+) -> None:
+    data = small.database(frames)
+    with pytest.raises(ValueError, match="^allow: "):
+        add_teacher_targets(data, teacher.energy, allow=allow)
+    assert not made(data)
+
+
+def test_what_is_overruled_is_logged(
+    frames: list[Frame], teacher: small.Hipnn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The message of a refusal says by which name."""
+    data = small.database(frames)
+    for arrays in data.splits.values():
+        arrays["energy"] += 5 * (arrays["numbers"] != 0).sum(1, keepdim=True)
+    with pytest.raises(DataError, match=r"allow: \[energy_offset\] overrules this"):
+        add_teacher_targets(data, teacher.energy)
+    add_teacher_targets(data, teacher.energy, allow=["energy_offset"])
+    assert "overruled by allow: [energy_offset]" in caplog.text
+
+
+def test_without_labels_it_is_said_that_nothing_was_compared(
+    frames: list[Frame], teacher: small.Hipnn, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = small.database(frames)
+    for arrays in data.splits.values():
+        del arrays["energy"]
+    report = add_teacher_targets(data, teacher.energy)
+    assert "no array 'energy', so the teacher's energies are not compared" in caplog.text
+    assert "no energies to compare" in str(report) and "train" in str(report)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, True])
+def test_a_teachers_batch_has_one_structure_or_more(batch_size: Any, teacher: small.Hipnn) -> None:
+    with pytest.raises(DataError, match="batch_size: expected one structure or more"):
+        HippynnTeacher(teacher.energy, batch_size=batch_size)
+
+
+def test_a_teacher_without_cells_does_not_teach_crystals(frames: list[Frame]) -> None:
+    """Its energies would be those of clusters, in silence."""
+    sizes = {"possible_species": [0, 42], "n_features": 4, "n_sensitivities": 4}
+    sizes |= {"dist_soft_min": 1.5, "dist_soft_max": 3.5, "dist_hard_max": 4.0}
+    sizes |= {"n_interaction_layers": 1, "n_atom_layers": 1}
+    nodes = (inputs.SpeciesNode(db_name="Z"), inputs.PositionsNode(db_name="R"))
+    network = networks.Hipnn("hipnn", nodes, module_kwargs=sizes)
+    open_ = targets.HEnergyNode("energy", network)
+    with pytest.raises(DataError, match=r"trained without cells.*ArrayNames\(cell=None\)"):
+        add_teacher_targets(small.database(frames), open_)
+
+
+class Broken(Calculator):
+    """A calculator that gives something wrong of each structure."""
+
+    implemented_properties = ("energy", "energies")
+
+    def __init__(self, wrong: Callable[[Atoms], Any]) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def calculate(self, atoms: Any = None, *args: Any, **kwargs: Any) -> None:
+        super().calculate(atoms, *args, **kwargs)
+        self.results = {"energy": 0.0, "energies": self.wrong(atoms)}
+
+
+def fails(atoms: Atoms) -> Any:
+    raise RuntimeError("out of memory")
+
+
+CALCULATORS: Mapping[str, tuple[Any, str]] = {
+    "of another element": (EMT(), r"split '\w+', row 0: .*Mo"),
+    "that fails": (Broken(fails), r"split '\w+', row 0: RuntimeError: out of memory"),
+    "of another shape": (Broken(lambda atoms: np.zeros(len(atoms) + 1)), r"split '\w+', row 0: "),
+    "NaN": (Broken(lambda atoms: np.full(len(atoms), np.nan)), "NaN, inf or too large in .*row"),
+    "too large": (Broken(lambda atoms: np.full(len(atoms), 1e39)), "NaN, inf or too large in"),
+    "a class": (EMT, "the class EMT"),
+    "a database": (Database, "expected a hippynn GraphModule"),
+    "lists in a list": ([[EMT()]], "a list in it"),
+}
+
+
+@pytest.mark.parametrize("name", CALCULATORS)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_bad_teacher_is_refused(name: str, frames: list[Frame]) -> None:
+    source, message = CALCULATORS[name]
+    data = small.database(frames)
+    with pytest.raises(ValueError, match=message):
+        add_teacher_targets(data, source)
+    assert not made(data)
+
+
+def molecules(frames: list[Frame], which: slice, pbc: Any) -> list[Frame]:
+    """Return the structures, some of which are periodic as said."""
+    found = list(frames)
+    for row in range(len(frames))[which]:
+        atoms = frames[row].atoms.copy()
+        atoms.pbc = pbc
+        found[row] = Frame(frames[row].structure_id, atoms, frames[row].labels)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("which", "pbc", "names", "message"),
+    [
+        (slice(2, 3), False, ArrayNames(), r"is not periodic .*\(pbc FFF\), as 1 are not"),
+        (slice(2, 4), (True, True, False), ArrayNames(), r"\(pbc TTF\), as 2 are not"),
+        (slice(None), False, ArrayNames(), r"all others are not periodic.*cell=None"),
+        (slice(None), (True, True, False), ArrayNames(), r"\(pbc TTF\), as 12 are not"),
+        (slice(1), False, ArrayNames(cell=None), r"is periodic \(pbc TTT\), but ArrayNames"),
+    ],
+)
+def test_structures_that_hippynn_cannot_tell_apart_are_refused(
+    frames: list[Frame], which: slice, pbc: Any, names: ArrayNames, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        to_arrays(molecules(frames, which, pbc), names=names)
+
+
+def test_molecules_alone_are_arrays_without_cells(frames: list[Frame]) -> None:
+    arrays = to_arrays(molecules(frames, slice(None), False), names=ArrayNames(cell=None))
+    assert "cell" not in arrays
+
+
+ARRAYS: Mapping[str, tuple[Callable[[Frame], Frame], dict[str, Any], str]] = {
+    "float16": (lambda f: f, {"dtype": np.float16}, "dtype: expected float32 or float64"),
+    "whole": (lambda f: f, {"dtype": int}, "dtype: expected float32 or float64"),
+    "labels a word": (lambda f: f, {"labels": "energy"}, "labels: expected a list of names"),
+    "overflow": (
+        lambda f: Frame("a", f.atoms, {**f.labels, "energy": np.array(1e39)}),
+        {},
+        "structure 'a': 'energy' is NaN, inf or too large for float32",
+    ),
+    "a ghost": (
+        lambda f: Frame("a", Atoms("X", cell=f.atoms.cell, pbc=True), {}),
+        {"labels": []},
+        "structure 'a': expected atoms, each of an element, got X",
+    ),
+    "no atoms": (lambda f: Frame("a", Atoms(), {}), {"labels": []}, "expected atoms"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_bad_arrays_are_refused(name: str, frames: list[Frame]) -> None:
+    change, settings, message = ARRAYS[name]
+    with pytest.raises(DataError, match=message):
+        to_arrays([change(frames[0]), *frames[1:]], **settings)
+
+
+def store_of(folder: Path, frames: list[Frame], values: Callable[[Frame], Any]) -> TargetStore:
+    manifest = Manifest("numbers", "made", dict.fromkeys(("energy", "atomic_energies"), "float64"))
+    store = TargetStore.create(folder, manifest)
+    store.append(
+        [Record(f.structure_id, to_structure(f.atoms), values(f)) for f in frames if values(f)]
+    )
+    return store
+
+
+def shares(frame: Frame) -> dict[str, torch.Tensor]:
+    """Return the label in equal shares."""
+    energy, n = float(frame.labels["energy"]), len(frame.atoms)
+    return {
+        "energy": torch.tensor(energy, dtype=torch.float64),
+        "atomic_energies": torch.full((n,), energy / n, dtype=torch.float64),
+    }
+
+
+def test_a_store_that_lacks_a_quantity_of_some_structures(
+    frames: list[Frame], tmp_path: Path
+) -> None:
+    """Is refused by row, as it lacks the structure; energies alone teach no atomic energies."""
+    lacking = {frame.structure_id for frame in frames[:2]}
+    store = store_of(
+        tmp_path / "store",
+        frames,
+        lambda f: {
+            name: value
+            for name, value in shares(f).items()
+            if name == "energy" or f.structure_id not in lacking
+        },
+    )
+    data = small.database(frames)
+    with pytest.raises(DataError, match=r"store has no targets of \d of \d+ structures, row"):
+        add_teacher_targets(data, store)
+    report = add_teacher_targets(data, store, allow_missing=True)
+    assert sum(report.missing.values()) == 2
+
+
+def test_a_store_of_other_structures_teaches_nothing(frames: list[Frame], tmp_path: Path) -> None:
+    """Also if structures may be missing: a run would be the control's in silence."""
+    other = [Frame(f"other {f.structure_id}", f.atoms, f.labels) for f in frames]
+    store = store_of(tmp_path / "store", other, shares)
+    data = small.database(frames)
+    with pytest.raises(DataError, match="'train': no structure has a target that counts"):
+        add_teacher_targets(data, store, allow_missing=True)
+    assert not made(data)
+
+
+@pytest.mark.parametrize(
+    "keys", [lambda k: k.float(), lambda k: k.int(), lambda k: torch.stack([k, k], 1)]
+)
+def test_keys_that_lost_digits_are_refused(
+    keys: Callable[[Any], Any], frames: list[Frame], tmp_path: Path
+) -> None:
+    data, store = small.database(frames), store_of(tmp_path / "store", frames, shares)
+    for arrays in data.splits.values():
+        arrays["structure_key"] = keys(arrays["structure_key"])
+    with pytest.raises(DataError, match="expected one int64 a structure"):
+        add_teacher_targets(data, store)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_targets_are_of_the_databases_kind(
+    dtype: Any, frames: list[Frame], teacher: small.Hipnn
+) -> None:
+    arrays = to_arrays(frames, dtype=dtype)
+    data = Database(arrays, None, None, seed=0, test_size=3, valid_size=3, quiet=True)
+    add_teacher_targets(data, teacher.energy)
+    found = data.splits["train"]["teacher_atomic_energies"]
+    assert found.dtype == data.splits["train"]["positions"].dtype
+
+
+def test_a_structure_may_be_there_twice(frames: list[Frame], tmp_path: Path) -> None:
+    """As training on some of them more often makes it; both rows get the same targets."""
+    store = store_of(tmp_path / "store", frames, shares)
+    arrays = {name: np.concatenate([one, one[:3]]) for name, one in to_arrays(frames).items()}
+    data = Database(arrays, None, None, seed=0, quiet=True)
+    data.split_the_rest("train")
+    add_teacher_targets(data, store)
+    found = data.splits["train"]["teacher_atomic_energies"]
+    assert torch.equal(found[:3], found[len(frames) :])
