@@ -32,7 +32,7 @@ class ArrayNames:
         positions: (n, atoms, 3) in Å.
         cell: (n, 3, 3) in Å, rows are the lattice vectors; None where nothing is periodic.
         energy: (n, 1) of the whole structure in eV.
-        forces: (n, atoms, 3) in eV/Å.
+        forces: (n, atoms, 3) in eV/Å; the energy's gradient, if there is ``grad`` in the name.
     """
 
     species: str = "numbers"
@@ -55,6 +55,15 @@ class ArrayNames:
         """Names of what makes out a structure."""
         names = (self.species, self.positions, self.cell)
         return tuple(name for name in names if name is not None)
+
+
+def is_gradient(name: str) -> bool:
+    """Return whether an array is called what is the opposite of forces.
+
+    >>> is_gradient("Gradients"), is_gradient("forces")
+    (True, False)
+    """
+    return "grad" in name.lower()
 
 
 def structure_keys(structure_ids: Iterable[str]) -> NDArray[np.int64]:
@@ -114,7 +123,8 @@ def to_arrays(
         arrays["energy_per_atom"] = (energy / sizes).astype(dtype)
     if "forces" in labels:
         forces = [frame.labels["forces"] for frame in held]
-        arrays[names.forces] = padded(forces, size).astype(dtype)
+        sign = -1 if is_gradient(names.forces) else 1
+        arrays[names.forces] = sign * padded(forces, size).astype(dtype)
     _check_finite(arrays, held)
     return arrays
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hippynn.graphs import physics
-from hippynn.graphs.nodes.base.algebra import ValueNode
+from hippynn.graphs.nodes.base.algebra import MulNode, NegNode, ValueNode
+from hippynn.graphs.nodes.base.node_functions import _BaseNode
+from hippynn.graphs.nodes.indexers import AtomReIndexer
 from hippynn.graphs.nodes.loss import MAELoss, Mean, MSELoss, l2reg
 from hippynn.graphs.nodes.tags import Network
 
+from kd_plugins.core.doctor import check_allow
 from kd_plugins.core.names import look_up
 from kd_plugins.core.schedules import Constant, Schedule
+from kd_plugins.hippynn.arrays import is_gradient
+
+logger = logging.getLogger(__name__)
 
 TEACHER = "teacher_"
 """Prefix of the arrays that `kd_plugins.hippynn.add_teacher_targets` adds to a database."""
@@ -48,6 +55,7 @@ def distillation_loss(
     *,
     weights: Mapping[str, float | Schedule],
     energies: Literal["total", "per_atom"],
+    allow: Sequence[str] = (),
 ) -> DistillationLoss:
     """Return the loss of a student: labels and teacher, each RMSE + MAE (paper 003, eq. 3 and 5).
 
@@ -61,16 +69,19 @@ def distillation_loss(
 
     Args:
         energy_node: the student's ``HEnergyNode``, or one that sums several; with a ``db_name``.
-        force_node: its ``GradientNode`` with ``sign=-1``, if forces are compared.
+        force_node: its ``GradientNode`` with ``sign=-1``, if forces are compared; or with
+            ``sign=+1``, if the labels are gradients, and their array's name has ``grad`` in it.
         weights: term to number, or to a schedule of `kd_plugins.core.schedules` over epochs, which
             `LossSchedule` then carries out; such as `STUDENT` or `BORN_AGAIN`.
         energies: what energy labels are compared as. ``"total"`` is the paper's, in eV, and counts
             large structures for more; ``"per_atom"`` needs an array ``energy_per_atom``, in
             eV/atom.
+        allow: ``["forces_sign"]`` for labels whose sign is what it seems not to be.
 
     Raises:
         KeyError: for a term that does not exist.
-        ValueError: for weights that are not >= 0, none above it, or a term that its node misses.
+        ValueError: for weights that are not >= 0, none above it, a term that its node misses, or
+            forces of another model or the wrong sign.
 
     >>> from hippynn.graphs import inputs, networks, physics, targets
     >>> species, positions = inputs.SpeciesNode(db_name="Z"), inputs.PositionsNode(db_name="R")
@@ -83,9 +94,11 @@ def distillation_loss(
     >>> sorted(loss.validation)
     ['atomic_energies_mae', 'atomic_energies_rmse', 'energy_mae', 'energy_rmse']
     """
+    allow = check_allow(allow)
+    _check(energy_node, force_node, weights, energies)
     schedules = {name: _schedule(name, weight) for name, weight in weights.items()}
     makers = {name: look_up(name, TERMS, "loss term") for name in weights}
-    nodes = _Nodes(energy_node, force_node, energies)
+    nodes = _Nodes(energy_node, force_node, energies, allow)
     chosen = {name: one for name, one in schedules.items() if one != Constant(0.0)}
     if not chosen:
         raise ValueError(f"weights: expected one above 0 or more, got {dict(weights)}")
@@ -127,17 +140,18 @@ class _Nodes:
     energy: Any
     forces: Any | None
     energies: str
+    allow: Sequence[str]
 
     def labels(self) -> dict[str, Any]:
-        if self.energies not in ("total", "per_atom"):
-            raise ValueError(f"energies: expected 'total' or 'per_atom', got {self.energies!r}")
         if self.energies == "total":
             return _label_error(_named(self.energy.main_output, "energy"))
         name = "energy_per_atom"
         return _label_error(physics.PerAtom(name, self.energy.main_output, db_name=name))
 
     def force_labels(self) -> dict[str, Any]:
-        return _label_error(_named(self._forces("forces"), "forces"))
+        node = _named(self._forces("forces"), "forces")
+        check_sign(node, self.allow)
+        return _label_error(node)
 
     def teacher(self, name: str) -> dict[str, Any]:
         nodes = {
@@ -145,7 +159,9 @@ class _Nodes:
             "energy": lambda: self.energy.main_output,
             "forces": lambda: self._forces("teacher_forces"),
         }
-        return _teacher_error(nodes[name](), f"{TEACHER}{name}")
+        node = nodes[name]()
+        is_opposite = name == "forces" and sign_of(node) == 1
+        return _teacher_error(node, f"{TEACHER}{name}", is_opposite)
 
     def l2(self) -> dict[str, Any]:
         return {"": l2reg(self.energy.find_unique_relative(lambda n: isinstance(n, Network)))}
@@ -161,7 +177,7 @@ class _Nodes:
     def _forces(self, term: str) -> Any:
         if self.forces is None:
             raise ValueError(f"{term} has a weight, but there is no force_node to compare; give it")
-        return self.forces.main_output
+        return _forces_of(self.forces)
 
     def _atomic_energies(self) -> Any:
         if not hasattr(self.energy, "atom_energies"):
@@ -193,14 +209,95 @@ def _named(node: Any, term: str) -> Any:
     return node
 
 
+def check_sign(node: Any, allow: Sequence[str]) -> None:
+    """Refuse forces that are compared with labels of the opposite sign.
+
+    Args:
+        node: of forces or of the energy's gradient, with the ``db_name`` of its labels.
+        allow: ``forces_sign`` in it makes a warning of the error.
+
+    Raises:
+        ValueError: naming node, sign and array.
+    """
+    sign, array = sign_of(node), str(node.db_name)
+    if sign is None or sign == (1 if is_gradient(array) else -1):
+        return
+    what = {
+        1: "is the gradient of the energy (sign=+1), the opposite of forces",
+        -1: "is forces (sign=-1), the opposite of a gradient",
+    }[sign]
+    message = f"forces: node {node.name!r} {what}, and is compared with array {array!r}"
+    if "forces_sign" in allow:
+        logger.warning(f"{message} (overruled by allow: [forces_sign])")
+        return
+    remedy = (
+        "give sign=-1; if the array holds gradients, call it so, such as 'gradients'"
+        if sign == 1
+        else "give sign=+1; if the array holds forces, call it otherwise"
+    )
+    raise ValueError(f"{message}; {remedy}; allow: [forces_sign] overrules this")
+
+
+def sign_of(node: Any) -> int | None:
+    """Return 1 for a node of the energy's gradient, -1 for one of forces, None if not known."""
+    parent = node.parents[0] if node.parents else None
+    if isinstance(node, physics.GradientNode):
+        return node.sign
+    if isinstance(parent, physics.MultiGradientNode):
+        return parent.signs[node.index]
+    if isinstance(parent, physics.StressForceNode):
+        return -1
+    inner = [sign_of(one) for one in node.parents]
+    if isinstance(node, AtomReIndexer):  # which arithmetic puts in between
+        return inner[0]
+    if isinstance(node, NegNode) and inner[0] is not None:
+        return -inner[0]
+    if isinstance(node, MulNode):
+        factors = [one.torch_module.value for one in node.parents if isinstance(one, ValueNode)]
+        known = [one for one in inner if one is not None]
+        if len(factors) == len(known) == 1 and factors[0].numel() == 1:
+            return known[0] if float(factors[0]) > 0 else -known[0]
+    return None
+
+
+def _check(energy: Any, forces: Any, weights: Any, energies: Any) -> None:
+    """Refuse arguments that are not what they must be, whatever the weights."""
+    if not isinstance(weights, Mapping):
+        raise ValueError(
+            f"weights: expected term to number or schedule, such as STUDENT, got {weights!r}"
+        )
+    if energies not in ("total", "per_atom"):
+        raise ValueError(f"energies: expected 'total' or 'per_atom', got {energies!r}")
+    for name, node in (("energy_node", energy), ("force_node", forces)):
+        if not isinstance(node, _BaseNode) and not (name == "force_node" and node is None):
+            raise ValueError(
+                f"{name}: expected a node of hippynn's graph, got {type(node).__name__}"
+            )
+    if forces is not None and energy.main_output not in forces.get_all_connected():
+        raise ValueError(
+            f"force_node: node {forces.name!r} belongs to another model than energy node "
+            f"{energy.name!r}; give the forces of the same one"
+        )
+
+
+def _forces_of(node: Any) -> Any:
+    """Return the forces of a node that may compute the stress as well."""
+    return node.forces if isinstance(node, physics.StressForceNode) else node.main_output
+
+
 def _label_error(node: Any) -> dict[str, Any]:
     return {"rmse": root(MSELoss(node.pred, node.true)), "mae": MAELoss(node.pred, node.true)}
 
 
-def _teacher_error(node: Any, name: str) -> dict[str, Any]:
-    """Return the errors of a student's node against an array, each item with its weight."""
+def _teacher_error(node: Any, name: str, is_opposite: bool) -> dict[str, Any]:
+    """Return the errors of a student's node against an array, each item with its weight.
+
+    A teacher's forces are forces, whatever the labels of a node that gives gradients are.
+    """
     target, weight = _read(node, name).true, _read(node, name + WEIGHT).true
     shares = Mean(weight) + NOTHING
+    # Turned is the target: hippynn finds no layout for the negative of a prediction.
+    target = target * -1.0 if is_opposite else target
     difference = node.pred - target
     return {
         "rmse": root(Mean(difference * difference * weight) / shares),

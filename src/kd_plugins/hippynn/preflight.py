@@ -11,7 +11,7 @@ import torch
 
 from kd_plugins.core.cases import Case
 from kd_plugins.core.doctor import examine, split_allowed
-from kd_plugins.hippynn.arrays import ArrayNames, DataError, structures
+from kd_plugins.hippynn.arrays import ArrayNames, DataError, is_gradient, structures
 from kd_plugins.hippynn.geometry import check_floats, refuse
 from kd_plugins.hippynn.sources import Said
 from kd_plugins.hippynn.sums import energies
@@ -91,6 +91,8 @@ def _cases(arrays: Mapping[str, torch.Tensor], said: Said, names: ArrayNames) ->
         for quantity, name in (("energy", names.energy), ("forces", names.forces))
         if name in arrays
     }
+    if "forces" in labels and is_gradient(names.forces):
+        labels["forces"] = -labels["forces"]
     rows = np.flatnonzero(said.present)
     for row in rows[np.linspace(0, len(rows) - 1, min(EXAMINED, len(rows))).astype(int)]:
         real = arrays[names.species][row].cpu().numpy() != 0
