@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from ase.io import read, write
 
 from kd_plugins.cli import main
 from kd_plugins.evaluate.measured import Measured
+from kd_plugins.evaluate.parts import crystal_files
 from kd_plugins.evaluate.requirements import Requirement, faults
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
 
@@ -233,8 +235,11 @@ def test_structures_that_were_changed_are_noticed(
     [
         (["force_mae<0.05", "force_cosine >= 0.9"], 0, ""),
         (["force_mae>0.05"], 1, "force_mae is "),
-        (["volume_error_percent<3"], 1, "volume_error_percent was not measured"),
-        (["forces_mae<3"], 1, "did you mean 'force_mae'?"),
+        (["volume_error_percent<3"], 2, "'volume_error_percent', which needs crystals"),
+        (["forces_mae<3"], 2, "did you mean 'force_mae'?"),
+        (["stress_rmse<3"], 2, "which needs labels of stress"),
+        (["teacher_stress_rmse<3"], 0, ""),
+        (["rdf_distance<3"], 2, "which needs dynamics with steps"),
         (["force_mae=3"], 2, "expected a metric, one of < <= > >="),
         (["force_mae<x"], 2, "and a number"),
         (["force_mae<nan"], 2, "and a number"),
@@ -251,6 +256,7 @@ def test_the_gate(
     words = [word for bar in bars for word in ("--require", bar)]
     assert evaluate(files, tmp_path, "--reference", files["labelled"], *words) == code
     assert says in capsys.readouterr().err
+    assert (tmp_path / "student").exists() == (code < 2)
 
 
 def test_a_metric_that_is_no_number_clears_no_bar() -> None:
@@ -269,7 +275,24 @@ def test_a_metric_that_is_no_number_clears_no_bar() -> None:
         (["--dynamics", "molecule.xyz"], "not periodic along its first lattice vector"),
         (["--dynamics", "two.xyz"], "two.xyz: expected one structure, got 2"),
         (["--dynamics", "cell.xyz", "--steps", 40], "cell.xyz: The cell is not large enough"),
-        (["--dynamics", "cell.xyz", "--steps", 7], "expected 0 steps, or 40 or more"),
+        (["--dynamics", "cell.xyz", "--steps", 7], "dynamics.steps: expected 0, or 40 or more"),
+        (["--dynamics", "cell.xyz", "--steps", -1], "dynamics.steps: expected 0, or 40 or more"),
+        (["--dynamics", "cell.xyz", "--cutoff", "nan"], "dynamics.cutoff: expected a number abov"),
+        (["--dynamics", "cell.xyz", "--cutoff", "-3"], "dynamics.cutoff: expected a number above"),
+        (["--dynamics", "cell.xyz", "--temperature", "inf"], "dynamics.temperature: expected 0"),
+        (["--dynamics", "cell.xyz", "--temperature", "nan"], "dynamics.temperature: expected 0"),
+        (["--dynamics", "cell.xyz", "--repeats", 0], "dynamics.repeats: expected one or more"),
+        (["--dynamics", "cell.xyz", "--repeats", 1, 1], "dynamics.repeats: expected one or more"),
+        (["--dynamics", "cell.xyz", "--repeats", 10**8], "dynamics.repeats: cell.xyz repeated"),
+        (["--dynamics", "cell.xyz", "--equilibration", -1], "dynamics.equilibration: expected 0"),
+        (["--dynamics", ""], "dynamics.structure: expected a file, got ''"),
+        (["--reference", "cell.xyz", "--steps", 100], "--steps needs --dynamics"),
+        (["--reference", "cell.xyz", "--elasticity"], "--elasticity needs --crystals"),
+        (["--reference", "two.xyz", "two.xyz"], "structures: expected each file once"),
+        (["--crystals", "cell.xyz", "cell.xyz"], "crystals.structures: expected each file once"),
+        (["--reference", "same.xyz"], "structures: two structures are called 'a/b'"),
+        (["--crystals", "same.xyz"], "crystals: two structures are called 'a/b'"),
+        (["--reference", "nan.xyz"], "the label energy of 'nan' is not finite"),
     ],
 )
 def test_bad_words(
@@ -284,9 +307,147 @@ def test_bad_words(
     write("molecule.xyz", molecule("H2O"))
     write("two.xyz", [bulk("Al", cubic=True)] * 2)
     write("cell.xyz", bulk("Al", cubic=True))
+    same = [bulk("Al", cubic=True, a=a) for a in (4.0, 4.1)]
+    for atoms in same:
+        atoms.info["structure_id"] = "a/b"
+    write("same.xyz", same)
+    wrong = bulk("Al", cubic=True)
+    wrong.calc = SinglePointCalculator(wrong, energy=float("nan"))
+    write("nan.xyz", wrong)
     assert evaluate({}, tmp_path / "out", *words) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_compare_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither labels nor a teacher."""
+    write(tmp_path / "cell.xyz", bulk("Al", cubic=True))
+    words = ["evaluate", "--student", "emt", "--reference", str(tmp_path / "cell.xyz")]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "cell.xyz: no energy, forces or stress that all" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_crystal_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """Whatever its name; else one's volume would pass for another's."""
+    names = ["a/b", "a_b", "a//b", "a b", "../a", "ä", "x" * 300, "CON", "x" * 299 + "y"]
+    frames = []
+    for place, name in enumerate(names):
+        atoms = bulk("Cu", cubic=True, a=3.5 + 0.01 * place)
+        atoms.info["structure_id"] = name
+        frames.append(atoms)
+    write(tmp_path / "many.xyz", frames)
+    out = tmp_path / "out"
+    assert evaluate({}, out, "--crystals", tmp_path / "many.xyz") == 0
+    volumes = found(out)["volumes"]
+    assert {name: one["reference"] for name, one in volumes.items()} == {
+        name: pytest.approx(atoms.get_volume()) for name, atoms in zip(names, frames, strict=True)
+    }
+    assert len(list((out / "student" / "crystals").iterdir())) == len(names)
+    assert not (out / "student" / "a.json").exists()
+
+
+def test_crystals_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """Where their file can be of no other crystal."""
+    for ids, files in (
+        (["a/b", "c"], ["a_b.json", "c.json"]),
+        (["a/b", "a_b"], ["a-b-c14cddc033f6.json", "a-b-648fa9b31bc7.json"]),
+    ):
+        (tmp_path / "a_b.json").write_text("{}")
+        assert [path.name for path in crystal_files(tmp_path, ids).values()] == files
+
+
+DAMAGES = {
+    "empty": b"",
+    "torn": b'{"a": ',
+    "a list": b"[]",
+    "another mapping": b"{}",
+    "NaN": b'{"fingerprint": NaN}',
+    "not UTF-8": b'{"a": "\xff"}',
+    "deep": b'{"a": ' + b"[" * 50_000,
+    "long": b'{"a": ' + b"9" * 400 + b"}",
+}
+
+
+@pytest.fixture(scope="module")
+def measured_once(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("measured") / "out"
+    assert main(["evaluate", "--student", "emt", "--out", str(out), *map(str, moved(files))]) == 0
+    return out
+
+
+def moved(files: dict[str, str]) -> list[object]:
+    dynamics = ["--dynamics", files["cell"], "--steps", 40, "--repeats", 1, "--cutoff", 5]
+    return [*dynamics, "--crystals", files["crystal"]]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["measured", "speed-1", "run-0", "crystals/crystal"])
+def test_a_damaged_record_is_named(
+    files: dict[str, str],
+    measured_once: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    damage: str,
+) -> None:
+    """With what to do; nothing is read from it, nothing written."""
+    shutil.copytree(measured_once, tmp_path / "out")
+    path = tmp_path / "out" / "student" / f"{name}.json"
+    path.write_bytes(DAMAGES[damage])
+    words = ["evaluate", "--student", "emt", "--out", str(tmp_path / "out")]
+    assert main([*words, *map(str, moved(files))]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {path}" in said and "remove" in said
+    assert path.read_bytes() == DAMAGES[damage]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("measured", {"settings": []}, "settings: expected a mapping"),
+        ("measured", {"files": 3}, "files: expected files"),
+        ("measured", {"fingerprint": 3}, "fingerprint: expected a string"),
+        ("speed-1", {"atoms": 0}, "expected atoms and bytes above 0"),
+        ("speed-1", {"microseconds": -1}, "microseconds: expected a number above 0"),
+        ("speed-1", {"bytes": "3"}, "bytes: expected a number"),
+        ("run-0", {"values": [1.0]}, "expected as many distances as values"),
+        ("run-0", {"values": "abc"}, "values: expected a list"),
+        ("run-0", {"drift": None}, "drift: expected a number"),
+        ("crystals/crystal", {"reference": 0}, "reference: expected a number above 0"),
+        ("crystals/crystal", {"volume": "big"}, "volume: expected a number"),
+        ("crystals/crystal", {"elasticity": [1]}, "elasticity: expected a mapping"),
+        ("crystals/crystal", {"elasticity": {"bulk": 1}}, "shear: expected a number"),
+        ("crystals/crystal", {"reason": 1}, "reason: expected a string"),
+    ],
+)
+def test_a_record_of_another_type(
+    files: dict[str, str],
+    measured_once: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    changes: dict[str, Any],
+    says: str,
+) -> None:
+    shutil.copytree(measured_once, tmp_path / "out")
+    path = tmp_path / "out" / "student" / f"{name}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    words = ["evaluate", "--student", "emt", "--out", str(tmp_path / "out")]
+    assert main([*words, *map(str, moved(files))]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {path}" in said and says in said and "remove" in said
+
+
+def test_an_element_that_a_potential_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In dynamics, whose calculators raise whatever they like."""
+    write(tmp_path / "si.xyz", bulk("Si", cubic=True))
+    words = ["evaluate", "--student", "emt", "--dynamics", str(tmp_path / "si.xyz")]
+    assert main([*words, "--repeats", "1", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert re.search("error: emt fails in dynamics of .*si.xyz: NotImplementedError: .*Si", said)
 
 
 def test_a_labeller_that_is_no_calculator_moves_nothing(
@@ -300,8 +461,28 @@ def test_a_labeller_that_is_no_calculator_moves_nothing(
 
 
 def test_bad_settings(files: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="expected repeats of 1 or more"):
-        DynamicsSettings(files["cell"], 300, 0, repeats=(0,))
-    with pytest.raises(ValueError, match="one seed or more"):
-        DynamicsSettings(files["cell"], 300, 0, seeds=())
+    for changes, says in (
+        ({"repeats": (0,)}, "repeats: expected one or more different numbers of 1 or more"),
+        ({"seeds": ()}, "seeds: expected one or more different ones"),
+        ({"seeds": (-1,)}, r"seeds: expected one or more different ones .* got \[-1\]"),
+        ({"seeds": (1, 1)}, "seeds: expected one or more different ones"),
+        ({"seeds": (True,)}, "seeds: expected one or more different ones"),
+        ({"seeds": (2**32,)}, "seeds: expected one or more different ones"),
+        ({"timestep": 0.0}, "timestep: expected a number above 0 fs, got 0.0"),
+        ({"timestep": float("nan")}, "timestep: expected a number above 0 fs, got nan"),
+        ({"cutoff": float("inf")}, "cutoff: expected a number above 0 Å, got inf"),
+        ({"bins": 1}, "bins: expected 2 to 100000, got 1"),
+        ({"bins": 10**12}, "bins: expected 2 to 100000, got 1000000000000"),
+        ({"temperature": 0, "equilibration": 9}, "temperature: expected more than 0 K"),
+    ):
+        with pytest.raises(ValueError, match=rf"^dynamics\.{says}"):
+            DynamicsSettings(files["cell"], **{"temperature": 300, "steps": 0, **changes})
+    for changes, says in (
+        ({"structures": ()}, "structures: expected one file or more, got none"),
+        ({"force_tolerance": 0.0}, "force_tolerance: expected a number above 0 eV/Å, got 0.0"),
+        ({"force_tolerance": float("nan")}, "force_tolerance: expected a number above 0"),
+        ({"max_steps": 0}, "max_steps: expected 1 or more, got 0"),
+    ):
+        with pytest.raises(ValueError, match=rf"^crystals\.{says}"):
+            CrystalSettings(**{"structures": (files["crystal"],), **changes})
     assert Measure(crystals=CrystalSettings((files["crystal"],))).structures == ()

@@ -40,11 +40,11 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     command.add_argument("--reference", nargs="+", default=(), metavar="FILE", help="structures")
     command.add_argument("--ids", default="auto", help="see label --help")
     command.add_argument("--dynamics", metavar="FILE", help="a periodic structure to move")
-    command.add_argument("--temperature", type=float, default=600.0, help="of velocities, K (600)")
-    command.add_argument("--steps", type=int, default=0, help="of runs for drift and RDF (none)")
-    command.add_argument("--equilibration", type=int, default=0, help="steps at --temperature (0)")
-    command.add_argument("--repeats", type=int, nargs="+", default=(1, 2, 4), help="of the cell")
-    command.add_argument("--cutoff", type=float, default=6.0, help="of the RDF, Å (6)")
+    command.add_argument("--temperature", type=float, help="of velocities, K (600)")
+    command.add_argument("--steps", type=int, help="of runs for drift and RDF (none)")
+    command.add_argument("--equilibration", type=int, help="steps at --temperature (0)")
+    command.add_argument("--repeats", type=int, nargs="+", help="of the cell (1 2 4)")
+    command.add_argument("--cutoff", type=float, help="of the RDF, Å (6)")
     command.add_argument("--crystals", nargs="+", metavar="FILE", help="to relax, cell and all")
     command.add_argument("--elasticity", action="store_true", help="of these, too")
     command.add_argument("--require", action="append", default=[], metavar="BAR", help=REQUIRE)
@@ -69,24 +69,37 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from kd_plugins.core.files import write_json
+    from kd_plugins.evaluate.claim import planned
     from kd_plugins.evaluate.evaluation import evaluation
     from kd_plugins.evaluate.measured import Measured
-    from kd_plugins.evaluate.requirements import Requirement
     from kd_plugins.teachers.spec import TeacherSpec
 
-    for text in arguments.require:
-        Requirement.parse(text)
-    spec = str(TeacherSpec.parse(arguments.student))
-    student, teacher = Measured(spec, arguments.out / "student", _measure(arguments)), None
-    if arguments.teacher:
-        spec = str(TeacherSpec.parse(arguments.teacher))
-        teacher = Measured(spec, arguments.out / "teacher", student.settings)
+    student_spec = str(TeacherSpec.parse(arguments.student))
+    teacher_spec = str(TeacherSpec.parse(arguments.teacher)) if arguments.teacher else None
+    _check_bars(arguments, planned(arguments.out / "student", _measure(arguments)), teacher_spec)
+    student = Measured(student_spec, arguments.out / "student", _measure(arguments))
+    teacher = None
+    if teacher_spec:
+        teacher = Measured(teacher_spec, arguments.out / "teacher", student.settings)
     found = evaluation(student, teacher)
     origin = _origin(student, teacher, arguments.typed)
     write_json(arguments.out / "evaluation.json", {**found, "provenance": origin})
     _tell(found["metrics"])
     _warn(found.get("volumes", {}))
     return _judge(arguments.require, found["metrics"])
+
+
+def _check_bars(arguments: argparse.Namespace, settings: Any, teacher: str | None) -> None:
+    """Refuse bars for what nothing will measure, and structures that nothing is compared with."""
+    from kd_plugins.evaluate.expected import check_metrics
+    from kd_plugins.evaluate.inputs import check_compared, shared_labels
+    from kd_plugins.evaluate.requirements import Requirement
+
+    bars = [Requirement.parse(text) for text in arguments.require]
+    check_compared(settings, teacher is not None)
+    labels = shared_labels(settings)
+    names = [bar.metric for bar in bars]
+    check_metrics("--require", names, settings, teacher is not None, labels)
 
 
 def _tell(metrics: Mapping[str, float]) -> None:
@@ -115,16 +128,19 @@ def _origin(student: Any, teacher: Any, typed: str) -> dict[str, Any]:
 def _measure(arguments: argparse.Namespace) -> Any:
     from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
 
+    names = ("temperature", "steps", "equilibration", "repeats", "cutoff")
+    given = {name: getattr(arguments, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not arguments.dynamics:
+        raise ValueError(f"--{next(iter(given))} needs --dynamics with a structure to move")
+    if arguments.elasticity and not arguments.crystals:
+        raise ValueError("--elasticity needs --crystals to measure it of")
     dynamics = crystals = None
-    if arguments.dynamics:
-        dynamics = DynamicsSettings(
-            arguments.dynamics,
-            arguments.temperature,
-            arguments.steps,
-            tuple(arguments.repeats),
-            cutoff=arguments.cutoff,
-            equilibration=arguments.equilibration,
-        )
+    if arguments.dynamics is not None:
+        plain = {"temperature": 600.0, "steps": 0, **given}
+        if "repeats" in plain:
+            plain["repeats"] = tuple(plain["repeats"])
+        dynamics = DynamicsSettings(arguments.dynamics, **plain)
     if arguments.crystals:
         crystals = CrystalSettings(tuple(arguments.crystals), arguments.elasticity)
     return Measure(tuple(arguments.reference), arguments.ids, dynamics, crystals)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kd_plugins.config import read_config
+from kd_plugins.config import ConfigError, read_config, reader, shown
 from kd_plugins.core.files import file_hash, read_json, write_json
 from kd_plugins.evaluate.inputs import check_inputs
 from kd_plugins.evaluate.settings import Measure
@@ -17,46 +17,97 @@ PARTS = {"structures": ("structures", "ids"), "dynamics": ("dynamics",), "crysta
 """What may be measured one after another, and its settings."""
 
 
-def claimed(folder: Path, fingerprint: str, settings: Measure) -> Measure:
-    """Note that a folder is of a potential, and return all that is measured in it.
+def _hashes(raw: object) -> Mapping[str, str]:
+    if not isinstance(raw, Mapping) or not all(isinstance(one, str) for one in raw.values()):
+        raise ValueError(f"expected files, each with its hash, got {shown(raw)}")
+    return raw
+
+
+@dataclass(frozen=True)
+class Held:
+    """What ``measured.json`` says of its folder.
+
+    Args:
+        fingerprint: of the potential.
+        settings: what has been measured, or begun to be.
+        files: of structures, each with its hash.
+    """
+
+    fingerprint: str
+    settings: Measure
+    files: Mapping[str, str] = reader(_hashes)
+
+
+def read_held(folder: Path) -> Held | None:
+    """Return whose measurements a folder holds; None if it holds none.
+
+    Raises:
+        ValueError: naming the file, if it is damaged.
+    """
+    path = folder / "measured.json"
+    if not path.is_file():
+        return None
+    try:
+        return read_config(Held, read_json(path), path.name)
+    except ValueError as error:
+        said = f"{path} is no record of ours: {error}" if isinstance(error, ConfigError) else error
+        raise ValueError(f"{said}; choose another folder, or remove this one") from None
+
+
+def planned(folder: Path, settings: Measure) -> Measure:
+    """Return all that is measured in a folder after what is to be measured now; write nothing.
 
     Structures, dynamics or crystals that were not measured before are added to those that were.
+
+    Raises:
+        ValueError: if the folder holds measurements with other settings, or of a file that was
+            changed since; and for what `check_inputs` refuses.
+    """
+    held = read_held(folder)
+    measure = settings if held is None else _joined(folder, held.settings, settings)
+    check_inputs(measure)
+    for name, content in ({} if held is None else held.files).items():
+        if name in measure.files and file_hash(Path(name)) != content:
+            raise _taken(folder, f"measurements of {name} as it was before it was changed")
+    return measure
+
+
+def claimed(folder: Path, fingerprint: str, settings: Measure) -> Measure:
+    """Note that a folder is of a potential, and return all that is measured in it.
 
     Args:
         folder: of the measurements.
         fingerprint: of the potential.
-        settings: what is to be measured.
+        settings: what is to be measured, beside what was.
 
     Raises:
-        ValueError: if the folder holds another potential, measurements with other settings, or of
-            a file that was changed since; and for what `check_inputs` refuses.
+        ValueError: if the folder holds another potential; and for what `planned` refuses.
     """
-    path = folder / "measured.json"
-    held = read_json(path) if path.is_file() else {}
-    if held.get("fingerprint", fingerprint) != fingerprint:
+    held = read_held(folder)
+    if held is not None and held.fingerprint != fingerprint:
         raise _taken(folder, "measurements of another potential")
-    ours = json.loads(json.dumps(asdict(settings)))
-    joined = _joined(folder, held.get("settings", {}), ours)
-    measure = read_config(Measure, joined, str(path))
-    check_inputs(measure)
+    measure = planned(folder, settings)
     files = {name: file_hash(Path(name)) for name in measure.files}
-    for name, content in held.get("files", {}).items():
-        if files[name] != content:
-            raise _taken(folder, f"measurements of {name} as it was before it was changed")
-    write_json(path, {"fingerprint": fingerprint, "settings": joined, "files": files})
+    content = {"fingerprint": fingerprint, "settings": _plain(measure), "files": files}
+    write_json(folder / "measured.json", content)
     return measure
 
 
-def _joined(folder: Path, held: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(settings: Measure) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(settings)))
+
+
+def _joined(folder: Path, held: Measure, ours: Measure) -> Measure:
     """Return the settings of all parts, of both."""
-    joined = dict(ours)
+    there, here = _plain(held), _plain(ours)
+    changes: dict[str, Any] = {}
     for part, names in PARTS.items():
-        if not held.get(part):
+        if not there.get(part):
             continue
-        if ours[part] and (said := _difference(held, ours, names)):
+        if here[part] and (said := _difference(there, here, names)):
             raise _taken(folder, f"measurements with other settings, {said}")
-        joined |= {name: held[name] for name in names}
-    return joined
+        changes |= {name: getattr(held, name) for name in names}
+    return replace(ours, **changes)
 
 
 def _difference(held: Mapping[str, Any], ours: Mapping[str, Any], names: tuple[str, ...]) -> str:

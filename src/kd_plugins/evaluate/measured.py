@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,14 @@ from kd_plugins.evaluate.elastic_averages import ElasticAverages
 from kd_plugins.evaluate.elasticity import elastic_tensor
 from kd_plugins.evaluate.inputs import one_structure
 from kd_plugins.evaluate.memory import peak_bytes
+from kd_plugins.evaluate.parts import (
+    CrystalPart,
+    Part,
+    RunPart,
+    SpeedPart,
+    crystal_files,
+    read_part,
+)
 from kd_plugins.evaluate.rdf import rdf
 from kd_plugins.evaluate.relaxation import relax
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
@@ -61,12 +69,11 @@ class Measured:
             self.calculator()
         self.settings = claimed(folder, self.model.fingerprint, settings)
 
-    def _part(self, name: str, make: Callable[..., Any], *given: Any) -> Any:
+    def _part(self, path: Path, kind: Part, make: Callable[..., Any], *given: Any) -> Any:
         """Return a part, made of what is given unless it is there."""
-        path = self.folder / f"{name}.json"
         if not path.is_file():
             write_json(path, make(*given))
-        return json.loads(path.read_text())
+        return read_part(path, kind)
 
     def all_but_speed(self) -> None:
         """Measure what does not depend on the clock."""
@@ -104,47 +111,67 @@ class Measured:
         start = one_structure(settings.structure)
         bar = tqdm(settings.repeats, "speed", disable=not self.progress, unit=" cells")
         return [
-            self._part(f"speed-{repeat}", self._costs, start * (repeat, 1, 1), settings)
+            self._part(
+                self.folder / f"speed-{repeat}.json",
+                SpeedPart,
+                self._costs,
+                start * (repeat, 1, 1),
+                settings,
+            )
             for repeat in bar
         ]
 
     def _costs(self, atoms: Atoms, settings: DynamicsSettings) -> dict[str, Any]:
         calculator = self.calculator()
-        run = nve(
-            atoms,
-            calculator,
-            TIMED,
-            temperature=settings.temperature,
-            seed=0,
-            timestep=settings.timestep,
-            progress=False,
-        )
+        with self._moving(settings.structure):
+            run = nve(
+                atoms,
+                calculator,
+                TIMED,
+                temperature=settings.temperature,
+                seed=0,
+                timestep=settings.timestep,
+                progress=False,
+            )
+            most = _bytes(atoms, calculator)
         return {
             "atoms": len(atoms),
             "microseconds": run.microseconds_per_atom,
             "nanoseconds_per_day": run.nanoseconds_per_day,
-            "bytes": _bytes(atoms, calculator),
+            "bytes": most,
         }
+
+    @contextmanager
+    def _moving(self, structure: str) -> Iterator[None]:
+        """Name potential and structure in what a foreign calculator raises, as of an element."""
+        try:
+            yield
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{self.potential} fails in dynamics of {structure}: {why}") from error
 
     def runs(self) -> list[dict[str, Any]]:
         """Return each long run's drift, temperature and radial distribution function."""
         settings = _needed(self.settings.dynamics, "dynamics")
         if not settings.steps:
             return []
-        return [self._part(f"run-{seed}", self._run, settings, seed) for seed in settings.seeds]
+        return [
+            self._part(self.folder / f"run-{seed}.json", RunPart, self._run, settings, seed)
+            for seed in settings.seeds
+        ]
 
     def _run(self, settings: DynamicsSettings, seed: int) -> dict[str, Any]:
-        start = self._start(settings, seed)
-        run = nve(
-            start,
-            self.calculator(),
-            settings.steps,
-            temperature=None if settings.equilibration else settings.temperature,
-            seed=seed,
-            timestep=settings.timestep,
-            every=EVERY,
-            progress=self.progress,
-        )
+        with self._moving(settings.structure):
+            run = nve(
+                self._start(settings, seed),
+                self.calculator(),
+                settings.steps,
+                temperature=None if settings.equilibration else settings.temperature,
+                seed=seed,
+                timestep=settings.timestep,
+                every=EVERY,
+                progress=self.progress,
+            )
         later = run.frames[len(run.frames) // 2 :]
         found = rdf(later, settings.cutoff, settings.bins)
         return {
@@ -173,15 +200,13 @@ class Measured:
         """Return crystal to volume, whether it relaxed, and stiffness if that was asked for."""
         settings = _needed(self.settings.crystals, "crystals")
         frames = list(read_structures(settings.structures))
+        files = crystal_files(self.folder / "crystals", [one.structure_id for one in frames])
         bar = tqdm(frames, "crystals", disable=not self.progress, unit="")
         return {
-            frame.structure_id: self._part(
-                f"crystals/{frame.structure_id.replace('/', '_')}",
-                self._crystal,
-                frame.atoms,
-                settings,
+            one.structure_id: self._part(
+                files[one.structure_id], CrystalPart, self._crystal, one.atoms, settings
             )
-            for frame in bar
+            for one in bar
         }
 
     def _crystal(self, atoms: Atoms, settings: CrystalSettings) -> dict[str, Any]:
