@@ -1,19 +1,23 @@
-"""hippynn's cached pairs, checked."""
+"""hippynn's cached pairs, checked, for a model that is new or loaded."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from hippynn.experiment.assembly import precompute_pairs
-from hippynn.graphs import find_unique_relative
-from hippynn.graphs.nodes.inputs import CellNode
-from hippynn.graphs.nodes.pairs import PairUncacher
+from hippynn.experiment.assembly import _PAIRCACHE_COMPATIBLE_COMPUTERS, precompute_pairs
+from hippynn.graphs import GraphModule, find_relatives, find_unique_relative, get_subgraph
+from hippynn.graphs.gops import swap_pairfinders
+from hippynn.graphs.nodes.base.node_functions import NodeNotFound
+from hippynn.graphs.nodes.inputs import CellNode, PairIndices
+from hippynn.graphs.nodes.pairs import PairUncacher, PeriodicPairIndexer
 from hippynn.graphs.nodes.tags import PairIndexer
 
 from kd_plugins.hippynn.arrays import DataError
+from kd_plugins.hippynn.database import CACHE, check_database, check_splits, graph_of
 
 
 def cache_pairs(
@@ -23,10 +27,15 @@ def cache_pairs(
 
     With too few images that function adds up pairs of different images where torch does not check
     sparse tensors, and says nothing. Here the images that the smallest cell needs are counted.
-    As with hippynn's own, assemble the training modules anew afterwards, and take ``db_info``.
+
+    Given training modules, it also does `check_database`, lets the model read the cached pairs and
+    tells the database what is read of it, so that training can start. They may be new, or those of
+    ``load_checkpoint``: of a run with cached pairs, whose database has been made anew, or of one
+    without. No random number is drawn, so that a resumed run stays the uninterrupted one.
 
     Args:
-        model: ``training_modules.model``.
+        model: training modules; or ``training_modules.model`` alone, after which the modules must
+            be assembled anew.
         database: a split database.
         n_images: of cells on each side; counted if left out.
         batch_size: structures at a time.
@@ -35,28 +44,112 @@ def cache_pairs(
         The number of images.
 
     Raises:
-        DataError: for fewer images than needed, or a database without its cells.
+        DataError: for fewer images than needed, or a database that cannot be trained on.
     """
-    node = find_unique_relative(model.nodes_to_compute, CellNode)
-    finder = find_unique_relative(model.nodes_to_compute, PairIndexer)
-    if isinstance(finder, PairUncacher):
+    modules = model if hasattr(model, "evaluator") else None
+    graph = graph_of(model if modules is None else modules.model)
+    _check(graph, database, n_images, batch_size)
+    if modules is not None:
+        check_database(modules, database)
+
+    finder = _finder(graph)
+    is_loaded = isinstance(finder, PairUncacher)
+    if is_loaded and all(CACHE in arrays for arrays in database.splits.values()):
         raise DataError("the model reads cached pairs already; there is nothing left to cache")
-    needed = images_needed(database.splits, node.db_name, finder.dist_hard_max)
+    images = _images(graph, database, finder.dist_hard_max, n_images)
+
+    if is_loaded:  # its pairs are found by a copy, which is then thrown away
+        found = copy.deepcopy(graph)
+        cutoff = {"dist_hard_max": finder.dist_hard_max}
+        swap_pairfinders(found.nodes_to_compute, PeriodicPairIndexer, module_kwargs=cutoff)
+        _precompute(found, database, images, batch_size)
+    else:
+        _precompute(graph, database, images, batch_size)
+
+    if modules is not None:
+        _let_read(graph, modules.evaluator)
+        info = modules.evaluator.db_info
+        database.inputs, database.targets = info["inputs"], info["targets"]
+    return images
+
+
+def _check(graph: Any, database: Any, n_images: Any, batch_size: Any) -> None:
+    if not isinstance(graph, GraphModule):
+        raise DataError(
+            f"expected training modules, or the model among them, got {type(graph).__name__}"
+        )
+    for name, value in (("n_images", n_images), ("batch_size", batch_size)):
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (is_whole and value > 0) and not (name == "n_images" and value is None):
+            raise DataError(f"{name}: expected a whole number above 0, got {value!r}")
+    check_splits(database)
+    if database.num_workers:
+        raise DataError(
+            f"the database has num_workers={database.num_workers}, but cached pairs are sparse, "
+            "which workers cannot send; make it with num_workers=0"
+        )
+
+
+def _finder(graph: Any) -> Any:
+    """Return the node that finds or reads a model's pairs.
+
+    Raises:
+        DataError: for a model without cells, or with pairs that hippynn cannot cache.
+    """
+    finders = list(find_relatives(graph.nodes_to_compute, PairIndexer))
+    usable = (*_PAIRCACHE_COMPATIBLE_COMPUTERS, PairUncacher)
+    if len(finders) != 1 or not isinstance(finders[0], usable):
+        found = ", ".join(sorted(type(one).__name__ for one in finders))
+        raise DataError(
+            f"the model finds its pairs with {found}; hippynn caches those of one "
+            "PeriodicPairIndexer or DynamicPeriodicPairs, so of models with cells"
+        )
+    return finders[0]
+
+
+def _images(graph: Any, database: Any, cutoff: float, n_images: int | None) -> int:
+    try:
+        cell = find_unique_relative(graph.nodes_to_compute, CellNode).db_name
+    except NodeNotFound as error:
+        raise DataError("the model has no cells, so there are no images to cache") from error
+    needed = images_needed(database.splits, cell, cutoff)
     if n_images is not None and n_images < needed:
         raise DataError(
-            f"n_images is {n_images}, but the smallest cell needs {needed} within "
-            f"{finder.dist_hard_max} Å; leave n_images out"
+            f"n_images is {n_images}, but the smallest cell needs {needed} within {cutoff} Å; "
+            "leave n_images out"
         )
-    images = n_images or needed
+    return n_images or needed
+
+
+def _precompute(graph: Any, database: Any, images: int, batch_size: int) -> None:
+    """Put the pairs into every split, or into none, on the device where its arrays are."""
+    device = next(graph.parameters()).device
     try:
         with torch.sparse.check_sparse_tensor_invariants():
-            precompute_pairs(model, database, batch_size=batch_size, n_images=images)
+            precompute_pairs(graph, database, batch_size, device, n_images=images)
     except (RuntimeError, ValueError) as error:
+        for arrays in database.splits.values():
+            arrays.pop(CACHE, None)
         raise DataError(
             f"pairs need more than {images} images: atoms lie outside of their cells; wrap them, "
             f"or give a larger n_images ({error})"
         ) from error
-    return images
+    for arrays in database.splits.values():
+        arrays[CACHE] = arrays[CACHE].to(arrays["indices"].device)
+
+
+def _let_read(graph: Any, evaluator: Any) -> None:
+    """Let a model that has been assembled read the pairs, as its nodes do by now.
+
+    Weights stay the same objects, so that optimizers and controllers need not know.
+    """
+    caches = [n for n in get_subgraph(graph.nodes_to_compute) if isinstance(n, PairIndices)]
+    inputs, is_training = list(graph.input_nodes), graph.training
+    inputs += [node for node in caches if node not in inputs]
+    GraphModule.__init__(graph, inputs, graph.nodes_to_compute)
+    graph.train(is_training)
+    evaluator.n_inputs = len(inputs)
+    evaluator.db_info["inputs"] = [node.db_name for node in inputs]
 
 
 def images_needed(splits: Mapping[str, Mapping[str, Any]], cell: str, cutoff: float) -> int:

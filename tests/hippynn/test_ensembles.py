@@ -1,0 +1,127 @@
+"""Teachers of several kinds in one list: models, calculators and stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kd_plugins.core.manifest import Manifest
+from kd_plugins.core.record import Record
+from kd_plugins.core.store import TargetStore
+from kd_plugins.hippynn import DataError, add_teacher_targets
+from kd_plugins.teachers.structures import Frame, to_structure
+from tests.hippynn import small
+from tests.hippynn.test_targets import EVERYTHING, PerAtom, labelled
+
+
+@pytest.fixture
+def frames(shared_file: Callable[[str], Path]) -> list[Frame]:
+    return small.frames(shared_file, small=6, large=6)
+
+
+def models(frames: list[Frame], *seeds: int) -> list[small.Hipnn]:
+    found = [small.hipnn(seed) for seed in seeds]
+    for model in found:
+        small.initialise(model, small.database(frames))
+    return found
+
+
+def alone(frames: list[Frame], teacher: Any, **settings: Any) -> Any:
+    data = small.database(frames)
+    add_teacher_targets(data, teacher, EVERYTHING, **settings)
+    return data
+
+
+def test_a_store_a_calculator_and_a_model_teach_together(
+    frames: list[Frame], tmp_path: Path
+) -> None:
+    """As mean and spread of what each of them says by itself."""
+    first, second, third = models(frames, 2, 4, 6)
+    folder = tmp_path / "store"
+    members = [labelled(folder, frames, first.energy), PerAtom(second.energy), third.energy]
+    data = alone(frames, members, spread=0.01)
+    singles = [alone(frames, member) for member in (str(folder), second.energy, third.energy)]
+    for split, arrays in data.splits.items():
+        for name in EVERYTHING:
+            said = np.stack([one.splits[split][f"teacher_{name}"].numpy() for one in singles])
+            np.testing.assert_allclose(arrays[f"teacher_{name}"], said.mean(0), atol=2e-5)
+        said = np.stack([one.splits[split]["teacher_atomic_energies"].numpy() for one in singles])
+        real = arrays["numbers"].numpy() != 0
+        expected = real / (1 + np.square(said.std(0, ddof=1) / 0.01))
+        found = arrays["teacher_atomic_energies_weight"]
+        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
+
+
+def test_a_member_that_lacks_a_structure_takes_it_from_all(
+    frames: list[Frame], tmp_path: Path
+) -> None:
+    first, second = models(frames, 2, 4)
+    members = [labelled(tmp_path / "store", frames, first.energy, count=-2), second.energy]
+    with pytest.raises(DataError, match="store has no targets of"):
+        add_teacher_targets(small.database(frames), members)
+    data = small.database(frames)
+    report = add_teacher_targets(data, members, allow_missing=True)
+    assert sum(report.missing.values()) == 2
+    for split, arrays in data.splits.items():
+        counts = arrays["teacher_atomic_energies_weight"].amax(1)
+        assert int((counts == 0).sum()) == report.missing[split]
+
+
+def test_each_members_zero_of_energy_is_taken_away(frames: list[Frame], tmp_path: Path) -> None:
+    """Or the spread would be that of the zeros, and no target would count."""
+    first, second = models(frames, 2, 4)
+    shifted = labelled(tmp_path / "store", frames, first.energy)
+    with torch.no_grad():
+        second.energy.torch_module.layers[0].weight += 3.0
+    with pytest.raises(DataError, match=r"^teacher 2 of 2: .*align=True"):
+        add_teacher_targets(small.database(frames), [shifted, second.energy])
+    data = small.database(frames)
+    members = [shifted, second.energy]
+    report = add_teacher_targets(data, members, align=True, spread=1.0)
+    assert report.offsets[42] == pytest.approx(1.5, abs=0.2)
+    arrays = data.splits["train"]
+    weights = arrays["teacher_atomic_energies_weight"][arrays["numbers"] != 0]
+    assert float(weights.min()) > 0.5
+
+
+def test_a_wrong_member_does_not_hide_in_the_mean(frames: list[Frame], tmp_path: Path) -> None:
+    """Its energies are 5 eV/atom up and the other's 5 down, so the mean is right."""
+    first, second = models(frames, 2, 4)
+    with torch.no_grad():
+        first.energy.torch_module.layers[0].weight += 5.0
+        second.energy.torch_module.layers[0].weight -= 5.0
+    members = [first.energy, labelled(tmp_path / "store", frames, second.energy)]
+    with pytest.raises(DataError, match="^teacher 1 of 2: "):
+        add_teacher_targets(small.database(frames), members)
+
+
+def test_a_stores_own_spread_weighs(frames: list[Frame], tmp_path: Path) -> None:
+    """As `kd-plugins label --teacher` of several writes it."""
+    names = ("atomic_energies", "atomic_energies_std")
+    store = TargetStore.create(
+        tmp_path / "store", Manifest("two", "made", dict.fromkeys(names, "float64"))
+    )
+    store.append(
+        [
+            Record(f.structure_id, to_structure(f.atoms), shares(f, spread=0.1 * (1 + row % 3)))
+            for row, f in enumerate(frames)
+        ]
+    )
+    data = small.database(frames)
+    add_teacher_targets(data, store, spread=0.1)
+    found = torch.cat([a["teacher_atomic_energies_weight"].amax(1) for a in data.splits.values()])
+    assert sorted(set(found.tolist())) == pytest.approx([0.1, 0.2, 0.5])
+
+
+def shares(frame: Frame, spread: float) -> dict[str, torch.Tensor]:
+    n = len(frame.atoms)
+    share = float(frame.labels["energy"]) / n
+    return {
+        "atomic_energies": torch.full((n,), share, dtype=torch.float64),
+        "atomic_energies_std": torch.full((n,), spread, dtype=torch.float64),
+    }

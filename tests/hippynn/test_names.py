@@ -1,0 +1,35 @@
+"""What a star import brings: our names, and none that hippynn has."""
+
+from __future__ import annotations
+
+import hippynn
+import pytest
+
+import kd_plugins.hippynn as ours
+
+
+def test_all_is_there_and_nothing_else_is_public() -> None:
+    assert sorted(ours.__all__) == sorted(set(ours.__all__))
+    assert all(hasattr(ours, name) for name in ours.__all__)
+
+
+@pytest.mark.parametrize(
+    "first", ["from hippynn import *", "from hippynn.graphs import inputs, targets, loss"]
+)
+def test_a_star_import_takes_no_name_of_hippynn_away(first: str) -> None:
+    """`targets` was hippynn's nodes before and a module of ours after; in either order now."""
+    scope: dict[str, object] = {}
+    exec(first, scope)
+    before = dict(scope)
+    exec("from kd_plugins.hippynn import *", scope)
+    changed = [name for name in before if scope[name] is not before[name]]
+    assert changed == []
+    assert scope["add_teacher_targets"] is ours.add_teacher_targets
+
+
+def test_the_other_order_takes_none_of_ours() -> None:
+    scope: dict[str, object] = {}
+    exec("from kd_plugins.hippynn import *", scope)
+    exec("from hippynn import *", scope)
+    assert all(scope[name] is getattr(ours, name) for name in ours.__all__)
+    assert scope["targets"] is hippynn.targets
