@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kd_plugins.core.numbers import is_number, shown
+
 Distance = Callable[[Tensor, Tensor], Tensor]
 Items = Float[Tensor, "I ..."]
 PerItem = Float[Tensor, " I"]
@@ -87,8 +89,8 @@ class Huber:
 
     def __post_init__(self) -> None:
         """Refuse a delta that would make the distance zero or negative."""
-        if not 0 < self.delta < float("inf"):
-            raise ValueError(f"huber: delta must be > 0 and finite, got {self.delta}")
+        if not is_number(self.delta) or not self.delta > 0:
+            raise ValueError(f"huber: delta must be > 0 and finite, got {shown(self.delta)}")
 
     def __call__(self, student: Items, teacher: Items) -> PerItem:
         """Return one number an item."""
@@ -131,6 +133,9 @@ def _rows(items: Tensor) -> Tensor:
 
 
 def _check_shapes(student: Tensor, teacher: Tensor) -> None:
+    for name, items in (("student", student), ("teacher", teacher)):
+        if not isinstance(items, Tensor):
+            raise ValueError(f"{name}: expected a tensor, got {type(items).__name__}")
     if student.shape != teacher.shape:
         raise ValueError(
             f"student and teacher must have one shape, "

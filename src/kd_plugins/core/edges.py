@@ -36,6 +36,8 @@ def choose_edges(edge_index: EdgeIndex, n_atoms: int, edges: Edges) -> Int[Tenso
 
 def check_edge_index(edge_index: Tensor, n_atoms: int) -> None:
     """Raise a ValueError if an index of (2, E) does not point at one of ``n_atoms`` atoms."""
+    if not isinstance(edge_index, Tensor):
+        raise ValueError(f"edge_index: expected a tensor, got {type(edge_index).__name__}")
     if edge_index.ndim != 2 or len(edge_index) != 2 or edge_index.is_floating_point():
         raise ValueError(
             f"edge_index: expected whole numbers (2, E), got {edge_index.dtype} "

@@ -56,7 +56,7 @@ class DistillationLoss:
         terms: with unique names.
 
     Raises:
-        ValueError: if two terms have one name.
+        ValueError: if two terms have one name, or for one term in place of several.
 
     >>> from kd_plugins.core import Constant, TeacherTargets, squared_sum
     >>> loss = DistillationLoss((DistanceTerm("soft", "energy", squared_sum, Constant(2.0)),))
@@ -69,6 +69,8 @@ class DistillationLoss:
 
     def __post_init__(self) -> None:
         """Refuse two terms of one name."""
+        if not isinstance(self.terms, (tuple, list)):
+            raise ValueError(f"terms: expected a tuple of terms, got {type(self.terms).__name__}")
         names = [term.name for term in self.terms]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kd_plugins.core.numbers import check_seed, check_whole
+
 
 class Projection(nn.Module):
     """The linear projection head P of CRACK (section 3.1), one matrix a degree l.
@@ -22,7 +24,7 @@ class Projection(nn.Module):
         seed: of the initial weights; the global random state is left alone.
 
     Raises:
-        ValueError: if a width is not positive or ``lmax`` is negative.
+        ValueError: if a width is not positive, or ``lmax`` or the seed is negative.
 
     >>> projection = Projection(student_width=4, teacher_width=4, lmax=1, seed=0)
     >>> embeddings = torch.ones(2, 4, 4)
@@ -32,11 +34,10 @@ class Projection(nn.Module):
 
     def __init__(self, student_width: int, teacher_width: int, lmax: int, seed: int) -> None:
         super().__init__()
-        if student_width < 1 or teacher_width < 1 or lmax < 0:
-            raise ValueError(
-                f"projection: expected widths >= 1 and lmax >= 0, "
-                f"got {student_width}, {teacher_width} and {lmax}"
-            )
+        check_whole("projection: student_width", student_width, least=1)
+        check_whole("projection: teacher_width", teacher_width, least=1)
+        check_whole("projection: lmax", lmax, least=0)
+        check_seed("projection: seed", seed)
         generator = torch.Generator().manual_seed(seed)
         start = _starting_matrices(lmax + 1, teacher_width, student_width, generator)
         self.weight = nn.Parameter(start)

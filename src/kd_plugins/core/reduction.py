@@ -22,11 +22,19 @@ def masked_mean(
         items: one number an item, (I,).
         mask: which of them count, (I,); all if left out.
 
+    Raises:
+        ValueError: for a mask of another shape, or of numbers.
+
     >>> masked_mean(torch.tensor([1.0, 5.0]), torch.tensor([True, False]))
     tensor(1.)
     """
     if mask is None:
         mask = torch.ones_like(items, dtype=torch.bool)
+    if mask.dtype != torch.bool or mask.shape != items.shape:
+        raise ValueError(
+            f"mask: expected booleans {tuple(items.shape)}, one an item, got {mask.dtype} "
+            f"{tuple(mask.shape)}"
+        )
     total = torch.where(mask, items, torch.zeros_like(items)).sum()
     count, ranks = global_count(mask)
     return total * ranks / count.clamp(min=1)

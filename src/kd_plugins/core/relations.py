@@ -17,12 +17,15 @@ from torch import Tensor
 from kd_plugins.core.edges import EdgeIndex, Edges
 from kd_plugins.core.edges import choose_edges as choose_edges
 from kd_plugins.core.names import suggestion
+from kd_plugins.core.numbers import is_number, shown
 from kd_plugins.core.pairing import Anchor, Comparison, Pairing, choose_form
 from kd_plugins.core.reduction import masked_mean
 from kd_plugins.core.union import counts_of_ranks, gather, place
 
 NodeEmbeddings = Float[Tensor, "N D"]
 Negatives = Literal["local", "global"]
+SMALLEST = 1e-12
+"""Of a temperature or a tolerance; what is divided by a smaller one overflows."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,8 @@ def instance_loss(
 
 def _check_embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Return both in the student's precision, which is at least float32."""
+    for source, embeddings in (("student", student), ("teacher", teacher)):
+        _check_tensor(f"{source}_embeddings", embeddings, floating=True)
     if student.shape != teacher.shape:
         raise ValueError(
             f"student_embeddings {tuple(student.shape)} and teacher_embeddings "
@@ -240,10 +245,17 @@ def _check_embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not value > 0 or value == float("inf"):
-        raise ValueError(f"{name} must be a finite number > 0, got {value}")
+    if not is_number(value) or not value >= SMALLEST:
+        raise ValueError(f"{name} must be a finite number > 0, got {shown(value)}")
+
+
+def _check_tensor(name: str, value: object, *, floating: bool) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got {type(value).__name__} {shown(value)}")
+    if floating and not value.is_floating_point():
+        raise ValueError(f"{name}: expected a tensor of real numbers, got one of {value.dtype}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}{suggestion(str(value), choices)}")
+        raise ValueError(f"unknown {name} {shown(value)}{suggestion(str(value), choices)}")

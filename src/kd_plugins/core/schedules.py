@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from kd_plugins.core.numbers import is_number, shown
+
 Schedule = Callable[[int], float]
 
 
@@ -112,20 +114,21 @@ SCHEDULES: Mapping[str, type] = MappingProxyType(
 def _check_weights(*weights: float) -> None:
     for weight in weights:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise ValueError(f"a weight must be a number, got {weight!r}")
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"a weight must be finite and >= 0, got {weight}")
+            raise ValueError(f"a weight must be a number, got {shown(weight)}")
+        if not is_number(weight) or not weight >= 0:
+            raise ValueError(f"a weight must be finite and >= 0, got {shown(weight)}")
 
 
 def _check_steps(*steps: int) -> None:
     for step in steps:
         if isinstance(step, bool) or not isinstance(step, int):
-            raise ValueError(f"a step must be a whole number, got {step!r}")
+            raise ValueError(f"a step must be a whole number, got {shown(step)}")
 
 
 def _check_interval(first_step: int, last_step: int) -> None:
     _check_steps(first_step, last_step)
     if not 0 <= first_step < last_step:
         raise ValueError(
-            f"a schedule needs 0 <= first_step < last_step, got {first_step} and {last_step}"
+            f"a schedule needs 0 <= first_step < last_step, got {shown(first_step)} and "
+            f"{shown(last_step)}"
         )

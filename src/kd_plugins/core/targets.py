@@ -45,6 +45,10 @@ class TeacherTargets:
 
     def __post_init__(self) -> None:
         """Validate everything once, so that later code need not."""
+        if isinstance(self.structure_ids, str):
+            raise ValueError(f"structure_ids: expected a tuple of ids, got {self.structure_ids!r}")
+        if not isinstance(self.n_atoms, Tensor):
+            raise ValueError(f"n_atoms: expected a tensor, got {type(self.n_atoms).__name__}")
         if len(self.structure_ids) != len(self.n_atoms):
             raise ValueError(
                 f"structure_ids: expected {len(self.n_atoms)} (one a structure of n_atoms), "
@@ -96,6 +100,10 @@ def _check_presence(name: str, mask: Tensor, targets: TeacherTargets) -> None:
 
 def _check_value(name: str, value: Tensor, targets: TeacherTargets) -> None:
     row = quantity(name)
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: expected real numbers such as float32, got {value.dtype}")
     n_items = row.n_items(len(targets.n_atoms), int(targets.n_atoms.sum()))
     if value.shape[:1] != (n_items,) or not row.fits(tuple(value.shape[1:])):
         axis = "N" if row.scope == "atom" else "B"

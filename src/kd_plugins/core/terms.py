@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from kd_plugins.core.distances import Distance
+from kd_plugins.core.numbers import shown
 from kd_plugins.core.pairing import Comparison
 from kd_plugins.core.quantities import quantity
 from kd_plugins.core.relations import Crack, Instance
@@ -42,6 +43,7 @@ class DistanceTerm:
 
     Raises:
         KeyError: for a quantity that is not in the table.
+        ValueError: for no name, or a distance or weight that is no function.
     """
 
     name: str
@@ -50,8 +52,13 @@ class DistanceTerm:
     weight: Schedule
 
     def __post_init__(self) -> None:
-        """Check the quantity's name."""
-        quantity(self.quantity)
+        """Check names and weight."""
+        _check_term(self)
+        if not callable(self.distance):
+            raise ValueError(
+                f"term {self.name!r}: distance: expected a function of kd_plugins.core.DISTANCES, "
+                f"got {shown(self.distance)}"
+            )
 
     def items(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Return one number an item, and which of the items count."""
@@ -86,8 +93,8 @@ class CrackTerm:
     excess: bool = False
 
     def __post_init__(self) -> None:
-        """Check the quantity's name."""
-        quantity(self.quantity)
+        """Check names and weight."""
+        _check_term(self)
 
     def items(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Return one number a relation kept, padded with a mask over the relations chosen."""
@@ -127,8 +134,8 @@ class InstanceTerm:
     excess: bool = False
 
     def __post_init__(self) -> None:
-        """Check the quantity's name."""
-        quantity(self.quantity)
+        """Check names and weight."""
+        _check_term(self)
 
     def items(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Return one number an atom, and which of the atoms count."""
@@ -141,6 +148,17 @@ class InstanceTerm:
         mask = sample.mask(self.quantity)
         found = self.relation.compare(student[mask], teacher[mask], floor=self.excess)
         return _padded(found, mask)
+
+
+def _check_term(term: DistanceTerm | CrackTerm | InstanceTerm) -> None:
+    if not isinstance(term.name, str) or not term.name:
+        raise ValueError(f"a term needs a name, as text, got {shown(term.name)}")
+    quantity(term.quantity)
+    if not callable(term.weight):
+        raise ValueError(
+            f"term {term.name!r}: weight: expected a schedule such as Constant(1.0), got "
+            f"{shown(term.weight)}"
+        )
 
 
 def _padded(found: Comparison, mask: Tensor) -> Evaluation:

@@ -1,0 +1,129 @@
+"""Numbers that a user gives, checked by name: finite, of the right kind, within bounds."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import TypeGuard
+
+LARGEST = 1e300
+"""Beyond it the arithmetic that follows would overflow."""
+LARGEST_SEED = 2**32 - 1
+"""The largest seed that NumPy's and torch's generators both take."""
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite real number; a boolean is none.
+
+    >>> is_number(3), is_number(True), is_number(float("nan")), is_number(10**400)
+    (True, False, False, False)
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    if isinstance(value, Integral):
+        return abs(int(value)) <= LARGEST
+    return math.isfinite(float(value)) and abs(float(value)) <= LARGEST
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    above: int | float | None = None,
+    least: int | float | None = None,
+    most: int | float | None = None,
+    unit: str = "",
+) -> float:
+    """Return a number as a float.
+
+    Args:
+        name: of the argument, for the message.
+        value: that was given.
+        above: it must be larger than this.
+        least: it must be this or larger.
+        most: it must be this or smaller.
+        unit: for the message.
+
+    Raises:
+        ValueError: for what is no number (a boolean is none), not finite, or out of bounds.
+
+    >>> check_number("cutoff", -1, above=0, unit="Å")
+    Traceback (most recent call last):
+    ValueError: cutoff: expected a number above 0 Å, got -1
+    """
+    bounds = _bounds(above, least, most, unit)
+    if not is_number(value):
+        raise ValueError(f"{name}: expected a number{bounds}, got {shown(value)}")
+
+    number = float(value)
+    outside = (
+        (above is not None and number <= above)
+        or (least is not None and number < least)
+        or (most is not None and number > most)
+    )
+    if outside:
+        raise ValueError(f"{name}: expected a number{bounds}, got {shown(value)}")
+    return number
+
+
+def check_whole(
+    name: str, value: object, *, least: int | None = None, most: int | None = None
+) -> int:
+    """Return a whole number as an int.
+
+    Args:
+        name: of the argument, for the message.
+        value: that was given.
+        least: it must be this or larger.
+        most: it must be this or smaller.
+
+    Raises:
+        ValueError: for what is no whole number (neither a boolean nor 2.0 is one), or out of bounds.
+
+    >>> check_whole("batch_size", 0, least=1)
+    Traceback (most recent call last):
+    ValueError: batch_size: expected a whole number of 1 or more, got 0
+    """
+    bounds = _bounds(None, least, most, "")
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name}: expected a whole number{bounds}, got {shown(value)}")
+
+    number = int(value)
+    if (least is not None and number < least) or (most is not None and number > most):
+        raise ValueError(f"{name}: expected a whole number{bounds}, got {shown(value)}")
+    return number
+
+
+def check_seed(name: str, value: object) -> int:
+    """Return a seed of random numbers, 0 to 4294967295.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    return check_whole(name, value, least=0, most=LARGEST_SEED)
+
+
+def shown(value: object) -> str:
+    """Return a value as it may stand in a message: on one line and not long.
+
+    >>> shown("x" * 99)[-20:]
+    'xxxxxxxxxxxxxxxxx...'
+    """
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a whole number of 40 digits or more"  # Python refuses to write thousands of them
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _bounds(
+    above: int | float | None, least: int | float | None, most: int | float | None, unit: str
+) -> str:
+    of = f" {unit}" if unit else ""
+    if most is not None and (least is not None or above is not None):
+        low = f"from {least:g}" if least is not None else f"above {above:g}"
+        return f" {low} to {most:g}{of}"
+    if above is not None:
+        return f" above {above:g}{of}"
+    if least is not None:
+        return f" of {least:g}{of} or more"
+    return "" if most is None else f" of {most:g}{of} or less"
