@@ -129,10 +129,16 @@ def test_its_state_is_its_parameters() -> None:
     assert torch.equal(copy(embeddings), projection(embeddings))
 
 
-@pytest.mark.parametrize(("widths", "lmax"), [((0, 4), 0), ((4, -1), 0), ((4, 4), -1)])
-def test_impossible_sizes_are_refused(widths: tuple[int, int], lmax: int) -> None:
-    """With the three numbers that came."""
-    says = f"widths >= 1 and lmax >= 0, got {widths[0]}, {widths[1]} and {lmax}"
+@pytest.mark.parametrize(
+    ("widths", "lmax", "says"),
+    [
+        ((0, 4), 0, "student_width: expected a whole number of 1 or more, got 0"),
+        ((4, -1), 0, "teacher_width: expected a whole number of 1 or more, got -1"),
+        ((4, 4), -1, "lmax: expected a whole number of 0 or more, got -1"),
+    ],
+)
+def test_impossible_sizes_are_refused(widths: tuple[int, int], lmax: int, says: str) -> None:
+    """With the number that came."""
     with pytest.raises(ValueError, match=says):
         Projection(*widths, lmax=lmax, seed=0)
 

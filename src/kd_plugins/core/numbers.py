@@ -78,7 +78,7 @@ def check_whole(
         most: it must be this or smaller.
 
     Raises:
-        ValueError: for what is no whole number (neither a boolean nor 2.0 is one), or out of bounds.
+        ValueError: for what is no whole number (a boolean or 2.0 is none), or out of bounds.
 
     >>> check_whole("batch_size", 0, least=1)
     Traceback (most recent call last):

@@ -41,7 +41,8 @@ def kind(atomic_numbers: Sequence[int] | NDArray[np.integer[Any]]) -> Kind:
     ('organic', 'complex', 'inorganic')
     """
     numbers = np.asarray(atomic_numbers)
-    if numbers.ndim != 1 or len(numbers) == 0 or numbers.min() < 1 or numbers.max() > _LARGEST:
+    is_list = numbers.ndim == 1 and len(numbers) > 0 and numbers.dtype.kind in "iu"
+    if not is_list or numbers.min() < 1 or numbers.max() > _LARGEST:
         raise ValueError(
             f"atomic_numbers: expected (N,) numbers of elements, got {str(atomic_numbers)[:80]}"
         )

@@ -13,6 +13,7 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from kd_plugins.core.numbers import check_number, check_seed, check_whole, is_number
 from kd_plugins.crystals.molecules import Molecules, find_molecules
 from kd_plugins.teachers.structures import Frame
 
@@ -47,14 +48,16 @@ class Deformation:
     rattle: float = 0.05
 
     def __post_init__(self) -> None:
-        low, high = self.linear_strain
-        if not -1 < low <= high < np.inf:
+        strain = self.linear_strain
+        is_pair = (
+            isinstance(strain, (tuple, list)) and len(strain) == 2 and all(map(is_number, strain))
+        )
+        if not (is_pair and -1 < strain[0] <= strain[1]):
             raise ValueError(
                 f"linear_strain: expected (lowest, highest) above -1, got {self.linear_strain}"
             )
         for name in ("shear_std", "rotation_degrees", "rattle"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), least=0)
 
 
 def scale_rigidly(atoms: Atoms, molecules: Molecules, deformation: NDArray[np.float64]) -> Atoms:
@@ -76,7 +79,8 @@ def scale_rigidly(atoms: Atoms, molecules: Molecules, deformation: NDArray[np.fl
     if not (is_matrix and np.linalg.det(deformation) > 0):
         raise ValueError(
             "deformation: expected a (3, 3) matrix with a positive determinant, got "
-            f"{deformation.tolist()}; a strain needs the identity added"
+            f"{deformation.tolist()} of shape {deformation.shape}; a strain needs the identity "
+            "added"
         )
     positions = molecules.positions(atoms)
     centroids = molecules.centroids(positions)
@@ -136,8 +140,8 @@ def deformed_frames(
     Raises:
         ValueError: for a count or seed below its least; with the crystal's id, as `deformed` does.
     """
-    if count < 1 or seed < 0:
-        raise ValueError(f"expected count >= 1 and seed >= 0, got count={count}, seed={seed}")
+    check_whole("count", count, least=1)
+    check_seed("seed", seed)
     return _deformed_frames(frames, count, seed, settings)
 
 

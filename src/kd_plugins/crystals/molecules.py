@@ -10,9 +10,14 @@ from ase import Atoms
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from numpy.typing import NDArray
 
+from kd_plugins.core.numbers import check_number, shown
+
 BOND_TOLERANCE = 1.25
 """Two atoms are bound if nearer than this times the sum of their covalent radii. A bond has about
 1.0, the shortest hydrogen bonds have 1.5."""
+
+MOST_TOLERANCE = 10.0
+"""Beyond it everything is bound to everything, and the search for neighbours takes for ever."""
 
 Bonds = list[list[tuple[int, NDArray[np.int64]]]]
 
@@ -80,8 +85,8 @@ def find_molecules(atoms: Atoms, tolerance: float = BOND_TOLERANCE) -> Molecules
         tolerance: two atoms are bound if nearer than this times the sum of their covalent radii.
 
     Raises:
-        ValueError: for no atoms, or if a chain of bonds joins an atom to its own periodic image,
-            as in a metal, a salt or a polymer.
+        ValueError: for no atoms, a tolerance that is not above 0, or if a chain of bonds joins an
+            atom to its own periodic image, as in a metal, a salt or a polymer.
 
     >>> water = Atoms("OH2", [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
     >>> water.set_cell([3.0, 3.0, 3.0])
@@ -90,6 +95,9 @@ def find_molecules(atoms: Atoms, tolerance: float = BOND_TOLERANCE) -> Molecules
     >>> find_molecules(water).offsets[2].tolist()
     [-1, 0, 0]
     """
+    check_number("tolerance", tolerance, above=0, most=MOST_TOLERANCE)
+    if not isinstance(atoms, Atoms):
+        raise ValueError(f"find_molecules: expected ase.Atoms, got {shown(atoms)}")
     if len(atoms) == 0:
         raise ValueError("find_molecules: expected a structure with atoms, got one without any")
     bonds = _bonds(atoms, tolerance)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from kd_plugins.core.numbers import check_seed, check_whole, is_number
 from kd_plugins.teachers.structures import Frame
 
 Item = TypeVar("Item", str, Frame)
@@ -58,6 +59,7 @@ def split(
     """
     items = list(items)
     _check_shares(shares)
+    check_seed("seed", seed)
     _check_unique([_name(item) for item in items])
     groups = [group(item) for item in items]
     part_of = _assign(Counter(groups), shares, seed)
@@ -91,6 +93,8 @@ def nested_subset(ids: Iterable[str], size: int, seed: int) -> list[str]:
     """
     ids = list(ids)
     _check_unique(ids)
+    check_seed("seed", seed)
+    check_whole("size", size)
     if not 1 <= size <= len(ids):
         raise ValueError(f"size: expected 1 to {len(ids)}, which is all there is, got {size}")
     return _shuffled(ids, seed)[:size]
@@ -117,8 +121,8 @@ def _name(item: str | Frame) -> str:
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
-    wrong = {name: share for name, share in shares.items() if not share > 0}
-    total = math.fsum(shares.values())
+    wrong = [share for share in shares.values() if not is_number(share) or not share > 0]
+    total = math.fsum(share for share in shares.values() if isinstance(share, (int, float)))
     if wrong or not abs(total - 1) <= ROUNDING:
         raise ValueError(
             f"shares: expected numbers above 0 that sum to 1, got {dict(shares)} with sum {total:g}"

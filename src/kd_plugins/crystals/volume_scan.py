@@ -11,6 +11,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
+from kd_plugins.core.numbers import check_number, is_number
 from kd_plugins.crystals.deformation import scale_rigidly
 from kd_plugins.crystals.molecules import Molecules
 
@@ -47,9 +48,10 @@ def volume_scan(
         linear_scales: factors of the lengths; a volume has its cube.
 
     Raises:
-        ValueError: for a scale that is not positive.
+        ValueError: for no scale, or one that is not positive.
     """
-    if not all(0 < scale < np.inf for scale in linear_scales):
+    sound = all(is_number(scale) and scale > 0 for scale in linear_scales)
+    if not (sound and len(linear_scales)):
         raise ValueError(f"linear_scales: expected factors above 0, got {list(linear_scales)}")
     return [scale_rigidly(atoms, molecules, scale * np.eye(3)) for scale in linear_scales]
 
@@ -100,6 +102,7 @@ def _checked(
     reference_volume: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return both as arrays in the order of the volumes."""
+    check_number("reference_volume", reference_volume, above=0, unit="Å³")
     volumes, energies = np.asarray(volumes, np.float64), np.asarray(energies, np.float64)
     if volumes.ndim != 1 or volumes.shape != energies.shape or len(volumes) < FEWEST_VOLUMES:
         raise ValueError(
