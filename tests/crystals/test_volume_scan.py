@@ -80,7 +80,7 @@ def test_scales_that_are_none_are_refused(scale: float) -> None:
         ([1, 2, 3, 4, 4], [1, 2, 3, 4, 5], 2, "expected no two the same"),
         ([1, 2, 3, 4, 5], [1, 2, float("nan"), 4, 5], 2, "expected finite numbers"),
         ([0, 2, 3, 4, 5], [1, 2, 3, 4, 5], 2, "volumes above 0"),
-        ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], float("nan"), "reference_volume: expected a number above 0 Å³, got nan"),
+        ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], float("nan"), "reference_volume: .*got nan"),
     ],
 )
 def test_bad_scans_are_refused(

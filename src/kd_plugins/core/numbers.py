@@ -120,10 +120,10 @@ def _bounds(
 ) -> str:
     of = f" {unit}" if unit else ""
     if most is not None and (least is not None or above is not None):
-        low = f"from {least:g}" if least is not None else f"above {above:g}"
-        return f" {low} to {most:g}{of}"
+        low = f"from {least}" if least is not None else f"above {above}"
+        return f" {low} to {most}{of}"
     if above is not None:
-        return f" above {above:g}{of}"
+        return f" above {above}{of}"
     if least is not None:
-        return f" of {least:g}{of} or more"
-    return "" if most is None else f" of {most:g}{of} or less"
+        return f" of {least}{of} or more"
+    return "" if most is None else f" of {most}{of} or less"
