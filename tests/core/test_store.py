@@ -159,8 +159,8 @@ def test_another_store_is_refused(
 def test_what_is_no_store_is_refused(store: TargetStore, tmp_path: Path) -> None:
     """A newer format, a folder of something else, a folder that is not there."""
     path = store.folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    with pytest.raises(StoreError, match="has format 2, this version reads up to 1; update"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    with pytest.raises(StoreError, match="has format 3, this version reads up to 2; update"):
         TargetStore.open(store.folder)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
@@ -214,7 +214,7 @@ def test_a_truncated_shard_is_refused(store: TargetStore) -> None:
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
     found = in_another_process(VERIFY, store.folder)
-    assert "main.lmdb is cut short" in found.stderr.splitlines()[-1]
+    assert "main.lmdb is damaged: it is cut short" in found.stdout.splitlines()[-1]
 
 
 def test_two_writers_on_one_shard(store: TargetStore) -> None:

@@ -76,7 +76,9 @@ def _to_label(arguments: argparse.Namespace) -> tuple[Iterable[Frame], int | Non
     if not arguments.structures:
         raise ValueError("no structures to label; name files with structures, or --fairchem X.yml")
     if arguments.trust_pickle:
-        raise ValueError("--trust-pickle is for data sets of fairchem; give them as --fairchem DATA")
+        raise ValueError(
+            "--trust-pickle is for data sets of fairchem; give them as --fairchem DATA"
+        )
     from kd_plugins.teachers import read_structures
     from kd_plugins.teachers.counting import count_structures
 
@@ -119,15 +121,21 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from kd_plugins import TargetStore
+    from kd_plugins.core.shard import StoreError
     from kd_plugins.teachers import failures
 
     store = TargetStore.open(arguments.store)
-    manifest, faults, failed = store.manifest, store.verify(), failures(store)
+    manifest, faults = store.manifest, store.verify()
     print(f"teacher:     {manifest.teacher}\nfingerprint: {manifest.fingerprint}")
     print(
         f"quantities:  {', '.join(f'{name} ({dtype})' for name, dtype in manifest.dtypes.items())}"
     )
-    print(f"structures:  {len(store)}, failed to be labelled: {len(failed)}")
+    try:
+        print(f"structures:  {len(store)}, failed to be labelled: {len(failures(store))}")
+        for shard in store.uncounted():
+            print(f"{shard}: how many records it should hold was not kept by its version")
+    except StoreError as error:  # a damaged shard stands among the faults already
+        faults += [] if str(error) in faults else [str(error)]
     print("\n".join(faults) or "every record is whole")
     return 1 if faults else 0
 
@@ -194,6 +202,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     stores = [TargetStore.open(folder) for folder in arguments.stores]
     for store in stores:
         check_same(stores[0].manifest, store.manifest, store.folder)
+        _ = next(store.ids(), None)  # a damaged one is refused before anything is written
     merged = TargetStore.create(arguments.into, stores[0].manifest)
     merged.merge(stores)
     print(f"{arguments.into} holds {len(merged)} structures")

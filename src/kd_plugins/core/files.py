@@ -6,29 +6,58 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 LARGEST_JSON = 100_000_000
 """Bytes; what we write has some hundred thousand."""
 LARGEST_WHOLE = 2**63 - 1
 
 
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file under a partial name and give it its own once it is whole; return the path."""
+@contextmanager
+def whole_file(path: Path, *, durably: bool = False) -> Iterator[IO[bytes]]:
+    """Give a file to write under a partial name, which gets its own once it is whole.
+
+    Whatever goes wrong meanwhile, what stood at ``path`` stays, and nothing else is left.
+
+    Args:
+        path: of the file; its folder is made if it is not there.
+        durably: wait until it is on the disk.
+
+    Raises:
+        OSError: naming the file, as on a full disk.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; expected a file, or nothing yet")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            if durably:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            # of a full disk Python tells no file
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
+        if error.errno is None or (error.filename and Path(error.filename) != partial):
+            raise
+        # Python names no file when a write fails, and the partial one means nothing to a user.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes, *, durably: bool = False) -> Path:
+    """Write a file that is there whole or not at all; return the path.
+
+    Raises:
+        OSError: naming the file, as on a full disk.
+    """
+    with whole_file(path, durably=durably) as file:
+        file.write(content)
     return path
 
 
@@ -70,6 +99,11 @@ def read_json(path: Path) -> Mapping[str, object]:
         content = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_bounded)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{path}: is a folder; expected a file of JSON") from None
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start}"
+        raise ValueError(f"{path}: not JSON ({where} is not UTF-8); write it anew") from None
     except RecursionError:
         raise ValueError(f"{path}: not JSON of ours (nested too deeply); write it anew") from None
     except ValueError as error:
@@ -93,6 +127,20 @@ def _bounded(text: str) -> int:
     if len(text) > 20 or abs(value := int(text)) > LARGEST_WHOLE:
         raise ValueError(f"the integer {text[:20]}... of {len(text)} digits is beyond 64 bits")
     return value
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that could not be made or written into.
+
+    Raises:
+        NotADirectoryError: for a file in its place, or on the way to it.
+        PermissionError: if nothing may be written there.
+    """
+    there = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
+    if not there.is_dir():
+        raise NotADirectoryError(f"{folder}: {there} is a file; expected a folder, or nothing yet")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder}: nothing may be written into {there}")
 
 
 def file_hash(path: Path) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kd_plugins.core.quantities import quantity
-from kd_plugins.core.shard import StoreError
+from kd_plugins.core.shard import FORMAT, StoreError
 
-FORMAT = 1
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -42,6 +44,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Check the quantities and their dtypes."""
+        for name, expected in _EXPECTED.items():
+            _check(name, getattr(self, name), expected)
         if not self.dtypes:
             raise ValueError("a store needs at least one quantity")
         for name, dtype in self.dtypes.items():
@@ -50,33 +54,121 @@ class Manifest:
                 raise ValueError(f"{name}: unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> Manifest:
+    def from_json(cls, text: str | bytes, where: str) -> Manifest:
         """Read what `to_json` wrote.
 
         Raises:
-            StoreError: if it is not JSON, or of a newer format.
+            StoreError: if it is not JSON, of a newer format, or holds something else.
         """
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise StoreError(f"{where}: its manifest is not JSON ({error})") from error
-        if not isinstance(content, dict):
-            raise StoreError(f"{where}: its manifest is no mapping; restore it from a copy")
-        if content.get("format", 0) > FORMAT:
+        content = _read(text, where)
+        form = content.get("format", 1)
+        if type(form) is not int or form < 1:
             raise StoreError(
-                f"{where} has format {content['format']}, this version reads up to {FORMAT}; "
-                "update kd_plugins"
+                f"{where}: its manifest.json is damaged (format: expected a whole number, got "
+                f"{_shortly(form)}); restore it from a copy"
             )
-        content.pop("units", None)
+        if form > FORMAT:
+            raise StoreError(
+                f"{where} has format {_shortly(form)}, this version reads up to {FORMAT}; update "
+                "kd_plugins"
+            )
+        given = {name: value for name, value in content.items() if name not in _BESIDE}
         try:
-            return cls(**content)
+            return cls(**given)
         except (TypeError, ValueError, KeyError) as error:
-            raise StoreError(f"{where}: its manifest is damaged ({error})") from error
+            why = error.args[0] if error.args else error
+            raise StoreError(
+                f"{where}: its manifest.json is damaged ({why}); restore it from a copy"
+            ) from error
 
     def to_json(self) -> str:
         """Return the manifest as JSON, units included for whoever reads the file."""
         units = {name: quantity(name).unit for name in self.dtypes}
-        return json.dumps({**asdict(self), "units": units}, indent=2, sort_keys=True) + "\n"
+        content = {**_plain(self), "units": units, "checksum": _checksum(_plain(self))}
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+    @staticmethod
+    def faults(text: bytes) -> list[str]:
+        """Return what has changed in a manifest since it was written, one line at most.
+
+        One that is edited by hand on purpose can be read all the same.
+        """
+        content = _read(text, "the store")
+        written = content.get("checksum")
+        known = {field.name for field in fields(Manifest)}
+        kept = {name: value for name, value in content.items() if name in known}
+        is_whole = written == _checksum(kept)
+        if is_whole or (written is None and kept.get("format") == 1):
+            return []
+        return [
+            "manifest.json is not what was written: it is damaged, or was edited by hand; restore "
+            "it from a copy"
+        ]
+
+
+_BESIDE = ("units", "checksum")
+"""What the file holds for others than `Manifest`."""
+_EXPECTED: Mapping[str, tuple[type, ...]] = {
+    "teacher": (str,),
+    "fingerprint": (str,),
+    "dtypes": (str,),
+    "versions": (str,),
+    "energy_offsets": (int, float),
+}
+
+
+def _check(name: str, value: object, expected: tuple[type, ...]) -> None:
+    """Refuse what is no text, or no mapping from text to what is expected."""
+    if name in ("teacher", "fingerprint"):
+        if not isinstance(value, str):
+            raise ValueError(f"{name}: expected text, got {_shortly(value)}")
+        return
+    kind = "a number" if float in expected else "text"
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}: expected a mapping of names to {kind}, got {_shortly(value)}")
+    for key, inner in value.items():
+        fits = isinstance(inner, expected) and not isinstance(inner, bool)
+        if not isinstance(key, str) or not fits:
+            raise ValueError(f"{name}.{key}: expected {kind}, got {_shortly(inner)}")
+        if isinstance(inner, int | float) and not _is_finite(inner):
+            raise ValueError(f"{name}.{key}: expected a finite number, got {_shortly(inner)}")
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer that no float can hold
+        return False
+
+
+def _shortly(value: object) -> str:
+    return f"{value!r:.60}"
+
+
+def _read(text: str | bytes, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise StoreError(
+            f"{where}: its manifest.json is not JSON ({why}); restore it from a copy"
+        ) from error
+    if not isinstance(content, dict):
+        raise StoreError(
+            f"{where}: its manifest.json is no mapping, but {_shortly(content)}; restore it from a "
+            "copy"
+        )
+    return content
+
+
+def _plain(manifest: Manifest) -> dict[str, Any]:
+    plain = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
+    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True).encode()
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def check_same(manifest: Manifest, wanted: Manifest, folder: Path) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +13,16 @@ from typing import IO
 
 import lmdb
 
+from kd_plugins.core.condition import check, is_unborn, walk
+from kd_plugins.core.environment import Snapshots, begin, handle_of, reading, recover
 from kd_plugins.core.environment import StoreError as StoreError
-from kd_plugins.core.environment import handle_of, is_born, recover, transaction
+from kd_plugins.core.walk import DIGEST_SIZE, digest, stored_digest
+from kd_plugins.core.written import Look, Total, WrittenLog
 
 LONGEST_ID = 500
 """Bytes of UTF-8; LMDB keys end at 511."""
-DIGEST_SIZE = 16
+FORMAT = 2
+"""Of new stores. In format 1 a record's checksum did not cover its id."""
 PAGE = 1000
 """Ids that are read at once."""
 
@@ -31,53 +34,121 @@ class ShardBusy(StoreError):
 class ShardWriter:
     """Appends records to a shard, a batch at a time: all of a batch is kept, or nothing.
 
-    The operating system drops the lock of a killed writer, so its successor just goes on.
+    The operating system drops the lock of a killed writer, so its successor just goes on. How many
+    records were written stands beside the shard, see `kd_plugins.core.written`.
 
     Args:
         path: of the LMDB file; made if it is not there.
         patience: seconds to wait for another writer.
+        form: format of the store.
+        held: further locks, which end with the writer's own.
 
     Raises:
         ShardBusy: if another process is writing to it.
-        StoreError: if the folder is read-only, or the file is damaged.
+        StoreError: if the folder is read-only, or the shard damaged or gone.
     """
 
-    def __init__(self, path: Path, patience: float = 0.0) -> None:
-        self.path = path.resolve()
+    def __init__(
+        self,
+        path: Path,
+        patience: float = 0.0,
+        form: int = FORMAT,
+        held: tuple[IO[str], ...] = (),
+    ) -> None:
+        self.path, self.form = path.resolve(), form
+        self._locks = list(held)
+        self._log = WrittenLog(self.path)
         try:
-            self._lock = exclusive_lock(path, patience)
-            if self.path.exists() and not is_born(self.path):
-                self.path.unlink()  # what a full disk or a kill left of its making
-            recover(self.path)
+            self._locks.append(exclusive_lock(path, patience))
+            self._total = self._take_up()
+            self._snapshots = Snapshots(self.path)
         except (lmdb.Error, OSError) as error:
+            self._unlock()
             raise StoreError(f"{path.name} cannot be written: {error}") from error
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _take_up(self) -> Total:
+        """Make the shard, or go on with it; return what it holds."""
+        entry, found = self._log.read(), None
+        if entry is None and not self.path.exists():
+            self._log.begin(Total(), Total())  # before there is a shard, so that one may be missed
+        elif entry is None and self.form > 1:
+            raise StoreError(
+                f"{self._log.path.name} is missing, so that nobody knows how many records "
+                f"{self.path.name} should hold; restore it from a copy, or copy what is there into "
+                "another store (kd-plugins merge STORE --into NEW)"
+            )
+        else:
+            found = check(self.path, self.form)
+        if is_unborn(self.path, self._log.read()) and self.path.exists():
+            self.path.unlink()  # what a full disk or a kill left of its making
+
+        recover(self.path)
+        entry, n_records = self._log.read(), handle_of(self.path, write=True).stat()["entries"]
+        if entry is None:  # of a version that did not count: from now on it is
+            total = found.total if found else walk(self.path, self.form).total
+            self._log.begin(total, total)
+        else:
+            counts = {entry.before.records: entry.before, entry.after.records: entry.after}
+            if n_records not in counts:
+                raise StoreError(
+                    f"{self.path.name} holds {n_records} records, but {entry.after.records} were "
+                    "written; restore it from a copy"
+                )
+            total = counts[n_records]
+        if entry is None or entry.look != Look.at(self.path):
+            self._log.end(total, Look.at(self.path))
+        return total
 
     def append(self, records: Mapping[str, bytes]) -> None:
         """Write a batch durably.
 
         Raises:
+            ValueError: for an id that is in the shard already; nothing of the batch is then kept.
             StoreError: if the disk is full; what was written before is kept.
         """
+        if not records:
+            return
+        content = {key(name): payload for name, payload in records.items()}
+        total = self._total.plus(digest(name, payload) for name, payload in content.items())
         try:
-            self._put(records)
-        except lmdb.MapFullError:
-            handle = handle_of(self.path, write=True)
-            handle.set_mapsize(2 * handle.info()["map_size"])
-            self.append(records)
+            self._snapshots.before_commit()
+            self._log.begin(self._total, total)
+            self._put(content)
         except (lmdb.Error, OSError) as error:
             raise StoreError(
                 f"{self.path.name}: a batch of {len(records)} could not be written ({error}); "
                 "all batches before it are kept: make room and go on"
             ) from error
+        self._total = total
+        with suppress(OSError):  # the batch is there, whether we may say so or not
+            self._log.end(total, Look.at(self.path))
 
-    def _put(self, records: Mapping[str, bytes]) -> None:
-        with transaction(self.path, write=True) as writing:
-            for structure_id, payload in records.items():
-                writing.put(key(structure_id), _digest(payload) + payload)
+    def _put(self, content: Mapping[bytes, bytes]) -> None:
+        while True:
+            try:
+                with begin(self.path, write=True) as writing:
+                    for name, payload in content.items():
+                        stored = stored_digest(name, payload, self.form) + payload
+                        if not writing.put(name, stored, overwrite=False):
+                            raise ValueError(
+                                f"structure id {name.decode()!r} is in {self.path.name} already"
+                            )
+                return
+            except lmdb.MapFullError:
+                handle = handle_of(self.path, write=True)
+                handle.set_mapsize(2 * handle.info()["map_size"])
 
     def close(self) -> None:
         """Let another process write."""
-        self._lock.close()
+        self._snapshots.release()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        while self._locks:
+            self._locks.pop().close()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -96,13 +167,15 @@ class ShardReader:
 
     Args:
         path: of the LMDB file.
+        form: format of the store.
 
     Raises:
-        StoreError: if the file is no shard, or shorter than what was written to it.
+        StoreError: if the file is no shard, is damaged, or has lost records.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.resolve()
+    def __init__(self, path: Path, form: int = FORMAT) -> None:
+        self.path, self.form = path.resolve(), form
+        check(self.path, form)
         handle_of(self.path, write=False)
 
     def get(self, structure_id: str) -> bytes | None:
@@ -126,21 +199,21 @@ class ShardReader:
             page = self._page(page[-1] + b"\0")
 
     def _page(self, start: bytes) -> list[bytes]:
-        with self._access() as reading, reading.cursor() as cursor:
+        with self._access() as seen, seen.cursor() as cursor:
             if not cursor.set_range(start):
                 return []
             return [bytes(k) for k in islice(cursor.iternext(keys=True, values=False), PAGE)]
 
     def _stored(self, structure_id: str) -> bytes | None:
-        with self._access() as reading:
-            stored = reading.get(key(structure_id))
+        with self._access() as seen:
+            stored = seen.get(key(structure_id))
             return None if stored is None else bytes(stored)
 
     @contextmanager
     def _access(self) -> Iterator[lmdb.Transaction]:
         try:
-            with transaction(self.path, write=False) as reading:
-                yield reading
+            with reading(self.path) as transaction:
+                yield transaction
         except lmdb.Error as error:
             raise StoreError(
                 f"{self.path.name} is damaged ({error}); restore it from a copy, or remove it and "
@@ -148,8 +221,8 @@ class ShardReader:
             ) from error
 
     def _checked(self, structure_id: str, stored: bytes) -> bytes:
-        digest, payload = stored[:DIGEST_SIZE], stored[DIGEST_SIZE:]
-        if digest != _digest(payload):
+        found, payload = stored[:DIGEST_SIZE], stored[DIGEST_SIZE:]
+        if found != stored_digest(key(structure_id), payload, self.form):
             raise StoreError(
                 f"{self.path.name}: the record of {structure_id!r} is damaged (its checksum does "
                 "not fit); label that structure again into a new store"
@@ -183,10 +256,23 @@ def exclusive_lock(path: Path, patience: float = 0.0) -> IO[str]:
     Raises:
         ShardBusy: if another process still has it after ``patience`` seconds.
     """
+    return _lock(path, fcntl.LOCK_EX, patience)
+
+
+def shared_lock(path: Path, patience: float = 0.0) -> IO[str]:
+    """Return a lock beside ``path`` that many may have while nobody has the exclusive one.
+
+    Raises:
+        ShardBusy: if another process still has that after ``patience`` seconds.
+    """
+    return _lock(path, fcntl.LOCK_SH, patience)
+
+
+def _lock(path: Path, kind: int, patience: float) -> IO[str]:
     file, deadline = path.with_name(f"{path.name}.writer").open("a"), time.monotonic() + patience
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
             return file
         except BlockingIOError:
             if time.monotonic() >= deadline:
@@ -198,10 +284,6 @@ def exclusive_lock(path: Path, patience: float = 0.0) -> IO[str]:
         time.sleep(0.01)
 
 
-def take_over(shard: Path, patience: float) -> None:
+def take_over(shard: Path, patience: float, form: int) -> None:
     """Wait some seconds until nobody writes a shard, and make its last whole batch seen."""
-    ShardWriter(shard, patience).close()
-
-
-def _digest(payload: bytes) -> bytes:
-    return hashlib.blake2b(payload, digest_size=DIGEST_SIZE).digest()
+    ShardWriter(shard, patience, form).close()

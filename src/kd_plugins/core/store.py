@@ -6,22 +6,32 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
-from kd_plugins.core.environment import StoreError, is_born, recover
+from kd_plugins.core.condition import is_unborn, shard_faults
+from kd_plugins.core.environment import StoreError, recover
+from kd_plugins.core.files import write_bytes
 from kd_plugins.core.manifest import Manifest, check_same
-from kd_plugins.core.record import Record, pack, unpack
+from kd_plugins.core.record import Record, batches, pack, unpack
 from kd_plugins.core.shard import (
+    FORMAT,
     ShardBusy,
     ShardReader,
     ShardWriter,
     exclusive_lock,
+    shared_lock,
     take_over,
 )
 from kd_plugins.core.structure import Structure
 from kd_plugins.core.targets import TeacherTargets
+from kd_plugins.core.written import SUFFIX, WrittenLog
 
 MANIFEST = "manifest.json"
+MANIFEST_LOCK = "manifest"
+"""Whoever writes records holds it together with others; whoever makes a store, alone."""
+SECONDS_TO_MAKE = 2.0
 
 
 class TargetStore:
@@ -57,22 +67,34 @@ class TargetStore:
             StoreError: if the folder holds a store of another teacher or other quantities, or
                 something else, or cannot be written.
         """
-        folder = Path(folder)
-        if (folder / MANIFEST).exists():
-            store = cls.open(folder)
-            if any(True for _ in store.ids()):
-                check_same(store.manifest, manifest, folder)
-                return store
+        folder = Path(folder).expanduser()
+        found = cls._found(folder, manifest)
+        if found is not None:
+            return found
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / MANIFEST).exists() and any(
-                entry.suffix != ".partial" for entry in folder.iterdir()
-            ):
-                raise StoreError(f"{folder} is not empty and holds no {MANIFEST}; choose another")
-            _write_whole(folder / MANIFEST, manifest.to_json())
+            with _making(folder):
+                found = cls._found(folder, manifest)  # what another command may just have made
+                if found is None:
+                    found = cls(folder, replace(manifest, format=FORMAT))
+                    write_bytes(folder / MANIFEST, found.manifest.to_json().encode(), durably=True)
+                return found
         except OSError as error:
             raise StoreError(f"{folder} cannot be written: {error.strerror}") from error
-        return cls(folder, manifest)
+
+    @classmethod
+    def _found(cls, folder: Path, manifest: Manifest) -> TargetStore | None:
+        """Return the store that is there, or None if there is none with a record in it."""
+        if not (folder / MANIFEST).exists():
+            _check_empty(folder)
+            return None
+        store = cls.open(folder)
+        if store.manifest == replace(manifest, format=store.manifest.format):
+            return store
+        if any(True for _ in store.ids()):
+            check_same(store.manifest, manifest, folder)
+            return store
+        return None
 
     @classmethod
     def open(cls, folder: str | Path) -> TargetStore:
@@ -81,11 +103,22 @@ class TargetStore:
         Raises:
             StoreError: if there is none, or it was written by a newer version.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         path = folder / MANIFEST
         if not path.is_file():
-            raise StoreError(f"{folder} holds no target store (no {MANIFEST})")
-        return cls(folder, Manifest.from_json(path.read_text(), folder.name))
+            if folder.is_dir() and any(name.endswith(".lmdb") for name in os.listdir(folder)):
+                raise StoreError(
+                    f"{folder} has lost its {MANIFEST}, which says whose targets its shards hold; "
+                    "restore it from a copy"
+                )
+            raise StoreError(
+                f"{folder} holds no target store (no {MANIFEST}); make one with kd-plugins label "
+                "or import"
+            )
+        try:
+            return cls(folder, Manifest.from_json(path.read_bytes(), folder.name))
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
 
     def append(self, records: Iterable[Record], shard: str = "main") -> None:
         """Write a batch of records durably: all of it, or nothing.
@@ -99,15 +132,40 @@ class TargetStore:
             writer.append(self.pack(records))
 
     def writer(self, shard: str = "main", patience: float = 0.0) -> ShardWriter:
-        """Return a writer, after seconds of patience; give it what `pack` returns, and close it."""
+        """Return a writer, after seconds of patience; give it what `pack` returns, and close it.
+
+        Raises:
+            ValueError: for a name that is no file's.
+            ShardBusy: if another process writes that shard.
+            StoreError: if the shard is damaged, or the store was made anew for another teacher.
+        """
         if not re.fullmatch(r"[\w.-]+", shard):
             raise ValueError(f"a shard's name is made of letters, digits, '_', '-', '.': {shard!r}")
-        return ShardWriter(self.folder / f"{shard}.lmdb", patience)
+        held = self._hold_manifest()
+        return ShardWriter(self.folder / f"{shard}.lmdb", patience, self.manifest.format, (held,))
+
+    def _hold_manifest(self) -> IO[str]:
+        """Return a lock under which the store stays this teacher's, after a look that it is."""
+        try:
+            held = shared_lock(self.folder / MANIFEST_LOCK, SECONDS_TO_MAKE)
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be written: {error.strerror}") from error
+        try:
+            now = type(self).open(self.folder).manifest
+            if now.format != self.manifest.format:
+                raise StoreError(f"{self.folder} was made anew by another command; run this again")
+            check_same(now, self.manifest, self.folder)
+        except BaseException:
+            held.close()
+            raise
+        return held
 
     def pack(self, records: Iterable[Record]) -> dict[str, bytes]:
         """Return id to bytes, validated; see `append` for what is refused."""
         packed: dict[str, bytes] = {}
         for record in records:
+            if not isinstance(record, Record):
+                raise ValueError(f"expected a Record, got {type(record).__name__} {record!r:.60}")
             if record.structure_id in packed or record.structure_id in self:
                 raise ValueError(f"structure id {record.structure_id!r} is in the store already")
             packed[record.structure_id] = pack(record, self.manifest)
@@ -158,20 +216,43 @@ class TargetStore:
             yield from shard.ids()
 
     def verify(self) -> list[str]:
-        """Read everything; return one line a fault, so an empty list is a clean bill."""
-        faults: list[str] = []
+        """Read everything; return one line a fault, so an empty list is a clean bill.
+
+        Every shard is read in a process of its own first, which damage may end.
+        """
+        faults = Manifest.faults((self.folder / MANIFEST).read_bytes())
         seen: set[str] = set()
-        for structure_id in self.ids():
-            if structure_id in seen:
-                faults.append(f"{structure_id}: stands in two shards")
-            seen.add(structure_id)
-            try:
-                self.record(structure_id).targets()
-            except (StoreError, ValueError, KeyError) as error:
-                faults.append(f"{structure_id}: {error.args[0]}")
+        for path in self._paths():
+            found = shard_faults(path, self.manifest.format)
+            faults += found
+            if not found and path.exists():
+                faults += self._record_faults(path, seen)
         return faults
 
-    def merge(self, others: Sequence[TargetStore], batch: int = 1000) -> None:
+    def _record_faults(self, path: Path, seen: set[str]) -> Iterator[str]:
+        shard = self._shard(path)
+        if shard is None:
+            return
+        for structure_id in shard.ids():
+            if structure_id in seen:
+                yield f"{structure_id}: stands in two shards"
+            seen.add(structure_id)
+            try:
+                payload = shard.get(structure_id)
+                if payload is not None:
+                    unpack(structure_id, payload).targets()
+            except (StoreError, ValueError, KeyError) as error:
+                yield f"{structure_id}: {error.args[0]}"
+
+    def uncounted(self) -> list[str]:
+        """Return the shards of which nobody wrote down how many records they should hold.
+
+        An earlier version did not; the next writer begins with what is there.
+        """
+        paths = self._paths() if self.manifest.format == 1 else []
+        return [path.name for path in paths if WrittenLog(path).read() is None]
+
+    def merge(self, others: Sequence[TargetStore]) -> None:
         """Copy what other stores of the same teacher hold and this one does not.
 
         Raises:
@@ -183,9 +264,22 @@ class TargetStore:
         with self.only_writer(), self.writer("merged") as writer:
             for other in others:
                 missing = [name for name in other.ids() if not self._has_same(name, other)]
-                for start in range(0, len(missing), batch):
-                    chunk = missing[start : start + batch]
-                    writer.append(self.pack(other.record(name) for name in chunk))
+                self.write(writer, (other.record(name) for name in missing))
+
+    def write(self, writer: ShardWriter, records: Iterable[Record]) -> None:
+        """Write records one batch after the other, each small enough to be held in memory.
+
+        Args:
+            writer: of a shard of this store, as `writer` returns it.
+            records: any number, which may be made while they are written.
+
+        Raises:
+            KeyError: for a quantity that the store does not hold.
+            ValueError: for an id that is in the store already, or a value that is not valid.
+            StoreError: if the disk is full; batches before stay.
+        """
+        for batch in batches(records):
+            writer.append(self.pack(batch))
 
     def _has_same(self, structure_id: str, other: TargetStore) -> bool:
         """Return whether this store has a record, which must then be the other store's."""
@@ -219,32 +313,60 @@ class TargetStore:
             ) from None
         except OSError as error:
             raise StoreError(f"{self.folder} cannot be written: {error.strerror}") from error
-        with lock:
+        with lock, self._hold_manifest():
             for path in self._paths():
-                take_over(path, patience)
+                take_over(path, patience, self.manifest.format)
             yield
 
     def recover(self) -> None:
         """Let this process see the last whole batch of every writer that was killed."""
         for path in self._paths():
-            if is_born(path):
+            if self._shard(path) is not None:
                 recover(path.resolve())
 
     def _paths(self) -> list[Path]:
-        names = sorted(os.listdir(self.folder))
-        return [self.folder / name for name in names if name.endswith(".lmdb")]
+        """Return the shards, those that are missing included."""
+        names = {name.removesuffix(SUFFIX) for name in os.listdir(self.folder)}
+        return [self.folder / name for name in sorted(names) if name.endswith(".lmdb")]
 
     def _shards(self) -> list[ShardReader]:
-        for path in self._paths():
-            if path.name not in self._readers and is_born(path):
-                self._readers[path.name] = ShardReader(path)
-        return list(self._readers.values())
+        found = (self._shard(path) for path in self._paths())
+        return [shard for shard in found if shard is not None]
+
+    def _shard(self, path: Path) -> ShardReader | None:
+        """Return the reader of a shard, or None if there is nothing in it yet."""
+        if path.name not in self._readers:
+            if is_unborn(path.resolve(), WrittenLog(path.resolve()).read()):
+                return None
+            self._readers[path.name] = ShardReader(path, self.manifest.format)
+        return self._readers[path.name]
 
 
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+@contextmanager
+def _making(folder: Path) -> Iterator[None]:
+    """Keep others from making a store, or writing into it, meanwhile."""
+    try:
+        lock = exclusive_lock(folder / MANIFEST_LOCK, SECONDS_TO_MAKE)
+    except ShardBusy:
+        raise ShardBusy(
+            f"{folder} is being written by another command; wait for it, or write another store "
+            "and merge them"
+        ) from None
+    with lock:
+        yield
+
+
+def _check_empty(folder: Path) -> None:
+    """Refuse a folder of something else."""
+    ours = f"{MANIFEST_LOCK}.writer"
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is no folder; choose another name for the store")
+    names = os.listdir(folder) if folder.exists() else []
+    shards = [name for name in names if name.endswith(".lmdb")]
+    if shards:
+        raise StoreError(
+            f"{folder} has lost its {MANIFEST}, which says whose targets {shards[0]} holds; "
+            "restore it from a copy, or choose another folder"
+        )
+    if any(name != ours and not name.endswith(".partial") for name in names):
+        raise StoreError(f"{folder} is not empty and holds no {MANIFEST}; choose another")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Array = np.ndarray[Any, Any]
 
+HEAVIEST = 118
 SAME_POSITION = 1e-3
 """Å by which positions and cell vectors may differ: more than float32 loses, less than a move."""
 
@@ -20,13 +21,14 @@ class Structure:
     """A structure as far as its identity goes.
 
     Args:
-        atomic_numbers: (N,).
+        atomic_numbers: (N,), each of an element, 1 to 118.
         positions: (N, 3) in Å.
         cell: (3, 3) in Å, rows are the lattice vectors; zeros where there is none.
         pbc: (3,), along which lattice vectors it is periodic.
 
     Raises:
-        ValueError: for shapes that do not match, or a number that is not finite.
+        ValueError: for shapes that do not match, what are no real numbers, a number that is not
+            finite, or an atomic number that no element has.
 
     >>> Structure([29], [[0.0, 0.0, 0.0]], np.eye(3) * 3.6, [True, True, True]).n_atoms
     1
@@ -40,10 +42,10 @@ class Structure:
     def __init__(
         self, atomic_numbers: object, positions: object, cell: object, pbc: object
     ) -> None:
-        object.__setattr__(self, "atomic_numbers", np.asarray(atomic_numbers, dtype=np.int64))
-        object.__setattr__(self, "positions", np.asarray(positions, dtype=np.float64))
-        object.__setattr__(self, "cell", np.asarray(cell, dtype=np.float64))
-        object.__setattr__(self, "pbc", np.asarray(pbc, dtype=bool))
+        object.__setattr__(self, "atomic_numbers", _elements(atomic_numbers))
+        object.__setattr__(self, "positions", _reals("positions", positions))
+        object.__setattr__(self, "cell", _reals("cell", cell))
+        object.__setattr__(self, "pbc", _flags("pbc", pbc))
         expected = {
             "atomic_numbers": (self.n_atoms,),
             "positions": (self.n_atoms, 3),
@@ -90,6 +92,36 @@ class Structure:
         apart = self.positions - other.positions
         translations = np.round(apart @ np.linalg.pinv(self.cell)) * self.pbc
         return apart - translations @ self.cell
+
+
+def _elements(given: object) -> NDArray[np.int64]:
+    """Return atomic numbers, which nothing has rounded or wrapped."""
+    numbers = _reals("atomic_numbers", given)
+    strange = np.flatnonzero((numbers != np.round(numbers)) | (numbers < 1) | (numbers > HEAVIEST))
+    if len(strange):
+        atom = strange[0]
+        raise ValueError(
+            f"atomic_numbers: expected elements, 1 to {HEAVIEST}, got {numbers.flat[atom]:g} for "
+            f"atom {atom}"
+        )
+    return numbers.astype(np.int64)
+
+
+def _reals(name: str, given: object) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(given)
+        if array.dtype.kind not in "iuf" and not (array.dtype.kind == "O" or array.size == 0):
+            raise ValueError(f"{name}: expected real numbers, got {array.dtype}")
+        return array.astype(np.float64)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{name}: expected real numbers ({error})") from error
+
+
+def _flags(name: str, given: object) -> NDArray[np.bool_]:
+    array = np.asarray(given)
+    if array.dtype != bool and not np.isin(array, (0, 1)).all():
+        raise ValueError(f"{name}: expected True or False a lattice vector, got {given!r:.60}")
+    return array.astype(bool)
 
 
 def _check_array(name: str, array: NDArray[np.generic], shape: tuple[int, ...]) -> None:

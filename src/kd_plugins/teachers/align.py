@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,12 +11,12 @@ from ase.data import chemical_symbols
 from tqdm import tqdm
 
 from kd_plugins.core.manifest import Manifest
-from kd_plugins.core.record import Record
+from kd_plugins.core.record import BATCH_RECORDS, Record, batches
 from kd_plugins.core.references import References
 from kd_plugins.core.store import TargetStore
 
 ENERGIES = ("energy", "energy_per_atom", "atomic_energies")
-BATCH = 1000
+BATCH = BATCH_RECORDS
 
 
 def align(
@@ -45,7 +44,7 @@ def align(
             known; nothing is then written.
         StoreError: if the folder holds something else or a record is damaged.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.resolve() == store.folder.resolve():
         raise ValueError(f"{folder} is the store itself; choose another folder for the aligned one")
     if not set(ENERGIES) & set(store.manifest.dtypes):
@@ -56,7 +55,7 @@ def align(
     records = (_moved(store.record(name), references) for name in missing)
     with aligned.only_writer(), aligned.writer() as writer:
         bar = tqdm(total=len(missing), desc="aligning", unit="", disable=not progress)
-        while batch := list(islice(records, BATCH)):
+        for batch in batches(records, BATCH):
             writer.append(aligned.pack(batch))
             bar.update(len(batch))
         bar.close()

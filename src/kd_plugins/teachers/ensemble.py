@@ -55,5 +55,7 @@ class Ensemble:
 
 
 def _combine(name: str, values: Sequence[np.ndarray]) -> np.ndarray:
+    if any(np.iscomplexobj(value) for value in values):
+        raise ValueError(f"{name}: expected real numbers, got complex ones of a teacher")
     stacked = np.stack([np.asarray(value, dtype=np.float64) for value in values])
     return stacked.std(axis=0, ddof=1) if name.endswith("_std") else stacked.mean(axis=0)

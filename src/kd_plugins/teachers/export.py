@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +15,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 from tqdm import tqdm
 
+from kd_plugins.core.files import whole_file
 from kd_plugins.core.quantities import quantity
 from kd_plugins.core.record import Record
 from kd_plugins.core.store import TargetStore
@@ -42,11 +43,12 @@ def export_extxyz(store: TargetStore, path: str | Path, ids: Iterable[str] | Non
     Raises:
         ValueError: for another suffix, or an id that extended xyz cannot hold.
         KeyError: for an id that the store has not.
+        OSError: naming the file, if it cannot be written; nothing is then left of it.
 
     Warns:
         UserWarning: naming quantities such as embeddings, which are left out.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path.name}: expected a name that ends in {' or '.join(SUFFIXES)}")
     names = [name for name in store.manifest.dtypes if _has_column(name)]
@@ -54,11 +56,11 @@ def export_extxyz(store: TargetStore, path: str | Path, ids: Iterable[str] | Non
     if left_out:
         warnings.warn(f"{path.name} goes without {', '.join(left_out)}", stacklevel=2)
     ids = sorted(store.ids()) if ids is None else list(ids)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         for structure_id in tqdm(ids, desc="export", unit=" structures", disable=None):
-            ase.io.write(file, _labelled(store.record(structure_id), names), format="extxyz")
-    os.replace(partial, path)
+            text = io.StringIO()
+            ase.io.write(text, _labelled(store.record(structure_id), names), format="extxyz")
+            file.write(text.getvalue().encode())
 
 
 def _has_column(name: str) -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from kd_plugins.core.shard import StoreError
 from kd_plugins.core.store import TargetStore
 
 FAILURES = "failures.jsonl"
@@ -16,38 +17,72 @@ class FailureLog:
 
     Args:
         folder: of the store.
+
+    Raises:
+        StoreError: if the file holds something else, or cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FAILURES
         self._known = _read(self.path)
-        self._torn = self.path.exists() and not self.path.read_text().endswith("\n")
+        self._torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
 
     def add(self, reasons: dict[str, str]) -> None:
-        """Write structure id to reason durably, but for what stands there already."""
+        """Write structure id to reason durably, but for what stands there already.
+
+        Raises:
+            StoreError: naming the file, if it cannot be written.
+        """
         new = {name: why for name, why in reasons.items() if self._known.get(name) != why}
         if not new:
             return
         lines = [json.dumps({"structure_id": name, "reason": why}) for name, why in new.items()]
-        with self.path.open("a") as file:
-            file.write("\n" * self._torn + "\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n" * self._torn + "\n".join(lines) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: why {next(iter(new))!r} failed could not be written "
+                f"({error.strerror}); what was labelled is kept: make room and go on"
+            ) from error
         self._torn = False
         self._known.update(new)
 
 
 def failures(store: TargetStore) -> dict[str, str]:
-    """Return structure id to reason, of those that failed and have not been labelled since."""
+    """Return structure id to reason, of those that failed and have not been labelled since.
+
+    Raises:
+        StoreError: if the file holds something else, or cannot be read.
+    """
     return {name: why for name, why in _read(store.folder / FAILURES).items() if name not in store}
 
 
 def _read(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+
     reasons: dict[str, str] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
+        except RecursionError:
+            entry = "something nested too deeply"
         except ValueError:  # torn by a kill
             continue
-        reasons[entry["structure_id"]] = entry["reason"]
+        name, why = (
+            (entry.get("structure_id"), entry.get("reason"))
+            if isinstance(entry, dict)
+            else (None, None)
+        )
+        if not isinstance(name, str) or not isinstance(why, str):
+            raise StoreError(
+                f"{path}, line {number}: expected structure_id and reason, both text, got "
+                f"{entry!r:.60}; remove that line (it says why a structure failed, nothing else)"
+            )
+        reasons[name] = why
     return reasons

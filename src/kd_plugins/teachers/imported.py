@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,13 @@ import torch
 from tqdm import tqdm
 
 from kd_plugins.core.manifest import DTYPES, Manifest
-from kd_plugins.core.record import Record
+from kd_plugins.core.record import BATCH_RECORDS, Record, batches, pack
 from kd_plugins.core.store import TargetStore
 from kd_plugins.teachers.precision import default_dtypes
 from kd_plugins.teachers.structures import Frame, read_structures, to_structure
 from kd_plugins.teachers.table import read_table
 
-BATCH = 1000
+BATCH = BATCH_RECORDS
 """Structures that are written at once, so the most that a killed import has to read again."""
 
 
@@ -64,13 +64,17 @@ def import_labels(
         _record(frame, required, optional, exact=quantities is None)
         for frame in tqdm(chain([first], frames), desc="import", unit=" structures", disable=None)
     )
-    batch = list(islice(records, BATCH))  # before there is a store, so that none is left of a slip
     manifest = Manifest(teacher, f"labels made elsewhere: {teacher}", dtypes)
+    parts = batches(records, BATCH)
+
+    # The first ones before there is a store, so that none is left of a slip.
+    batch = list(_new(next(parts), None, manifest))
+    for record in batch:
+        pack(record, manifest)
     store = TargetStore.create(store_folder, manifest)
     with store.only_writer(), store.writer() as writer:
-        while batch:
-            writer.append(store.pack(_new(batch, store)))
-            batch = list(islice(records, BATCH))
+        for part in chain([batch], parts):
+            writer.append(store.pack(_new(part, store, store.manifest)))
     return store
 
 
@@ -114,16 +118,20 @@ def _record(frame: Frame, required: list[str], optional: Sequence[str], *, exact
     return record
 
 
-def _new(batch: Iterable[Record], store: TargetStore) -> Iterable[Record]:
+def _new(
+    batch: Iterable[Record], store: TargetStore | None, manifest: Manifest
+) -> Iterable[Record]:
     """Return the records that the store has not, once each."""
     new: dict[str, Record] = {}
     for record in batch:
         name = record.structure_id
-        known = new.get(name) or (store.record(name) if name in store else None)
+        known = new.get(name)
+        if known is None and store is not None and name in store:
+            known = store.record(name)
         if known is None:
             new[name] = record
         else:
-            _check_same(record, known, store.manifest)
+            _check_same(record, known, manifest)
     return new.values()
 
 

@@ -72,9 +72,10 @@ def label(
         raise ValueError(
             f"workers: engine {engine!r} cannot have {workers}; for several take engine 'process'"
         )
+    store = Path(store).expanduser()
     made = load_teacher(teacher) if isinstance(teacher, str) else teacher
     name = teacher if isinstance(teacher, str) else type(teacher).__name__
-    manifest = _manifest(name, made, Path(store), quantities)
+    manifest = _manifest(name, made, store, quantities)
     opened = TargetStore.create(store, manifest)
     _warn_of_versions(opened.manifest, manifest)
     with opened.only_writer(PATIENCE):

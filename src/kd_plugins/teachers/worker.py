@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kd_plugins.core.record import Record
+from kd_plugins.core.record import BATCH_BYTES, Record
 from kd_plugins.core.store import TargetStore
 from kd_plugins.teachers.structures import Frame, to_structure
 from kd_plugins.teachers.teacher import Teacher, TeacherError
@@ -49,23 +49,31 @@ class Worker:
     def label(self, batch: Sequence[Frame]) -> Outcome:
         """Label and commit a batch; a structure that fails is left out with its reason.
 
+        A batch of large records is committed in parts, so that memory does not grow with it.
+
         Raises:
             TeacherError: if the teacher as a whole does not work.
             StoreError: if the shard cannot be written.
         """
         start = time.monotonic()
         payloads: dict[str, bytes] = {}
+        labelled, size = 0, 0
         failed: dict[str, str] = {}
         for frame in batch:
             try:
-                payloads |= self.store.pack([self._record(frame)])
+                packed = self.store.pack([self._record(frame)])
             except TeacherError:
                 raise
             except Exception as error:  # each calculator fails in its own way
                 failed[frame.structure_id] = f"{type(error).__name__}: {error}"
-        if payloads:
-            self.writer.append(payloads)
-        return Outcome(len(payloads), failed, time.monotonic() - start)
+                continue
+            payloads |= packed
+            size += sum(map(len, packed.values()))
+            if size >= BATCH_BYTES:
+                self.writer.append(payloads)
+                labelled, size, payloads = labelled + len(payloads), 0, {}
+        self.writer.append(payloads)
+        return Outcome(labelled + len(payloads), failed, time.monotonic() - start)
 
     def _record(self, frame: Frame) -> Record:
         values = self.teacher(frame.atoms, self.quantities)
