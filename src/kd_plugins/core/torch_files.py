@@ -33,7 +33,7 @@ _PLAIN = re.compile(
 def load_torch_file(
     path: str | Path,
     *,
-    trust_pickle: bool,
+    trust_pickle: object,
     remedy: str,
     pickle_module: Any = None,
 ) -> Any:
@@ -45,8 +45,8 @@ def load_torch_file(
 
     Args:
         path: of the file; ``~`` is expanded.
-        trust_pickle: read pickled objects of any class, too, which may run any code. Only for a
-            file that the user named, and said so.
+        trust_pickle: if True, read pickled objects of any class, too, which may run any code. Only
+            for a file that the user named, and said so.
         remedy: what to do if such objects are in it and the user trusts them, such as ``"set
             student.trust_pickle: true"``. It is said in no other case.
         pickle_module: has an ``Unpickler`` that makes only what it knows, for files of a known
@@ -55,8 +55,11 @@ def load_torch_file(
     Raises:
         FileNotFoundError: if there is no such file.
         OSError: if it is a folder or may not be read.
-        ValueError: if it holds more than that, is damaged, or is something else; saying what.
+        ValueError: if it holds more than that, is damaged, or is something else, saying what; or if
+            ``trust_pickle`` is no boolean.
     """
+    if not isinstance(trust_pickle, bool):
+        raise ValueError(f"trust_pickle: expected true or false, got {trust_pickle!r}")
     path = Path(path).expanduser()
     _check_readable(path)
     foreign = _what_it_is(path)

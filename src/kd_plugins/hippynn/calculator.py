@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from ase import Atoms, units
-from hippynn.experiment.serialization import load_model_from_cwd
 from hippynn.graphs import find_relatives
 from hippynn.graphs.nodes.tags import Energies
 from hippynn.interfaces.ase_interface import HippynnCalculator
-from hippynn.tools import active_directory
 
+from kd_plugins.hippynn.folder import load_model
 from kd_plugins.teachers.teacher import TeacherError
 
 SKIN = 0.5
@@ -41,29 +40,33 @@ class ElementsCalculator(HippynnCalculator):
         super().calculate(atoms, *args, **kwargs)
 
 
-def hippynn(folder: str, energy_unit: str = "eV", skin: float = SKIN) -> ElementsCalculator:
+def hippynn(
+    folder: str, energy_unit: str = "eV", skin: float = SKIN, trust_pickle: bool = False
+) -> ElementsCalculator:
     """Return the potential ``hippynn``: energy, forces and stress of a model that was trained.
-
-    hippynn's files are pickles, so open only folders that you trust.
 
     Args:
         folder: that hippynn trained in, or that `export_student` made.
         energy_unit: of the model: ``eV`` or ``kcal/mol``; its lengths are in Å.
         skin: Å beyond the cutoff; more pairs a step, fewer new lists.
+        trust_pickle: let the folder's files run any code, which parts that are not hippynn's own
+            need; for folders that you trust.
 
     Raises:
-        TeacherError: for a folder without a model, one with no or several energies, or an unknown
-            unit.
+        TeacherError: for a folder without a model that can be read, one with no or several
+            energies, or an unknown unit.
     """
     if energy_unit not in ENERGY_UNITS:
         raise TeacherError(
             f"energy_unit: expected {' or '.join(ENERGY_UNITS)}, got {energy_unit!r}"
         )
-    if not (Path(folder) / "best_model.pt").is_file():
-        raise TeacherError(f"{folder} has no best_model.pt; expected a folder that hippynn trained")
-    with active_directory(folder, create=False), warnings.catch_warnings():
+    remedy = f"say so: hippynn folder={folder} trust_pickle=true"
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = load_model_from_cwd(map_location="cpu")
+        try:
+            model = load_model(Path(folder), trust_pickle=trust_pickle, remedy=remedy)
+        except (OSError, ValueError) as error:
+            raise TeacherError(str(error)) from error
         energies = list(find_relatives(model.nodes_to_compute, Energies))
         if len(energies) != 1:
             raise TeacherError(f"{folder}: expected a model with one energy, got {len(energies)}")

@@ -3,72 +3,91 @@
 from __future__ import annotations
 
 import os
-import pickletools
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-STRUCTURE, WEIGHTS = "experiment_structure.pt", "best_model.pt"
+from kd_plugins.core.torch_files import load_torch_file, pickled_names
+from kd_plugins.hippynn.folder import STRUCTURE, WEIGHTS, load_structure, unread
+from kd_plugins.hippynn.unpickler import HIPPYNN_PICKLES
+
+REMEDY = "give export_student(..., trust_pickle=True)"
 OURS = "kd_plugins"
 
 
-def export_student(run: str | Path, out: str | Path, weights: str = WEIGHTS) -> Path:
+def export_student(
+    run: str | Path, out: str | Path, weights: str = WEIGHTS, *, trust_pickle: bool = False
+) -> Path:
     """Write a folder that ``load_model_from_cwd`` takes where ``kd_plugins`` is not installed.
 
     hippynn's ``make_ensemble``, ASE calculator and LAMMPS interface start from that as well. Of the
-    run's structure file the controller is left out, in which a `LossSchedule` may be; the model and
-    its loss are hippynn's own. The run stays as it is.
+    run's structure file the controller is left out, in which a `LossSchedule` may be, and where the
+    database was; the model and its loss are hippynn's own. The run stays as it is.
 
     Args:
         run: folder that hippynn trained in.
         out: folder to make; it must not hold anything.
         weights: file of the run with the weights, the best ones if left out.
+        trust_pickle: let the run's files run any code, which parts that are not hippynn's own need;
+            for runs that you trust.
 
     Raises:
         FileNotFoundError: if the run lacks a file, and naming it.
         FileExistsError: if ``out`` holds something.
-        ValueError: if something of this package is in the model; nothing is then written.
+        ValueError: if something of this package is in the model, or something that is not hippynn's
+            and not trusted, or a file is damaged; nothing is then written.
     """
-    run, out = Path(run), Path(out)
-    for name in (STRUCTURE, weights):
-        if not (run / name).is_file():
-            raise FileNotFoundError(
-                f"{run} has no {name}; expected a folder that hippynn's train_model has run in, "
-                "with store_best"
-            )
+    run, out = Path(run).expanduser(), Path(out).expanduser()
+    structure = _structure(run, weights, trust_pickle)
+    state = _weights(run / weights, trust_pickle)
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} holds something already; choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _write(run, partial, weights)
+        torch.save(structure, partial / STRUCTURE)
+        torch.save(state, partial / WEIGHTS)
+        _check_names(set(pickled_names(partial / STRUCTURE)))
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
-def _write(run: Path, folder: Path, weights: str) -> None:
-    structure = torch.load(run / STRUCTURE, map_location="cpu", weights_only=False)
-    torch.save({**structure, "controller": None}, folder / STRUCTURE)
-    state = torch.load(run / weights, map_location="cpu", weights_only=False)
-    torch.save(state.get("model", state), folder / WEIGHTS)
-    found = sorted(set(_modules(folder / STRUCTURE)))
+def _structure(run: Path, weights: str, trust_pickle: bool) -> Mapping[str, Any]:
+    """Return the structure without what loading a model does not need."""
+    held = load_structure(run, weights=weights, trust_pickle=trust_pickle, remedy=REMEDY)
+    modules = held["training_modules"]
+    foreign = set(unread(tuple(modules)))
+    _check_names(foreign)
+    if foreign:
+        raise ValueError(
+            f"{run / STRUCTURE}: the model or its loss has a part of class {min(foreign)}, which "
+            "is not hippynn's own and so was not read: its code would be run. If you trust where "
+            f"the file comes from, {REMEDY}"
+        )
+    return {"training_modules": modules, "controller": None}
+
+
+def _weights(path: Path, trust_pickle: bool) -> Mapping[str, Any]:
+    """Return the model's weights, of a file that has them alone or of a whole checkpoint."""
+    held = load_torch_file(
+        path, trust_pickle=trust_pickle, remedy=REMEDY, pickle_module=HIPPYNN_PICKLES
+    )
+    state = held.get("model", held) if isinstance(held, dict) else None
+    if not isinstance(state, dict) or next(unread(state), None) is not None:
+        raise ValueError(f"{path}: holds no weights; expected a checkpoint that hippynn wrote")
+    return state
+
+
+def _check_names(names: set[str]) -> None:
+    found = sorted(name for name in names if name.partition(".")[0] == OURS)
     if found:
         raise ValueError(
             f"the model or its loss needs {', '.join(found)}; expected hippynn's nodes alone, as "
             "distillation_loss makes them"
         )
-
-
-def _modules(path: Path) -> Iterator[str]:
-    """Yield the modules of this package that a file's pickle names."""
-    with zipfile.ZipFile(path) as archive:
-        (name,) = (one for one in archive.namelist() if one.endswith("/data.pkl"))
-        for _, argument, _ in pickletools.genops(archive.read(name)):
-            if isinstance(argument, str) and argument.split(" ")[0].partition(".")[0] == OURS:
-                yield argument.split(" ")[0]

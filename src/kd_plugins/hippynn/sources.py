@@ -46,11 +46,15 @@ class Said:
     spreads: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
-def opened(teacher: Any) -> list[Any]:
+def opened(teacher: Any, trust_pickle: bool = False) -> list[Any]:
     """Return the members of a teacher, one or several, each ready for `ask`.
 
     A store or an ASE calculator stays as it is, the folder of a store is opened, and anything else
     becomes a `HippynnTeacher`.
+
+    Args:
+        teacher: one, or a list of them.
+        trust_pickle: see `HippynnTeacher`.
 
     Raises:
         DataError: for a member that is none of them.
@@ -60,16 +64,16 @@ def opened(teacher: Any) -> list[Any]:
         raise DataError("expected one teacher or more, got an empty list")
     if any(isinstance(one, list | tuple) for one in given):
         raise DataError("expected a list of teachers, got a list in it; give them all in one")
-    return [_opened(one) for one in given]
+    return [_opened(one, trust_pickle) for one in given]
 
 
-def _opened(teacher: Any) -> Any:
+def _opened(teacher: Any, trust_pickle: bool) -> Any:
     if isinstance(teacher, TargetStore | HippynnTeacher) or hasattr(teacher, "get_property"):
         return teacher
     is_path = isinstance(teacher, str | Path)
     if is_path and (Path(teacher).expanduser() / "manifest.json").is_file():
         return TargetStore.open(Path(teacher).expanduser())
-    return HippynnTeacher(teacher)
+    return HippynnTeacher(teacher, trust_pickle=trust_pickle)
 
 
 def ask(

@@ -77,6 +77,7 @@ def add_teacher_targets(
     spread: float | None = None,
     allow_missing: bool = False,
     allow: Sequence[str] = (),
+    trust_pickle: bool = False,
 ) -> TargetsReport:
     """Put what a teacher says of every structure into every split of a hippynn database.
 
@@ -100,6 +101,7 @@ def add_teacher_targets(
         allow_missing: let structures be that a store does not hold; they do not count.
         allow: names of errors that are logged as warnings, such as ``energy_unit``; a message that
             can be overruled says its name.
+        trust_pickle: see `HippynnTeacher`, for folders.
 
     Raises:
         DataError: for targets that cannot be right, such as another unit, energies per atom for
@@ -111,7 +113,7 @@ def add_teacher_targets(
     allow = check_allow(allow, own=(OFFSET_ERROR,))
     wanted, names = _checked(database, quantities), _checked_names(database, names)
     _check_limits(wanted, max_sum_error, spread)
-    members = opened(teacher)
+    members = opened(teacher, trust_pickle)
     for split, arrays in database.splits.items():
         check_geometry(arrays, names, f"split {split!r}: ")
         check_labels(split, arrays, names)

@@ -16,9 +16,11 @@ from hippynn.graphs.nodes.base.node_functions import NodeNotFound
 from hippynn.graphs.nodes.inputs import CellNode, PositionsNode, SpeciesNode
 from hippynn.graphs.nodes.pairs import DynamicPeriodicPairs, PairUncacher, PeriodicPairIndexer
 from hippynn.graphs.nodes.tags import Encoder, Energies, PairIndexer
+from hippynn.tools import device_fallback
 from numpy.typing import NDArray
 
 from kd_plugins.hippynn.arrays import ArrayNames, DataError
+from kd_plugins.hippynn.folder import STRUCTURE, load_model
 from kd_plugins.hippynn.geometry import check_geometry
 
 QUANTITIES = ("atomic_energies", "energy", "forces")
@@ -37,20 +39,26 @@ class HippynnTeacher:
         models: a ``GraphModule`` such as ``training_modules.model``, a folder that hippynn trained
             in, an energy node, or a list of these. Of a model with several energies, give the node.
         batch_size: structures at a time.
+        trust_pickle: let a folder's files run any code, which parts that are not hippynn's own
+            need; for folders that you trust.
 
     Raises:
         DataError: for a model without atomic energies, with several energies, or a folder without
             one.
     """
 
-    def __init__(self, models: Any, batch_size: int = 32) -> None:
+    def __init__(
+        self, models: Any, batch_size: int = 32, *, trust_pickle: bool = False
+    ) -> None:
         given = list(models) if isinstance(models, list | tuple) else [models]
         if not given:
             raise DataError("expected one hippynn model or more, got an empty list")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise DataError(f"batch_size: expected one structure or more, got {batch_size!r}")
         self.batch_size = batch_size
-        self._models = [(_load(model), hasattr(model, "main_output")) for model in given]
+        self._models = [
+            (_load(model, trust_pickle), hasattr(model, "main_output")) for model in given
+        ]
         self.species = frozenset.intersection(*(graph.species for graph in self._graphs()))
         self._predictors: dict[tuple[str, ...], tuple[Predictor, dict[str, Any]]] = {}
 
@@ -154,11 +162,9 @@ class _Graph:
         return found
 
 
-def _load(model: Any) -> GraphModule:
+def _load(model: Any, trust_pickle: bool) -> GraphModule:
     if isinstance(model, str | Path):
-        if not (Path(model) / "experiment_structure.pt").is_file():
-            raise DataError(f"{model} holds no hippynn model (no experiment_structure.pt)")
-        model = str(model)
+        return _from_folder(Path(model).expanduser(), trust_pickle)
     graphs = get_graphs([model])
     if not graphs:
         raise DataError(
@@ -166,6 +172,16 @@ def _load(model: Any) -> GraphModule:
             f"got {type(model).__name__}"
         )
     return graphs[0]
+
+
+def _from_folder(folder: Path, trust_pickle: bool) -> GraphModule:
+    if not (folder / STRUCTURE).is_file():
+        raise DataError(f"{folder} holds no hippynn model (no {STRUCTURE})")
+    try:
+        model = load_model(folder, trust_pickle=trust_pickle, remedy="give trust_pickle=True")
+    except (OSError, ValueError) as error:
+        raise DataError(str(error)) from error
+    return model.to(device_fallback())
 
 
 def _on_its_device(predictor: Predictor) -> Predictor:
