@@ -34,6 +34,20 @@ def teacher(databases: tuple[Path, Path], tmp_path_factory: pytest.TempPathFacto
     return folder / "checkpoints" / "run" / "checkpoint.pt"
 
 
+@pytest.fixture(scope="session")
+def labelled(
+    teacher: Path, databases: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A store with everything that a teacher says of all structures."""
+    from kd_plugins.teachers import label, read_structures
+    from tests.fairchem import tiny
+
+    folder = tmp_path_factory.mktemp("store") / "targets"
+    single = dict.fromkeys(tiny.QUANTITIES, "float32")
+    label(read_structures(databases), tiny.teacher_name(teacher), folder, single, progress=False)
+    return folder
+
+
 @pytest.fixture
 def make_config(databases: tuple[Path, Path], tmp_path: Path) -> Any:
     """Return a run's configuration in a folder of its own."""

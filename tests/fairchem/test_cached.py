@@ -14,7 +14,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from kd_plugins.config import ConfigError
-from kd_plugins.core.manifest import Manifest
+from kd_plugins.core.manifest import FORMAT, Manifest
 from kd_plugins.core.record import Record
 from kd_plugins.core.store import TargetStore
 from kd_plugins.fairchem.cached import structures
@@ -27,24 +27,9 @@ from tests.fairchem.test_refusals import block
 
 EQV2 = "kd_plugins.fairchem.EqV2DistillTrainer"
 TERMS = {name: terms for name, terms in tiny.ALL_TERMS.items() if name != "hessian"}
-QUANTITIES = ("energy", "forces", "atomic_energies", "node_embeddings", "equivariant_embeddings")
+QUANTITIES = tiny.QUANTITIES
 SINGLE = dict.fromkeys(QUANTITIES, "float32")
 Settings = dict[str, Any]
-
-
-def teacher_name(teacher: Path) -> str:
-    """Return the teacher as the labelling command knows it."""
-    return f"eqv2 checkpoint={teacher} weights=raw"
-
-
-@pytest.fixture(scope="session")
-def labelled(
-    teacher: Path, databases: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A store with everything that a teacher says of all structures."""
-    folder = tmp_path_factory.mktemp("store") / "targets"
-    label(read_structures(databases), teacher_name(teacher), folder, SINGLE, progress=False)
-    return folder
 
 
 def cached(store: Path, terms: Settings | None = None, **changes: Any) -> Settings:
@@ -82,7 +67,7 @@ def test_cached_and_online_losses_are_equal(
     settings["optim"]["max_epochs"] = 0
     settings["model"] = tiny.model(sphere_channels=4)
     loss, metrics, (targets, found) = tiny.run(settings, losses_of_first_batch)
-    name, folder = teacher_name(teacher), tmp_path / "targets"
+    name, folder = tiny.teacher_name(teacher), tmp_path / "targets"
     made = load_teacher(name)
     store = TargetStore.create(folder, Manifest(name, made.fingerprint, SINGLE))
     atoms = targets.n_atoms.cumsum(0).tolist()
@@ -155,7 +140,7 @@ def test_invariant_embeddings_in_half_precision_are_enough(
     terms = {"crack": {"weight": 1.0}, "n2n": {**TERMS["n2n"], "features": "l0"}}
     folder = tmp_path / "half"
     half = {"node_embeddings": "float16"}
-    label(read_structures(databases), teacher_name(teacher), folder, half, progress=False)
+    label(read_structures(databases), tiny.teacher_name(teacher), folder, half, progress=False)
     settings = make_config(trainer=EQV2)
     settings["optim"]["max_epochs"] = 0
     found = []
@@ -179,7 +164,7 @@ def test_molecules_without_a_cell(
         atoms.info = {"sid": f"molecule{index}", "fid": 0}
     path = tiny.write_database(tmp_path / "molecules.db", molecules)
     folder = tmp_path / "targets"
-    label(read_structures([path]), teacher_name(teacher), folder, SINGLE, progress=False)
+    label(read_structures([path]), tiny.teacher_name(teacher), folder, SINGLE, progress=False)
     assert not TargetStore.open(folder).record("molecule0/0").structure.cell.any()
     settings = make_config(trainer=EQV2, task=cached(folder))
     settings["dataset"]["train"]["src"] = str(path)
@@ -266,7 +251,7 @@ BAD: dict[str, tuple[Callable[[Settings, Path], Any], str]] = {
     ),
     "a damaged store": (damage, "task.distill.targets: .* cut short"),
     "a store of the future": (
-        lambda s, p: edited(s, p, **{'"format": 1': '"format": 9'}),
+        lambda s, p: edited(s, p, **{f'"format": {FORMAT}': '"format": 9'}),
         "has format 9",
     ),
     "no embeddings": (

@@ -148,7 +148,8 @@ BAD: dict[str, tuple[Callable[[Settings, Path], Any], str]] = {
     ),
     "one id for two structures": (
         another_database(2, lambda slab: slab.info.update(sid="slab1")),
-        r"dataset.train: structures \d and \d are both called 'slab1/0' and are not the same: atom",
+        r"dataset.train\[\d\] and dataset.train\[\d\] are both called 'slab1/0' and are not the "
+        r"same: atom",
     ),
     "a structure that was moved": (
         another_database(1, move),

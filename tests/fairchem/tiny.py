@@ -182,6 +182,15 @@ ALL_TERMS = {
 }
 
 
+QUANTITIES = ("energy", "forces", "atomic_energies", "node_embeddings", "equivariant_embeddings")
+"""What the terms that a store can hold compare."""
+
+
+def teacher_name(teacher: Path) -> str:
+    """Return the teacher as the labelling command knows it."""
+    return f"eqv2 checkpoint={teacher} weights=raw"
+
+
 def without_weights(terms: dict[str, Any]) -> dict[str, Any]:
     """Return the terms with every weight 0."""
     return {name: {**settings, "weight": 0.0} for name, settings in terms.items()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kd_plugins.fairchem.calculator import fairchem as fairchem
+    from kd_plugins.fairchem.datasets import read_datasets as read_datasets
     from kd_plugins.fairchem.labelling import eqv2 as eqv2
     from kd_plugins.fairchem.trainer import DistillTrainer as DistillTrainer
     from kd_plugins.fairchem.trainer import EqV2DistillTrainer as EqV2DistillTrainer
@@ -19,8 +20,9 @@ _ROOMS = {
     "EqV2DistillTrainer": "trainer",
     "eqv2": "labelling",
     "fairchem": "calculator",
+    "read_datasets": "datasets",
 }
-__all__ = ["DistillTrainer", "EqV2DistillTrainer", "eqv2", "fairchem"]
+__all__ = ["DistillTrainer", "EqV2DistillTrainer", "eqv2", "fairchem", "read_datasets"]
 
 
 def __getattr__(name: str) -> Any:

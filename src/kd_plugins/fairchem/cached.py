@@ -20,6 +20,7 @@ from kd_plugins.core.store import TargetStore
 from kd_plugins.core.structure import Structure
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.fairchem.convert import structure_ids
+from kd_plugins.teachers.spec import AND
 
 PREFIX = "kd_target_"
 _NEVER = {"force_derivatives": "force derivatives along directions drawn in each step"}
@@ -166,10 +167,16 @@ def _needed(terms: Sequence[Term], store: TargetStore) -> tuple[str, ...]:
         hint = "; or set its features: l0" if name == "equivariant_embeddings" else ""
         raise ConfigError(
             f"terms.{term} needs {name}, and the store {store.folder} holds {', '.join(held)}; "
-            f"fill another with: kd-plugins label STRUCTURES --teacher "
-            f'"{store.manifest.teacher}" --store FOLDER --quantities {every}{hint}'
+            f"fill another: {label_command(store.manifest.teacher, 'FOLDER')} --quantities {every}"
+            f"{hint}"
         )
     return read_quantities(terms, held)
+
+
+def label_command(teacher: str, store: object) -> str:
+    """Return the command that labels the data sets of a run by the ids that it sees."""
+    teachers = teacher.replace(AND, " --teacher ")
+    return f"kd-plugins label --fairchem X.yml --teacher {teachers} --store {store}"
 
 
 def read_quantities(terms: Sequence[Term], held: Iterable[str]) -> tuple[str, ...]:

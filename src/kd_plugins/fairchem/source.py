@@ -16,10 +16,11 @@ from torch_geometric.data import Batch
 from tqdm import tqdm
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.cached import CachedTeacher, check_storable, structures
+from kd_plugins.fairchem.cached import CachedTeacher, check_storable, label_command
 from kd_plugins.fairchem.checkpoint import Checkpoint, read_checkpoint
-from kd_plugins.fairchem.convert import Units, structure_ids
+from kd_plugins.fairchem.convert import Units
 from kd_plugins.fairchem.filling import AnyTeacher, FillingTeacher, of_all_ranks, online
+from kd_plugins.fairchem.identities import check_ids, read_ids
 from kd_plugins.fairchem.settings import Auto, DistillSettings
 from kd_plugins.fairchem.teacher import Teacher
 
@@ -100,47 +101,56 @@ class Source:
             return collate
         return Collater(collate, self)
 
-    def check_dataset(
-        self, dataset: Dataset[Any], name: str, limit: int, device: torch.device
+    def check_datasets(
+        self, datasets: Mapping[str, Dataset[Any]], limit: int, device: torch.device
     ) -> None:
-        """Refuse a data set of which a structure has no target, nor gets one; ranks share the work.
+        """Refuse data sets of which a structure has no target, nor gets one; ranks share the work.
 
-        Of some it is checked that they are still those that were labelled; of the others when they
-        are read. Where targets are added, an id must not stand for two structures.
+        An id must not stand for two structures, in one data set or across all. Of some structures
+        it is checked that they are still those that were labelled; of the others when they are
+        read.
 
         Args:
-            dataset: of fairchem.
-            name: "train" or "val", for messages.
-            limit: how many to compare.
+            datasets: "train" and "val" to a data set of fairchem.
+            limit: how many of each to compare.
             device: on which ranks talk.
 
         Raises:
-            ConfigError: with the number of structures without one and the first few, or with an
-                id of two structures.
+            ConfigError: with an id of two structures, or with the number of structures without a
+                target and the first few.
         """
         if self.cached is None:
             return
-        size = len(dataset)  # type: ignore[arg-type]
-        mine = range(distutils.get_rank(), size, distutils.get_world_size())
-        bar = tqdm(mine, f"matching {name}", leave=False, disable=not distutils.is_master())
-        ids = [structure_ids(Batch.from_data_list([dataset[index]]))[0] for index in bar]
+        rank, n_ranks = distutils.get_rank(), distutils.get_world_size()
+        mine: dict[str, list[str]] = {}
+        ids: dict[str, list[str]] = {}
+        for name, dataset in datasets.items():
+            places = range(rank, len(dataset), n_ranks)  # type: ignore[arg-type]
+            bar = tqdm(places, f"matching {name}", leave=False, disable=not distutils.is_master())
+            mine[name] = read_ids(dataset, bar)
+            ids[name] = _in_order(of_all_ranks(mine[name]))
+        check_ids(datasets, ids)
+
         held = set(self.cached.store.ids())
-        if self.filling is None:
-            self._refuse([its_id for its_id in ids if its_id not in held], size, name, device)
-        else:
-            check_ids(dataset, name, of_all_ranks(ids))
-        known = [index for index, its_id in zip(mine, ids, strict=True) if its_id in held]
-        for index in known[:: max(1, size // limit)]:
-            self.cached.attach(Batch.from_data_list([dataset[index]]))
+        for name, dataset in datasets.items():
+            if self.filling is None:
+                missing = [its_id for its_id in mine[name] if its_id not in held]
+                self._refuse(missing, len(ids[name]), name, device)
+            known = [
+                rank + n_ranks * place for place, its_id in enumerate(mine[name]) if its_id in held
+            ]
+            for index in known[:: max(1, len(ids[name]) // limit)]:
+                self.cached.attach(Batch.from_data_list([dataset[index]]))
 
     def _refuse(self, missing: list[str], size: int, name: str, device: torch.device) -> None:
         count = int(distutils.all_reduce(len(missing), device=device))
         if count:
+            store = self.cached.store
             shown = f": {', '.join(missing[:SHOWN])}" if missing else " (named by another rank)"
             raise ConfigError(
                 f"dataset.{name}: {count} of {size} structures have no target in "
-                f"{self.cached.store.folder}{shown}; label them with kd-plugins label, with the "
-                "same --teacher and --store"
+                f"{store.folder}{shown}; label this run's data sets by the names that it sees: "
+                f"{label_command(store.manifest.teacher, store.folder)}"
             )
 
     def _take(self, device: torch.device) -> Teacher:
@@ -167,28 +177,9 @@ class Collater:
         return batch if cached is None or cached.missing(batch) else cached.attach(batch)
 
 
-def check_ids(dataset: Dataset[Any], name: str, ids: Sequence[Sequence[str]]) -> None:
-    """Refuse a data set in which two structures have one id.
-
-    Args:
-        dataset: of fairchem.
-        name: "train" or "val", for messages.
-        ids: of every how-many-th structure, by the rank that begins with its own number.
-
-    Raises:
-        ConfigError: naming the id and how the structures differ.
-    """
-    first: dict[str, int] = {}
+def _in_order(ids: Sequence[Sequence[str]]) -> list[str]:
+    """Return the ids of all structures, of which each rank has every how-many-th."""
+    ordered = [""] * sum(len(found) for found in ids)
     for rank, found in enumerate(ids):
-        for index, its_id in zip(range(rank, len(dataset), len(ids)), found, strict=True):  # type: ignore[arg-type]
-            other = first.setdefault(its_id, index)
-            if other == index:
-                continue
-            ours, theirs = structures(Batch.from_data_list([dataset[i] for i in (other, index)]))
-            difference = ours.difference(theirs)
-            if difference is not None:
-                raise ConfigError(
-                    f"dataset.{name}: structures {other} and {index} are both called {its_id!r} "
-                    f"and are not the same: {difference}; targets are kept by sid/fid, so give "
-                    "each structure its own"
-                )
+        ordered[rank :: len(ids)] = found
+    return ordered

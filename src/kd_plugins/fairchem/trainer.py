@@ -86,11 +86,11 @@ class DistillMixin:
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Check the labels and the teacher against them, then train as fairchem does."""
         elements = self.distiller.known_elements()
-        for name, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
-            if dataset is not None:
-                limit = self.settings.preflight
-                check_dataset(dataset, name, self._labels, elements, limit)
-                self._source.check_dataset(dataset, name, limit, self.device)
+        both = {"train": self.train_dataset, "val": self.val_dataset}
+        datasets = {name: dataset for name, dataset in both.items() if dataset is not None}
+        for name, dataset in datasets.items():
+            check_dataset(dataset, name, self._labels, elements, self.settings.preflight)
+        self._source.check_datasets(datasets, self.settings.preflight, self.device)
         check_teacher(
             self.train_dataset,
             online(self.distiller.teacher) or self.distiller.teacher,
