@@ -50,7 +50,7 @@ def test_checkpoints_need_no_kd_plugins(
     structure.to(str(tmp_path / "salt.json"))
     paths, expected = [], []
     for folder, model in saved.values():
-        held = sorted(folder.iterdir())
+        held = sorted(folder.glob("*.tar"))
         paths += [str(path) for path in held]
         expected += [float(model.predict_structure(structure, task="e")["e"])] * len(held)
     assert {"last.pth.tar", "best.pth.tar"} <= {path.name for path in saved["fit"][0].iterdir()}

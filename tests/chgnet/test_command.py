@@ -35,6 +35,7 @@ def config(salts: Labelled, tmp_path: Path) -> Path:
         "optim": {"learning_rate": 0.01, "batch_size": 2, "epochs": 1, "seed": 0},
         "out": str(tmp_path / "run"),
         "cache": str(tmp_path / "trunk"),
+        "allow": list(small.ALLOW),
     }
     path = tmp_path / "training.yml"
     path.write_text(yaml.safe_dump(settings))
@@ -117,7 +118,10 @@ def test_what_is_wrong_is_said_at_once(
 
 
 def test_a_yaml_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for text, message in (("a: [", "no YAML"), ("[1]", "expected a mapping, got [1]")):
+    for text, message in (
+        ("a: [", "no YAML"),
+        ("[1]", "expected a mapping, key: value, got a list: [1]"),
+    ):
         (tmp_path / "bad.yml").write_text(text)
         assert main([str(tmp_path / "bad.yml")]) == 2
         assert message in capsys.readouterr().err

@@ -28,6 +28,7 @@ SHORT = FitSettings(epochs=2, batch_size=2, seed=3)
 def run(data: DistillData, folder: Path, **settings: Any) -> tuple[Distilled, CHGNet]:
     """Distil pretrained CHGNet."""
     usual = {"soft": small.ALL_SOFT, "settings": SHORT, "cache": folder / "cache"}
+    usual["allow"] = small.ALLOW
     model = settings.pop("model", None) or small.student()
     folders = {"out": folder / "out"}
     return distill(model, data, data, **{**folders, **usual, **settings}), model

@@ -64,7 +64,7 @@ class Case:
         return self.salts.data([Frame("x", atoms, {"energy": np.array(-1.0)})], **HARD)
 
     def train(self, data: DistillData | None = None, **settings: Any) -> DistillTrainer:
-        """Train, with the data as validation too."""
+        """Train, with the data as validation too, which `small.trainer` allows."""
         data, batch = data or self.data, settings.pop("batch_size", 2)
         loaders = (small.loader(data, batch), small.loader(data, batch))
         made = small.trainer(**settings)
@@ -72,6 +72,7 @@ class Case:
         return made
 
 
+SOME = {"energy": "float64", "magmoms": "float64"}
 HARD = {"store": None, "hard": ("energy",)}
 Bad = Callable[[Case], Any]
 DATA: dict[str, tuple[Bad, str]] = {
@@ -152,7 +153,10 @@ SETTINGS: dict[str, tuple[Bad, str]] = {
         lambda c: c.train(soft={"energy": -1}),
         "soft.energy: a weight must be finite and >= 0",
     ),
-    "weight that is NaN": (lambda c: c.train(hard={"forces": NAN}), "hard.forces: a weight must"),
+    "weight that is NaN": (
+        lambda c: c.train(hard={"forces": NAN}),
+        "hard.forces: expected a finite number",
+    ),
     "weight as text": (lambda c: c.train(soft={"energy": "1"}), "soft.energy: expected a number"),
     "unknown schedule of a weight": (
         lambda c: c.train(soft={"energy": {"schedule": "linaer"}}),
@@ -281,15 +285,16 @@ def test_units_and_signs_are_refused(
 
 
 def test_a_store_takes_no_nan_and_has_what_is_asked(case: Case) -> None:
-    store = TargetStore.create(case.folder / "store", Manifest("t", "f", {"energy": "float64"}))
+    store = TargetStore.create(case.folder / "store", Manifest("t", "f", SOME))
     structure = to_structure(case.frame.atoms)
     with pytest.raises(ValueError, match="energy.*(NaN|finite)"):
         store.append([Record("NaCl/0", structure, {"energy": torch.tensor(NAN)})])
     store.append([Record("NaCl/0", structure, {"energy": torch.tensor(-6.0)})])
-    with pytest.raises(KeyError, match="has no stress, it has energy; label with --quantities"):
+    with pytest.raises(KeyError, match="has no stress, it has energy, magmoms; label with --quan"):
         case.salts.data([case.frame], store=store, soft=("energy", "stress"))
     assert case.salts.data([case.frame], store=store).soft == ("energy",)
-    store.append([Record("GaAs/0", to_structure(case.salts.frames[1].atoms), {})])
+    other = Record("GaAs/0", to_structure(case.salts.frames[1].atoms), {"magmoms": torch.zeros(2)})
+    store.append([other])
     with pytest.raises(DataError, match="the store has no energy of it; label it again"):
         case.salts.data([case.salts.frames[1]], store=store)
 

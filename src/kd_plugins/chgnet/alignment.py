@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from chgnet.model import CHGNet
 
 from kd_plugins.chgnet.data import DistillData
 from kd_plugins.chgnet.loss import Source
 from kd_plugins.core.references import References, fit_references
+
+logger = logging.getLogger(__name__)
 
 
 def align_references(model: CHGNet, data: DistillData, source: Source = "soft") -> References:
@@ -25,7 +30,7 @@ def align_references(model: CHGNet, data: DistillData, source: Source = "soft") 
         source: ``soft``, the teacher's energies, or ``hard``, the labels.
 
     Returns:
-        The fit, with the offsets that were added.
+        The fit, with the offsets that were added, eV/atom by atomic number; they are logged, too.
 
     Raises:
         ValueError: if there are no such energies, or the model has no element references.
@@ -48,4 +53,20 @@ def align_references(model: CHGNet, data: DistillData, source: Source = "soft") 
     with torch.no_grad():
         for number, offset in references.offsets.items():
             weight[0, number - 1] += offset
+    logger.info(in_words(references))
     return references
+
+
+def in_words(references: References) -> str:
+    """Return by how much the element references were moved.
+
+    >>> one = fit_references([np.array([29])], np.array([-3.0]), np.array([-4.0]))
+    >>> in_words(one)
+    'element references moved by (eV/atom): Cu +1.0000; 0.0000 are left on average'
+    """
+    moved = ", ".join(
+        f"{chemical_symbols[number]} {offset:+.4f}"
+        for number, offset in sorted(references.offsets.items())
+    )
+    left = f"{np.abs(references.residuals).mean():.4f} are left on average"
+    return f"element references moved by (eV/atom): {moved}; {left}"

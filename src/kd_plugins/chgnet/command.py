@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from chgnet.model import CHGNet
 
 from kd_plugins import TargetStore
-from kd_plugins.chgnet.alignment import align_references
+from kd_plugins.chgnet.alignment import align_references, in_words
 from kd_plugins.chgnet.curves import write_curves
-from kd_plugins.chgnet.data import DistillData
+from kd_plugins.chgnet.data import DistillData, soft_of
 from kd_plugins.chgnet.distilling import distill
+from kd_plugins.chgnet.run_folder import check_free
 from kd_plugins.chgnet.settings import DataSettings, TrainingSettings
 from kd_plugins.chgnet.weights import Ratios
 from kd_plugins.crystals import crystal_of, nested_subset, of_kind, split
@@ -23,12 +24,16 @@ PARTS = {"train": 0.9, "validation": 0.1}
 
 def run(settings: TrainingSettings) -> None:
     """Train one student."""
+    parts = (settings.train, settings.validation)
+    # folders, files, stores and weights first: to convert structures takes long
+    check_free(Path(settings.out))
+    sources = [_source(part, settings) for part in parts]
     model = _student(settings.student.model)
     train, validation = (
-        _data(part, settings, model) for part in (settings.train, settings.validation)
+        _data(part, settings, model, *source) for part, source in zip(parts, sources, strict=True)
     )
     if settings.student.align:
-        align_references(model, train)
+        print(in_words(align_references(model, train)))
     found = distill(
         model,
         train,
@@ -43,6 +48,7 @@ def run(settings: TrainingSettings) -> None:
         select=settings.loss.select,
         settings=settings.optim.resolved(len(train)),
         force_share=settings.force_share,
+        allow=settings.allow,
     )
     write_curves(found.fitted.errors, settings.out)
     best = min(found.fitted.errors, key=lambda errors: errors["val_score"])
@@ -66,22 +72,44 @@ def _student(name: str) -> CHGNet:
         ) from error
 
 
-def _data(part: DataSettings, settings: TrainingSettings, model: CHGNet) -> DistillData:
-    taught = Ratios(hard=settings.loss.hard, soft=settings.loss.soft).taught
-    data = DistillData(
-        _frames(part, settings.optim.seed),
-        None if part.store is None else TargetStore.open(part.store),
-        soft=None if part.store is None else taught["soft"],
+def _source(
+    part: DataSettings, settings: TrainingSettings
+) -> tuple[Iterator[Frame], TargetStore | None]:
+    """Return the structures of a part, not read yet, and the store with their targets.
+
+    Raises:
+        OSError, ValueError, KeyError, StoreError: for what is not there, or not what is asked for.
+    """
+    frames = read_structures(part.structures, part.ids)
+    store = None if part.store is None else TargetStore.open(part.store)
+    soft_of(store, _taught(settings)["soft"])
+    return frames, store
+
+
+def _taught(settings: TrainingSettings) -> dict[str, tuple[str, ...]]:
+    return Ratios(hard=settings.loss.hard, soft=settings.loss.soft).taught
+
+
+def _data(
+    part: DataSettings,
+    settings: TrainingSettings,
+    model: CHGNet,
+    frames: Iterator[Frame],
+    store: TargetStore | None,
+) -> DistillData:
+    taught = _taught(settings)
+    return DistillData(
+        _chosen(frames, part, settings.optim.seed),
+        store,
+        soft=None if store is None else taught["soft"],
         hard=taught["hard"],
         missing=tuple(name for name in part.missing if name in taught["hard"]),
         converter=model.graph_converter,
         bad=part.bad,
     )
-    return data
 
 
-def _frames(part: DataSettings, seed: int) -> Iterable[Frame]:
-    frames: Iterable[Frame] = read_structures(part.structures, part.ids)
+def _chosen(frames: Iterable[Frame], part: DataSettings, seed: int) -> Iterable[Frame]:
     if part.kind is not None:
         frames = of_kind(frames, part.kind)
     if part.part is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from chgnet.graph import CrystalGraph, CrystalGraphConverter
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -87,7 +88,7 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         progress: bool = True,
     ) -> None:
         self.store, self.hard, self.missing = store, tuple(hard), tuple(missing)
-        self.soft = _soft(store, soft)
+        self.soft = soft_of(store, soft)
         _check_names("hard", self.hard, HARD)
         _check_names("missing", self.missing, self.hard)
         if not self.hard and not self.soft:
@@ -130,6 +131,17 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         made = object.__new__(DistillData)
         made.__dict__.update(self.__dict__)
         made.rows, made.left_out = [self.rows[index] for index in indices], {}
+        return made
+
+    def along(self, chosen: Callable[[Row], Sequence[int]]) -> DistillData:
+        """Return a data set that has forces along some coordinates only, the others missing.
+
+        Args:
+            chosen: the coordinates of a structure, 3 * atom + axis.
+        """
+        made = self.part(range(len(self)))
+        made.rows = [_only(row, chosen(row)) for row in self.rows]
+        made.left_out = self.left_out
         return made
 
     def _rows(self, frames: Iterable[Frame]) -> Iterator[Row]:
@@ -188,7 +200,25 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         return "\n".join([head, *lines, *more])
 
 
-def _soft(store: TargetStore | None, names: Sequence[str] | None) -> tuple[str, ...]:
+def _only(row: Row, chosen: Sequence[int]) -> Row:
+    """Return a row without the forces that are not chosen."""
+    targets = dict(row.targets)
+    for name in (prefix + LETTERS["forces"] for prefix in PREFIX.values()):
+        if name in targets:
+            forces = targets[name].flatten()
+            kept = torch.full_like(forces, torch.nan)
+            kept[list(chosen)] = forces[list(chosen)]
+            targets[name] = kept.view_as(targets[name])
+    return replace(row, targets=targets)
+
+
+def soft_of(store: TargetStore | None, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the quantities to take from a store; all that can be taught if none are named.
+
+    Raises:
+        KeyError: for one that it does not hold.
+        ValueError: for one that cannot be taught, or without a store.
+    """
     if store is None:
         if names:
             raise ValueError(f"soft={tuple(names)}: give the store that holds these targets")

@@ -8,22 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from chgnet.data.dataset import collate_graphs
 from chgnet.model import CHGNet
 from torch.utils.data import DataLoader
 
 from kd_plugins.chgnet.data import DistillData
 from kd_plugins.chgnet.estimate import Estimate, estimate
-from kd_plugins.chgnet.fitting import Fitted, fit
+from kd_plugins.chgnet.fitting import Fitted, described, fit, read_last, shown
 from kd_plugins.chgnet.freezing import HEAD, freeze_except
 from kd_plugins.chgnet.freezing import trainable as trainable_of
 from kd_plugins.chgnet.loss import Criterion, DistillLoss, Source
-from kd_plugins.chgnet.preflight import check_magmoms, check_targets_held
+from kd_plugins.chgnet.preflight import check_data, check_magmoms, check_student, checked_allow
+from kd_plugins.chgnet.run_folder import LAST, check_folder, check_free, locked, read_checkpoint
 from kd_plugins.chgnet.schedule import FitSettings
-from kd_plugins.chgnet.trainer import LAST, OURS, DistillTrainer
+from kd_plugins.chgnet.trainer import OURS, DistillTrainer
 from kd_plugins.chgnet.trunk import FrozenTrunk, UnsuitableTrunk
-from kd_plugins.chgnet.trunk_cache import CachedData, check_share
+from kd_plugins.chgnet.trunk_cache import CachedData, check_share, coordinates
+from kd_plugins.chgnet.validation import check_apart
 from kd_plugins.chgnet.weights import Ratios
 
 Way = Literal["cached", "plain"]
@@ -59,11 +60,13 @@ def distill(
     select: Source | None = None,
     settings: FitSettings = FitSettings(),  # noqa: B008 - frozen
     force_share: float = 1.0,
+    allow: Sequence[str] = (),
 ) -> Distilled:
     """Train a student; on cached features where that is cheaper, else with CHGNet's Trainer.
 
     Both ways take the same steps to the same weights. What either would cost is estimated by
-    trials, and printed with the choice. Stopped, the same call goes on.
+    trials, and printed with the choice. Stopped, the same call goes on. Whatever can be known
+    before features are computed or a step is taken is checked before.
 
     Args:
         model: the student, trained in place.
@@ -79,25 +82,41 @@ def distill(
         delta: see `DistillLoss`.
         select: see `DistillLoss`.
         settings: of the training.
-        force_share: of the force components that the cache has; 1 is exact, see `CachedData`.
+        force_share: of the force components that count, the same ones in either way; 1 is exact,
+            see `CachedData`.
+        allow: names of errors to overrule, see `check_student` and `check_apart`.
 
     Raises:
-        DataError: if the data lack a target or cannot be right.
-        ValueError: for what `Ratios`, `freeze_except` and `CachedData` refuse.
-        FileExistsError: if ``out`` holds another run.
+        DataError: if the data lack a target or cannot be right, or validation structures are those
+            to learn from.
+        ValueError: for what `Ratios`, `freeze_except` and `CachedData` refuse, or a damaged
+            checkpoint in ``out``.
+        FileExistsError: if ``out`` holds another run, or another training is writing there.
+        OSError: if ``out`` or ``cache`` cannot be written.
     """
+    if not isinstance(model, CHGNet):
+        raise ValueError(f"model: expected a CHGNet, got a {type(model).__name__}")
+    if not isinstance(settings, FitSettings):
+        raise ValueError(f"settings: expected FitSettings, got {settings!r}")
     paper = {"energy": 1, "forces": 1} if soft is None and hard is None else {}
     ratios = Ratios(hard=hard or {}, soft=soft or paper)
     loss = DistillLoss(ratios, criterion, delta, select)
     check_share(force_share)
-    for data in (train, validation):
-        check_targets_held(data.keys, ratios)
+    allow = checked_allow(allow)
+    folders = check_folder(out, "out"), check_folder(cache, "cache")
+    check_free(folders[0])
+    check_data(loss, train, validation, settings.batch_size)
     print(freeze_except(model, trainable))
     check_magmoms(model, ratios)
-    task = _Task(model, loss, train, validation, settings, Path(out), Path(cache), force_share)
-    way, reason = task.choose()
-    print(f"training {_NAMES[way]}: {reason}")
-    fitted = task.on_features() if way == "cached" else task.with_trainer(trainable)
+
+    task = _Task(model, loss, train, validation, settings, *folders, float(force_share))
+    if not task.goes_on:
+        check_apart(train, validation, allow)
+        check_student(model, train, ratios, validation, allow)
+    with locked(task.out):
+        way, reason = task.choose()
+        print(f"training {_NAMES[way]}: {reason}")
+        fitted = task.on_features() if way == "cached" else task.with_trainer(trainable)
     return Distilled(fitted, way, reason)
 
 
@@ -115,11 +134,16 @@ class _Task:
     cache: Path
     force_share: float
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a run to go on with."""
+        return (self.out / LAST).is_file()
+
     def choose(self) -> tuple[Way, str]:
         """Return the way of the run that is there, or the cheaper one, and why."""
-        last = self.out / LAST
-        if last.is_file():
-            state = torch.load(last, map_location="cpu", weights_only=True)
+        if self.goes_on:
+            last = self.out / LAST
+            state = read_checkpoint(last)
             return ("plain" if OURS in state else "cached"), f"goes on from {last}"
         others = [name for name in trainable_of(self.model).names if not name.startswith(HEAD)]
         if others:
@@ -141,31 +165,42 @@ class _Task:
     def on_features(self) -> Fitted:
         """Train with `fit`."""
         trunk = FrozenTrunk(self.model)
+        data = (self.train, self.validation)
+        # before features of structures that the run does not have are computed
+        read_last(self.out, described(trunk, self.loss, self.settings, *data, self.force_share))
         train, validation = (
             CachedData(data, trunk, self.cache, force_share=self.force_share)
             for data in (self.train, self.validation)
         )
-        return fit(trunk, train, validation, self.loss, self.settings, self.out)
+        return fit(trunk, train, validation, self.loss, self.settings, self.out, check=False)
 
     def with_trainer(self, trainable: Sequence[str]) -> Fitted:
         """Train with `DistillTrainer`."""
         last = self.out / LAST
-        asked = self._asked(trainable)
-        if last.is_file():
-            trainer = DistillTrainer.load(str(last))
+        asked, share = self._asked(trainable), self.force_share
+        if self.goes_on:
+            trainer = DistillTrainer.load(last)
+            if trainer.is_of_all_forces:
+                share = 1.0
             kept = {name: trainer.trainer_args.get(name) for name in asked}
             if kept != asked:
+                other = [name for name in asked if kept[name] != asked[name]]
                 raise FileExistsError(
-                    f"{self.out} holds a run with other settings, {kept}; choose another folder "
-                    f"for {asked}"
+                    f"{self.out} holds a run with other settings, {shown(kept, other)}; choose "
+                    f"another folder for {shown(asked, other)}"
                 )
         else:
             trainer = DistillTrainer(self.model, **asked)
         loaders = [
-            DataLoader(data, self.settings.batch_size, shuffle=shuffle, collate_fn=collate_graphs)
+            DataLoader(
+                _along(data, share),
+                self.settings.batch_size,
+                shuffle=shuffle,
+                collate_fn=collate_graphs,
+            )
             for data, shuffle in ((self.train, True), (self.validation, False))
         ]
-        trainer.train(*loaders, save_dir=str(self.out))
+        trainer.train(*loaders, save_dir=str(self.out), check=False)
         self.model.load_state_dict(trainer.model.state_dict())
         return Fitted(self.model, trainer.get_best_model(), trainer.errors, trainer.criterion.step)
 
@@ -183,6 +218,13 @@ class _Task:
             "epochs": settings.epochs,
             "learning_rate": settings.learning_rate,
         }
+
+
+def _along(data: DistillData, force_share: float) -> DistillData:
+    """Return the data with the force components alone that the cache would have."""
+    if force_share == 1:
+        return data
+    return data.along(lambda row: coordinates(row, force_share, seed=0))
 
 
 def _existing(folder: Path) -> Path:

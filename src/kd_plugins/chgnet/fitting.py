@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from kd_plugins.chgnet.data import DistillData
+from kd_plugins.chgnet.freezing import trainable
 from kd_plugins.chgnet.loss import DistillLoss, joined
-from kd_plugins.chgnet.preflight import check_loaders, check_magmoms, check_student
+from kd_plugins.chgnet.preflight import check_loaders, check_magmoms, check_student, checked_allow
+from kd_plugins.chgnet.run_folder import (
+    BEST,
+    LAST,
+    check_folder,
+    locked,
+    read_checkpoint,
+    write_checkpoint,
+)
 from kd_plugins.chgnet.schedule import FitSettings, is_step, make_cosine
-from kd_plugins.chgnet.trainer import BEST, LAST
 from kd_plugins.chgnet.trunk import Features, FrozenTrunk
 from kd_plugins.chgnet.trunk_cache import CachedData
+from kd_plugins.chgnet.validation import check_apart
 
 SECONDS = 20.0
 """Between checkpoints, so the most that a killed run does again."""
@@ -56,6 +66,7 @@ def fit(
     *,
     check: bool = True,
     progress: bool = True,
+    allow: Sequence[str] = (),
 ) -> Fitted:
     """Train the readout MLP of the trunk's model on features.
 
@@ -70,32 +81,106 @@ def fit(
         loss: the same object that `DistillTrainer` uses.
         settings: of the training.
         folder: of this run's files; without one nothing is kept.
-        check: compare the targets with the student first, see `check_student`; a study of many
-            runs on the same data need do so once only.
+        check: compare the targets with the student first, see `check_student`, and validation with
+            training structures; a study of many runs on the same data need do so once only.
         progress: show a bar.
+        allow: names of errors to overrule, see `check_student` and `check_apart`.
 
     Raises:
         DataError: if the data lack a target or cannot be right, see `check_student`.
-        FileExistsError: if the folder holds a run with other settings or data.
+        ValueError: if the folder's last checkpoint is damaged.
+        FileExistsError: if the folder holds a run with other settings or data, or another training
+            is writing there.
         FloatingPointError: if the training diverges.
     """
+    allow = checked_allow(allow)
+    folder = None if folder is None else check_folder(folder, "folder")
     loaders = [
         DataLoader(train, settings.batch_size, shuffle=True, collate_fn=_collate),
         DataLoader(validation, settings.batch_size, collate_fn=_collate),
     ]
     check_magmoms(trunk.model, loss.ratios)
     check_loaders(loss, *loaders)
-    run = _Run(trunk, loss, settings, folder, loaders[0])
-    if not run.resume():
-        if check:
-            check_student(trunk.model, train.data, loss.ratios)
-        torch.manual_seed(settings.seed)
+    if check and not _goes_on(folder):
+        check_apart(train.data, validation.data, allow)
+        check_student(trunk.model, train.data, loss.ratios, validation.data, allow)
+
+    with nullcontext() if folder is None else locked(folder):
+        run = _Run(trunk, loss, settings, folder, *loaders)
+        if not run.resume():
+            torch.manual_seed(settings.seed)
+            run.save()
+        left = range(len(run.fitted.errors), settings.epochs)
+        for _ in tqdm(left, "training the readout", unit=" epochs", disable=not progress):
+            run.epoch(*loaders)
         run.save()
-    left = range(len(run.fitted.errors), settings.epochs)
-    for _ in tqdm(left, "training the readout", unit=" epochs", disable=not progress):
-        run.epoch(*loaders)
-    run.save()
     return run.fitted
+
+
+def described(
+    trunk: FrozenTrunk,
+    loss: DistillLoss,
+    settings: FitSettings,
+    train: DistillData,
+    validation: DistillData,
+    force_share: float,
+) -> dict[str, Any]:
+    """Return all that decides how a training ends, by which a folder's run is known again."""
+    return {
+        **vars(settings),
+        "hard": loss.ratios.hard,
+        "soft": loss.ratios.soft,
+        "criterion": loss.name,
+        "delta": loss.delta,
+        "select": loss.select,
+        "trainable": list(trainable(trunk.model).names),
+        "force_share": force_share,
+        "trunk": trunk.fingerprint,
+        "data": train.fingerprint,
+        "validation": validation.fingerprint,
+    }
+
+
+def read_last(folder: Path | None, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the last checkpoint of the run that is asked for, or None where there is none.
+
+    Raises:
+        ValueError: if it is damaged.
+        FileExistsError: if it is of another run.
+    """
+    if folder is None or not _goes_on(folder):
+        return None
+    path = folder / LAST
+    state = read_checkpoint(path)
+    kept = state.get("settings")
+    if not isinstance(kept, dict):
+        raise FileExistsError(f"{path} is of another kind of run; choose another folder")
+
+    # Runs of earlier versions do not say what chose the best epoch; they go on all the same.
+    other = sorted(name for name in kept.keys() | asked.keys() if not _same(name, kept, asked))
+    if other:
+        raise FileExistsError(
+            f"{folder} holds a run with other settings, {shown(kept, other)}; choose another "
+            f"folder for {shown(asked, other)}"
+        )
+    return state
+
+
+_LATER = ("select", "trainable", "force_share", "validation")
+"""What `described` tells since runs were first written."""
+
+
+def _same(name: str, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    return kept.get(name) == asked.get(name) or (name in _LATER and name not in kept)
+
+
+def shown(settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return some settings in words."""
+    return ", ".join(f"{name} {settings.get(name)!r}" for name in names)
+
+
+def _goes_on(folder: Path | None) -> bool:
+    return folder is not None and (folder / LAST).is_file()
 
 
 class _Run:
@@ -106,14 +191,19 @@ class _Run:
         trunk: FrozenTrunk,
         loss: DistillLoss,
         settings: FitSettings,
-        folder: str | Path | None,
+        folder: Path | None,
         loader: DataLoader[Any],
+        validation: DataLoader[Any],
     ) -> None:
-        self.trunk, self.loss, self.settings = trunk, loss, settings
-        self.folder = None if folder is None else Path(folder)
+        self.trunk, self.loss, self.settings, self.folder = trunk, loss, settings, folder
         model = trunk.model
         loss.parameters_to_train = []  # the trunk is not in the graph: a plain backward is as short
-        loss.step, self.data = 0, loader.dataset.data.fingerprint
+        loss.step = 0
+        cached: Any = loader.dataset
+        others: Any = validation.dataset
+        self.described = described(
+            trunk, loss, settings, cached.data, others.data, cached.force_share
+        )
         head = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(head, settings.learning_rate)
         length = settings.epochs, len(loader)
@@ -154,36 +244,35 @@ class _Run:
         """Write both checkpoints, each in one go."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "model": self.fitted.model.as_dict(),
             "best": self.fitted.best.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "settings": self._described(),
+            "settings": self.described,
             "errors": self.fitted.errors,
             "steps": self.fitted.steps,
             "loss_step": self.loss.step,
             "random_state": torch.get_rng_state(),
         }
-        for name, content in ((BEST, {"model": self.fitted.best.as_dict()}), (LAST, state)):
-            partial = self.folder / f"{name}.partial"
-            torch.save(content, partial)
-            os.replace(partial, self.folder / name)
+        write_checkpoint(self.folder / BEST, {"model": self.fitted.best.as_dict()})
+        write_checkpoint(self.folder / LAST, state)
 
     def resume(self) -> bool:
         """Go on from the folder's last checkpoint; return whether there is one."""
-        path = None if self.folder is None else self.folder / LAST
-        if path is None or not path.is_file():
+        state = read_last(self.folder, self.described)
+        if state is None:
             return False
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if "settings" not in state:
-            raise FileExistsError(f"{path} is of another kind of run; choose another folder")
-        if state["settings"] != self._described():
-            raise FileExistsError(
-                f"{self.folder} holds a run with other settings, {state['settings']}; choose "
-                f"another folder for {self._described()}"
-            )
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"{self.folder}/{LAST}: is damaged ({type(error).__name__}); to train anew, remove "
+                "it"
+            ) from error
+        return True
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.fitted.model.load_state_dict(state["model"]["state_dict"])
         self.fitted.best.load_state_dict(state["best"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -191,19 +280,6 @@ class _Run:
         self.fitted.errors, self.fitted.steps = state["errors"], state["steps"]
         self.loss.step = state["loss_step"]
         torch.set_rng_state(state["random_state"])
-        return True
-
-    def _described(self) -> dict[str, Any]:
-        ratios = self.loss.ratios
-        return {
-            **vars(self.settings),
-            "hard": ratios.hard,
-            "soft": ratios.soft,
-            "criterion": self.loss.name,
-            "delta": self.loss.delta,
-            "trunk": self.trunk.fingerprint,
-            "data": self.data,
-        }
 
 
 def _collate(rows: Sequence[tuple[Features, dict[str, Tensor]]]) -> tuple[list, dict[str, Tensor]]:

@@ -52,6 +52,10 @@ def freeze_except(model: nn.Module, prefixes: Sequence[str] = HEAD) -> Trainable
         raise ValueError(f"trainable: expected prefixes of parameter names, got {prefixes!r}")
     named = dict(model.named_parameters())
     for prefix in prefixes:
+        if not isinstance(prefix, str) or not prefix:  # "" would match every name
+            raise ValueError(
+                f"trainable: expected a prefix of parameter names such as 'mlp.', got {prefix!r}"
+            )
         if not any(name.startswith(prefix) for name in named):
             parts = ", ".join(sorted({f"{name.split('.')[0]}." for name in named}))
             raise ValueError(

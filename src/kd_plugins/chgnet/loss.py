@@ -22,6 +22,10 @@ _END = 2**53
 """A step after all others."""
 
 
+class Diverged(FloatingPointError):
+    """A training whose errors are no longer finite."""
+
+
 class DistillLoss(nn.Module):
     """The weighted sum of errors against labels and teacher, in the place of CHGNet's loss.
 
@@ -104,13 +108,13 @@ class DistillLoss(nn.Module):
         """Return the mean absolute errors since they were last taken, ``soft_e`` and so on.
 
         Raises:
-            FloatingPointError: if one is NaN or infinite.
+            Diverged: if one is NaN or infinite.
         """
         errors = {name: total / count for name, (total, count) in self._sums.items() if count}
         self._sums.clear()
         for name, error in errors.items():
             if not math.isfinite(error):
-                raise FloatingPointError(
+                raise Diverged(
                     f"the error {name} is {error}: the training has diverged; lower learning_rate"
                 )
         return errors

@@ -15,15 +15,27 @@ from kd_plugins.chgnet.convert import GPA, LETTERS
 from kd_plugins.chgnet.data import DataError, DistillData, Row
 from kd_plugins.chgnet.freezing import HEAD, trainable
 from kd_plugins.chgnet.loss import PREFIX, DistillLoss
+from kd_plugins.chgnet.validation import other_zero
 from kd_plugins.chgnet.weights import Ratios
-from kd_plugins.core.cases import Case, paired
-from kd_plugins.core.doctor import examine
+from kd_plugins.core.cases import Case, Finding, paired
+from kd_plugins.core.doctor import check_allow, examine, split_allowed
 
 logger = logging.getLogger(__name__)
 EXAMINED = 32
 """Structures on which the student is asked, at most."""
 OFFSET = 0.5
 """eV/atom by which the student's mean energy may be off its targets' before training."""
+OWN = ("energy_zero", "same_validation", "validation_zero")
+"""Names of errors that are found here, beside the doctor's."""
+
+
+def checked_allow(allow: object) -> tuple[str, ...]:
+    """Return the names of errors to overrule.
+
+    Raises:
+        ValueError: for anything but a list, and for a name that no error has.
+    """
+    return check_allow(allow, OWN)
 
 
 def check_loaders(
@@ -48,14 +60,40 @@ def check_loaders(
         _check_selection(data, loss)
 
 
+def check_data(
+    loss: DistillLoss, train: DistillData, validation: DistillData, batch_size: int
+) -> None:
+    """Refuse what `check_loaders` does, without loaders.
+
+    Raises:
+        DataError: saying what.
+    """
+    for name, data in (("train", train), ("validation", validation)):
+        if not isinstance(data, DistillData):
+            raise DataError(
+                f"{name}: expected a DistillData, got a {type(data).__name__}; make one with "
+                "DistillData(read_structures([...]), store)"
+            )
+        if not len(data):
+            raise DataError(f"{name}: there are no structures")
+        check_targets_held(data.keys, loss.ratios)
+    _check_batch(len(train), batch_size)
+    _check_selection(validation, loss)
+
+
+def _check_batch(n_structures: int, batch_size: int) -> None:
+    if n_structures < batch_size:
+        raise DataError(
+            f"a batch of {batch_size} is more than the {n_structures} structures that there are; "
+            f"give batch_size={max(n_structures, 1)} or less"
+        )
+
+
 def _check_loader(loader: DataLoader[Any], ratios: Ratios, *, learns: bool) -> None:
     dataset: Any = loader.dataset
     size, batch = len(dataset), loader.batch_size or 1
-    if not len(loader) or (learns and size < batch):
-        raise DataError(
-            f"a batch of {batch} is more than the {size} structures that there are; give "
-            f"batch_size={max(size, 1)} or less"
-        )
+    if not len(loader) or learns:
+        _check_batch(size, batch)
     held = dataset.keys if isinstance(dataset, DistillData) else tuple(dataset[0][1])
     check_targets_held(held, ratios)
 
@@ -104,35 +142,78 @@ def check_magmoms(model: CHGNet, ratios: Ratios) -> None:
         )
 
 
-def check_student(model: CHGNet, data: DistillData, ratios: Ratios) -> None:
+def check_student(
+    model: CHGNet,
+    train: DistillData,
+    ratios: Ratios,
+    validation: DistillData | None = None,
+    allow: Sequence[str] = (),
+) -> None:
     """Compare targets with what the student says before training, and with each other.
 
     Of what is wrong for certain with a quantity that has a weight (unit, sign, per atom for total,
     mixed up ids) the run ends; all else is logged. A student that has seen chemistry, such as
-    pretrained CHGNet, tells these; `EXAMINED` structures at most are looked at.
+    pretrained CHGNet, tells these; `EXAMINED` structures at most of each data set are looked at.
+
+    Args:
+        model: the student.
+        train: to learn from.
+        ratios: which targets count.
+        validation: that chooses the best epoch; looked at in the same way, and beside ``train``.
+        allow: names of errors to overrule, which are then logged as warnings.
 
     Raises:
-        DataError: with the doctor's findings, for an energy zero that is not the student's, or for
-            graphs of another cutoff.
+        DataError: with the findings, for an energy zero that is not the student's or not that of
+            the training data, or for graphs of another cutoff.
     """
-    _check_cutoffs(model, data)
-    rows = _spread(data.rows)
-    predictions = _predictions(model, rows)
+    parts = {"training": train}
+    if validation is not None and validation is not train:
+        parts["validation"] = validation
+    for data in parts.values():
+        _check_cutoffs(model, data)
+
+    rows = {part: _spread(data.rows) for part, data in parts.items()}
+    said = {part: _predictions(model, of_part) for part, of_part in rows.items()}
+    complaints: list[str] = []
     for source, names in ratios.taught.items():
-        cases = [_case(row, source, said) for row, said in zip(rows, predictions, strict=True)]
-        fatal = [*_fatal(cases, names, source), *_offset(cases, names, source)]
-        if fatal:
+        cases = {
+            part: [_case(*pair, source) for pair in zip(rows[part], said[part], strict=True)]
+            for part in parts
+        }
+        for part in parts:
             head = (
-                f"the {source} targets cannot be right ('labels': what the student says of them):"
+                f"in the {part} data, the {source} targets cannot be right ('labels': what the "
+                "student says of them):"
             )
-            raise DataError("\n  ".join([head, *fatal]))
+            found = [*_errors(cases[part], names, source), *_offset(cases[part], names)]
+            complaints += _refused(found, allow, head)
+        if "energy" in names and "validation" in parts:
+            found = other_zero(cases["training"], cases["validation"])
+            complaints += _refused(found, allow, f"the {source} targets cannot be right:")
+
+    for part in parts:
+        head = f"in the {part} data, labels and teacher contradict each other:"
+        complaints += _refused(_contradictions(rows[part], ratios), allow, head)
+    if complaints:
+        raise DataError("\n  ".join(complaints))
+
+
+def _refused(found: Sequence[Finding], allow: Sequence[str], head: str) -> list[str]:
+    """Return the errors that stop the run, under a headline; log those that are overruled."""
+    refused, overruled = split_allowed(found, allow)
+    for finding in overruled:
+        logger.warning(f"{head} {finding.message}")
+    return [head, *(finding.message for finding in refused)] if refused else []
+
+
+def _contradictions(rows: Sequence[Row], ratios: Ratios) -> list[Finding]:
+    """Return what is wrong between labels and teacher, where both are there."""
     both = [
         Case(case.structure_id, case.structure, _there(case.labels), case.teacher)
         for case in (row.case for row in rows)
         if _there(case.labels) and case.teacher
     ]
-    for message in _fatal(both, ratios.taught["soft"], "soft") if both else ():
-        raise DataError(f"labels and teacher contradict each other: {message}")
+    return list(_errors(both, ratios.taught["soft"], "soft")) if both else []
 
 
 def _check_cutoffs(model: CHGNet, data: DistillData) -> None:
@@ -167,7 +248,7 @@ def _predictions(model: CHGNet, rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def _case(row: Row, source: str, prediction: Mapping[str, Any]) -> Case:
+def _case(row: Row, prediction: Mapping[str, Any], source: str) -> Case:
     values = row.case.teacher if source == "soft" else _there(row.case.labels)
     return Case(row.structure_id, row.case.structure, prediction, values)
 
@@ -177,23 +258,25 @@ def _there(labels: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in labels.items() if np.isfinite(value).all()}
 
 
-def _fatal(cases: Sequence[Case], names: Sequence[str], source: str) -> Iterator[str]:
+def _errors(cases: Sequence[Case], names: Sequence[str], source: str) -> Iterator[Finding]:
     for finding in examine(cases) if names else ():
         if finding.code == "missing":  # which DistillData has allowed
             continue
         if finding.severity == "error" and finding.quantity in names:
-            yield finding.message
+            yield finding
         elif finding.code != "energy-too-few":
             logger.info(f"{source} targets and student: {finding.message}")
 
 
-def _offset(cases: Sequence[Case], names: Sequence[str], source: str) -> Iterator[str]:
+def _offset(cases: Sequence[Case], names: Sequence[str]) -> Iterator[Finding]:
     kept, there, here = paired(cases, "energy") if "energy" in names else ([], [], [])
     sizes = np.array([case.n_atoms for case in kept])
     offsets = (np.array(there) - np.array(here)) / sizes if kept else np.zeros(1)
     if abs(np.mean(offsets)) > OFFSET:
-        yield (
+        text = (
             f"their energies are {np.mean(offsets):.2f} eV/atom above the student's on average; "
             "are they of the whole structure, and with the same element references? If only the "
-            "references differ, call align_references(model, data) first"
+            "references differ, call align_references(model, data) first (student.align: true in "
+            "a YAML)"
         )
+        yield Finding("energy-zero", "error", "energy", text)

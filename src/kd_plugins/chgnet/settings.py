@@ -9,16 +9,39 @@ from typing import Any, Literal
 
 import yaml
 
-from kd_plugins.chgnet.loss import Criterion, Source
-from kd_plugins.chgnet.schedule import FitSettings, Schedule
-from kd_plugins.chgnet.weights import Ratios
-from kd_plugins.config import ConfigError, read_config, reader
+from kd_plugins.chgnet.loss import Criterion, DistillLoss, Source
+from kd_plugins.chgnet.preflight import checked_allow
+from kd_plugins.chgnet.run_folder import check_folder
+from kd_plugins.chgnet.schedule import FitSettings, Schedule, check_count
+from kd_plugins.chgnet.trunk_cache import check_share
+from kd_plugins.chgnet.weights import HARD, Ratios
+from kd_plugins.config import ConfigError, read_config, read_yaml, reader, shown
+from kd_plugins.core.names import suggestion
 
 
 def _mapping(raw: object) -> Mapping[str, Any]:
     if not isinstance(raw, Mapping):
-        raise ValueError(f"expected quantities with weights, got {raw!r}")
+        raise ValueError(f"expected quantities with weights, got {shown(raw)}")
     return raw
+
+
+def _path(raw: object) -> str:
+    """Return a path with ``~`` expanded."""
+    if not isinstance(raw, str) or not raw.strip():
+        raise ValueError(f"expected a path, got {shown(raw)}")
+    return str(Path(raw).expanduser())
+
+
+def _paths(raw: object) -> tuple[str, ...]:
+    if not isinstance(raw, list | tuple) or not raw:
+        raise ValueError(f"expected a list of files, got {shown(raw)}")
+    return tuple(map(_path, raw))
+
+
+def _allowed(raw: object) -> tuple[str, ...]:
+    if not isinstance(raw, list | tuple):
+        raise ValueError(f"expected a list of names, such as [energy_unit], got {shown(raw)}")
+    return checked_allow(raw)
 
 
 @dataclass(frozen=True)
@@ -37,14 +60,21 @@ class DataSettings:
         bad: ``refuse`` bad structures, or ``leave_out`` and list them.
     """
 
-    structures: tuple[str, ...]
-    store: str | None = None
+    structures: tuple[str, ...] = reader(_paths)
+    store: str | None = reader(lambda raw: None if raw is None else _path(raw), default=None)
     ids: str = "auto"
     part: Literal["train", "validation"] | None = None
     kind: Literal["organic", "complex", "inorganic"] | None = None
     size: int | None = None
     missing: tuple[str, ...] = ()
     bad: Literal["refuse", "leave_out"] = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            check_count("size", self.size)
+        for name in self.missing:
+            if name not in HARD:
+                raise ValueError(f"missing: unknown quantity {name!r}{suggestion(name, HARD)}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +91,13 @@ class StudentSettings:
     trainable: tuple[str, ...] = ("mlp.",)
     align: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.model.strip() or not self.trainable or "" in self.trainable:
+            raise ValueError(
+                "expected a model, and prefixes of parameter names such as 'mlp.' as trainable, "
+                f"got {self.model!r} and {list(self.trainable)}"
+            )
+
 
 @dataclass(frozen=True)
 class LossSettings:
@@ -73,7 +110,7 @@ class LossSettings:
     select: Source | None = None
 
     def __post_init__(self) -> None:
-        Ratios(hard=self.hard, soft=self.soft)
+        DistillLoss(Ratios(hard=self.hard, soft=self.soft), self.criterion, self.delta, self.select)
 
 
 @dataclass(frozen=True)
@@ -116,16 +153,39 @@ class TrainingSettings:
         cache: folder of the trunk's features.
         student: which and what of it.
         force_share: see `CachedData`.
+        allow: names of errors to overrule, which are then logged as warnings.
     """
 
     train: DataSettings
     validation: DataSettings
     loss: LossSettings
     optim: OptimSettings
-    out: str
-    cache: str
+    out: str = reader(_path)
+    cache: str = reader(_path)
     student: StudentSettings = field(default_factory=StudentSettings)
     force_share: float = 1.0
+    allow: tuple[str, ...] = reader(_allowed, default=())
+
+    def __post_init__(self) -> None:
+        """Refuse what needs no structure to be seen."""
+        check_share(self.force_share)
+        for name in ("out", "cache"):
+            try:
+                check_folder(getattr(self, name), name)
+            except OSError as error:
+                raise ValueError(str(error)) from error
+        if self.train == self.validation and "same_validation" not in self.allow:
+            raise ValueError(
+                "validation: these are the structures of train, whose errors would choose the most "
+                "overfitted epoch; give other structures, or write allow: [same_validation]"
+            )
+        taught = Ratios(hard=self.loss.hard, soft=self.loss.soft).taught["soft"]
+        for part in ("train", "validation"):
+            if taught and getattr(self, part).store is None:
+                raise ValueError(
+                    f"{part}.store: missing; the loss weighs soft {taught[0]}, so name the folder "
+                    "of the teacher's targets, or take the weight away"
+                )
 
 
 def read_training(path: str | Path, changes: tuple[str, ...] = ()) -> TrainingSettings:
@@ -136,21 +196,22 @@ def read_training(path: str | Path, changes: tuple[str, ...] = ()) -> TrainingSe
         changes: such as ``optim.seed=3``; values are YAML.
 
     Raises:
+        FileNotFoundError: without the file.
         ConfigError: with everything that is wrong.
     """
-    raw = _yaml(Path(path).read_text(), str(path))
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{path}: expected a mapping, got {raw!r}")
+    raw: Mapping[str, Any] = read_yaml(path)
     for change in changes:
         raw = _changed(dict(raw), change)
     return read_config(TrainingSettings, raw, Path(path).name)
 
 
-def _yaml(text: str, where: str) -> Any:
+def _value(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: no YAML ({error})") from error
+    # PyYAML makes numbers and dates itself, and passes on what goes wrong.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{where}: no YAML ({said})") from error
 
 
 def _changed(raw: dict[str, Any], change: str) -> dict[str, Any]:
@@ -159,7 +220,7 @@ def _changed(raw: dict[str, Any], change: str) -> dict[str, Any]:
         raise ConfigError(f"expected a change such as optim.seed=3, got {change!r}")
     first, dot, rest = key.partition(".")
     if not dot:
-        return {**raw, first: _yaml(value, change)}
+        return {**raw, first: _value(value, change)}
     inner = raw.get(first, {})
     if not isinstance(inner, Mapping):
         raise ConfigError(f"{change!r}: {first} is {inner!r}, which has nothing in it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -18,17 +19,36 @@ from torch.utils.data import DataLoader
 from kd_plugins.chgnet.data import DataError, DistillData
 from kd_plugins.chgnet.freezing import HEAD, freeze_except
 from kd_plugins.chgnet.loss import Criterion, DistillLoss, Source
-from kd_plugins.chgnet.preflight import check_loaders, check_magmoms, check_student
-from kd_plugins.chgnet.schedule import Schedule, cosine_length
+from kd_plugins.chgnet.preflight import check_loaders, check_magmoms, check_student, checked_allow
+from kd_plugins.chgnet.run_folder import (
+    BEST,
+    LAST,
+    check_folder,
+    locked,
+    read_checkpoint,
+    write_checkpoint,
+)
+from kd_plugins.chgnet.schedule import Schedule, check_count, check_rate, cosine_length
+from kd_plugins.chgnet.validation import check_apart
 from kd_plugins.chgnet.weights import Ratios, plain
+from kd_plugins.core.names import suggestion
 
 OURS = "distillation"
 """Under which a checkpoint keeps what is not CHGNet's; CHGNet does not look there."""
-LAST, BEST = "last.pth.tar", "best.pth.tar"
 _DECIDED = (
     *("targets", "torch_seed", "data_seed", "allow_missing_labels"),
     *("energy_loss_ratio", "force_loss_ratio", "stress_loss_ratio", "mag_loss_ratio"),
 )
+_CHOICES = {
+    "optimizer": ("Adam", "AdamW", "RAdam", "SGD"),
+    "scheduler": (
+        *("CosLR", "CosineAnnealingLR", "Cos", "cos", "CosRestartLR", "ExponentialLR", "Exp"),
+        *("Exponential", "MultiStepLR", "multistep"),
+    ),
+}
+"""CHGNet's Trainer has no word for others."""
+_MORE = ("momentum", "weight_decay", "scheduler_params")
+"""What it takes without naming it."""
 
 
 class DistillTrainer(Trainer):
@@ -54,6 +74,7 @@ class DistillTrainer(Trainer):
         select: see `DistillLoss`.
         schedule: of the learning rate, where it is CHGNet's cosine.
         seed: of the order of structures and all else that is random, from the first batch on.
+        allow: names of errors to overrule, see `check_student` and `check_apart`.
         host: what CHGNet's Trainer takes besides: ``epochs``, ``learning_rate``, ``optimizer``,
             ``scheduler``, ``print_freq``, ``use_device``, ``wandb_path`` ...
 
@@ -76,10 +97,14 @@ class DistillTrainer(Trainer):
         select: Source | None = None,
         schedule: Schedule = "finishing",
         seed: int = 0,
+        allow: Sequence[str] = (),
         **host: Any,
     ) -> None:
-        for name in host.keys() & set(_DECIDED):
-            raise ValueError(f"{name} follows from soft, hard and seed here; leave it out")
+        if not isinstance(model, CHGNet):
+            raise ValueError(f"model: expected a CHGNet, got a {type(model).__name__}")
+        _check_host(host)
+        check_count("seed", seed, least=0)
+        self.allow = checked_allow(allow)
         ratios = Ratios(hard=hard or {}, soft=soft or {})
         loss = DistillLoss(ratios, criterion, delta, select)
         cosine_length(schedule, 1, 1)
@@ -100,6 +125,8 @@ class DistillTrainer(Trainer):
         }
         self._random_state: torch.Tensor | None = None
         self._learned: str | None = None
+        self._validated: str | None = None
+        self._batch_size: int | None = None
 
     def train(
         self,
@@ -107,7 +134,8 @@ class DistillTrainer(Trainer):
         val_loader: DataLoader,
         test_loader: DataLoader | None = None,
         *,
-        save_dir: str,
+        save_dir: str | Path,
+        check: bool = True,
         **host: Any,
     ) -> None:
         """Train as CHGNet's Trainer does; the weights of the last epoch are left in ``model``.
@@ -117,38 +145,67 @@ class DistillTrainer(Trainer):
             val_loader: likewise.
             test_loader: likewise; CHGNet then leaves its best weights in ``model``.
             save_dir: folder of this run's files.
+            check: compare the targets with the student first, see `check_student`, and validation
+                with training structures.
             host: ``save_test_result``, ``wandb_log_freq``.
 
         Raises:
             DataError: if a loader lacks a target, there are fewer structures than a batch, they do
                 not fit the student, or are not those of the run that is to go on.
             FloatingPointError: if the training diverges.
-            FileExistsError: if the folder holds another run.
+            FileExistsError: if the folder holds another run, or another training is writing there.
         """
+        folder = check_folder(save_dir, "save_dir")
         check_loaders(self.criterion, train_loader, val_loader, test_loader)
-        if isinstance(train_loader.dataset, DistillData):
-            self._check(train_loader.dataset)
-        self._claim(Path(save_dir))
-        self._begin(len(train_loader))
-        if self.best_model is not None:
-            self._save_best(save_dir)  # which a kill after last.pth.tar may have left out
-        references = self.model.composition_model
-        trains = any(parameter.requires_grad for parameter in references.parameters())
-        super().train(
-            train_loader,
-            val_loader,
-            test_loader,
-            save_dir=str(save_dir),
-            train_composition_model=trains,
-            **host,
-        )
+        self._check_same(train_loader, val_loader)
+        if check and not self.starting_epoch:
+            self._check_targets(train_loader.dataset, val_loader.dataset)
+        self._claim(folder)
 
-    def _check(self, data: DistillData) -> None:
-        if self._learned not in (None, data.fingerprint):
-            raise DataError("the run that is to go on learned from other structures or targets")
-        self._learned = data.fingerprint
-        if not self.starting_epoch:
-            check_student(self.model, data, self.criterion.ratios)
+        with locked(folder):
+            self._claim(folder)  # now that nobody else writes there
+            self._begin(len(train_loader))
+            if self.best_model is not None:
+                self._save_best(str(folder))  # which a kill after last.pth.tar may have left out
+            references = self.model.composition_model
+            trains = any(parameter.requires_grad for parameter in references.parameters())
+            super().train(
+                train_loader,
+                val_loader,
+                test_loader,
+                save_dir=str(folder),
+                train_composition_model=trains,
+                **host,
+            )
+
+    def _check_same(self, train: DataLoader, validation: DataLoader) -> None:
+        """Refuse to go on with other data or batches than the run began with, as far as it says."""
+        if isinstance(train.dataset, DistillData):
+            if self._learned not in (None, train.dataset.fingerprint):
+                raise DataError("the run that is to go on learned from other structures or targets")
+            self._learned = train.dataset.fingerprint
+
+        if isinstance(validation.dataset, DistillData):
+            if self._validated not in (None, validation.dataset.fingerprint):
+                raise DataError(
+                    "the run that is to go on was validated on other structures or targets"
+                )
+            self._validated = validation.dataset.fingerprint
+
+        if self._batch_size not in (None, train.batch_size):
+            raise DataError(
+                f"the run that is to go on has batches of {self._batch_size}, not of "
+                f"{train.batch_size}"
+            )
+        self._batch_size = train.batch_size
+
+    def _check_targets(self, train: Any, validation: Any) -> None:
+        if not isinstance(train, DistillData):
+            return
+        beside = validation if isinstance(validation, DistillData) else None
+        if beside is not None:
+            check_apart(train, beside, self.allow)
+        check_student(self.model, train, self.criterion.ratios, beside, self.allow)
 
     def _claim(self, folder: Path) -> None:
         held = sorted(folder.glob("*.pth.tar")) if folder.is_dir() else []
@@ -157,6 +214,11 @@ class DistillTrainer(Trainer):
                 f"{folder} holds {held[0].name} of another run; go on with "
                 f"DistillTrainer.load({LAST!r}), or choose another save_dir"
             )
+
+    @property
+    def is_of_all_forces(self) -> bool:
+        """Whether it goes on with a run of an earlier version, which knew no ``force_share``."""
+        return self._learned is not None and self._validated is None
 
     def _begin(self, n_batches: int) -> None:
         if self._random_state is not None:
@@ -197,10 +259,10 @@ class DistillTrainer(Trainer):
             "random_state": torch.get_rng_state(),
             "best": self.best_model.state_dict() if self.best_model is not None else None,
             "learned": self._learned,
+            "validated": self._validated,
+            "batch_size": self._batch_size,
         }
-        partial = Path(f"{filename}.partial")
-        torch.save(state, partial)
-        os.replace(partial, filename)
+        write_checkpoint(Path(filename), state)
 
     def save_checkpoint(self, epoch: int, mae_error: dict, save_dir: str) -> None:
         """Write the files of an epoch; see CHGNet."""
@@ -210,7 +272,17 @@ class DistillTrainer(Trainer):
         self.best_model = best
         os.makedirs(save_dir, exist_ok=True)
         self.save(os.path.join(save_dir, LAST))
-        super().save_checkpoint(epoch, mae_error, save_dir)
+        try:
+            super().save_checkpoint(epoch, mae_error, save_dir)
+        except OSError as error:
+            for half in Path(save_dir).glob(f"best[EF]_epoch{epoch}_*"):
+                half.unlink()  # CHGNet copies them, so they may be half there
+            if error.filename is None:  # which has a name and a remedy of ours
+                raise
+            raise OSError(
+                f"{save_dir}: CHGNet's files of epoch {epoch} could not be written "
+                f"({error.strerror}); make room, then the same call goes on"
+            ) from error
         self.best_model = best  # CHGNet takes the model that goes on training
         if is_best:
             self._save_best(save_dir)
@@ -231,20 +303,54 @@ class DistillTrainer(Trainer):
         return self.best_model
 
     @classmethod
-    def load(cls, path: str) -> DistillTrainer:
+    def load(cls, path: str | Path) -> DistillTrainer:
         """Return the trainer that goes on from a checkpoint, ``last.pth.tar``.
 
         Raises:
-            ValueError: if the checkpoint is not one of this trainer.
+            ValueError: if the checkpoint is not one of this trainer, or is damaged.
         """
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        file = Path(path).expanduser()
+        state = read_checkpoint(file)
         if OURS not in state:
-            raise ValueError(f"{path} was not written by DistillTrainer; load it with CHGNet's")
-        trainer = super().load(path)
-        kept = state[OURS]
-        trainer.criterion.step, trainer.errors = kept["step"], kept["errors"]
-        trainer._random_state, trainer._learned = kept["random_state"], kept.get("learned")
-        if kept["best"] is not None:
-            trainer.best_model = copy.deepcopy(trainer.model)
-            trainer.best_model.load_state_dict(kept["best"])
+            raise ValueError(f"{file} was not written by DistillTrainer; load it with CHGNet's")
+        try:
+            trainer = super().load(str(file))
+            trainer._restore(state[OURS])
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise ValueError(
+                f"{file}: is damaged ({type(error).__name__}: {error}); to train anew, remove it"
+            ) from error
         return trainer
+
+    def _restore(self, kept: Mapping[str, Any]) -> None:
+        self.criterion.step, self.errors = kept["step"], kept["errors"]
+        self._random_state, self._learned = kept["random_state"], kept.get("learned")
+        self._validated, self._batch_size = kept.get("validated"), kept.get("batch_size")
+        if kept["best"] is not None:
+            self.best_model = copy.deepcopy(self.model)
+            self.best_model.load_state_dict(kept["best"])
+
+
+def _check_host(host: Mapping[str, Any]) -> None:
+    """Refuse arguments that CHGNet's Trainer does not have or that it fails on later.
+
+    Raises:
+        ValueError: saying which.
+    """
+    known = {*inspect.signature(Trainer.__init__).parameters, *_MORE}
+    known -= {"self", "model", "targets", "kwargs", *_DECIDED}
+    for name, value in host.items():
+        if name in _DECIDED:
+            raise ValueError(f"{name} follows from soft, hard and seed here; leave it out")
+        if name not in known:
+            raise ValueError(f"unknown argument {name!r}{suggestion(name, known)}")
+        if name in _CHOICES and value not in _CHOICES[name]:
+            hint = suggestion(str(value), _CHOICES[name])
+            raise ValueError(f"{name}: CHGNet has no {value!r}{hint}")
+        if name in ("epochs", "print_freq"):
+            check_count(name, value)
+        if name == "learning_rate":
+            check_rate(name, value)
+    device = str(host.get("use_device") or "")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"use_device: {device!r} asks for a GPU, and torch finds none here")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import zlib
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 from chgnet.graph import CrystalGraph
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from kd_plugins.chgnet.data import DistillData, Row
+from kd_plugins.chgnet.run_folder import check_folder, write_whole
 from kd_plugins.chgnet.trunk import Features, FrozenTrunk
 
 _FORCES = ("f", "soft_f")
@@ -42,6 +43,7 @@ class CachedData(Dataset[tuple[Features, dict[str, Tensor]]]):
 
     Raises:
         ValueError: for a share that is not above 0 and at most 1.
+        OSError: naming what cannot be written; features that are whole stay.
     """
 
     def __init__(
@@ -55,7 +57,8 @@ class CachedData(Dataset[tuple[Features, dict[str, Tensor]]]):
         progress: bool = True,
     ) -> None:
         check_share(force_share)
-        self.data, self.trunk, self.folder = data, trunk, Path(folder) / trunk.fingerprint
+        self.data, self.trunk = data, trunk
+        self.folder = check_folder(folder, "cache") / trunk.fingerprint
         self.force_share, self.seed = force_share, seed
         self.folder.mkdir(parents=True, exist_ok=True)
         bar = tqdm(data.rows, "features of the frozen trunk", unit="", disable=not progress)
@@ -91,14 +94,14 @@ class CachedData(Dataset[tuple[Features, dict[str, Tensor]]]):
         if (found := _read(path)) is not None and len(found.jacobian) == len(along) + 6:
             return found
         made = self.trunk.features(row.graph, along)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({name: value.contiguous() for name, value in vars(made).items()}, partial)
-        os.replace(partial, path)
+        write_whole(path, save({name: value.contiguous() for name, value in vars(made).items()}))
         return made
 
 
 def check_share(force_share: float) -> None:
     """Raise a ValueError for a share that is not above 0 and at most 1."""
+    if isinstance(force_share, bool) or not isinstance(force_share, Real):
+        raise ValueError(f"force_share: expected a number, got {force_share!r}")
     if not 0 < force_share <= 1:
         raise ValueError(f"force_share: expected above 0 and at most 1, got {force_share}")
 
