@@ -59,7 +59,7 @@ SETTINGS: dict[str, tuple[Change, str]] = {
         "terms.crack.weight: missing",
     ),
     "negative weight": (term("crack", weight=-1), "crack.weight: a weight must be finite and >= 0"),
-    "infinite weight": (term("crack", weight=float("inf")), "must be finite and >= 0, got inf"),
+    "infinite weight": (term("crack", weight=float("inf")), "crack.weight: expected a finite number, got inf"),
     "weight as text": (term("crack", weight="1e1"), r"YAML wants 1.0e-3, not 1e-3"),
     "unknown schedule": (
         term("n2n", weight={"schedule": "linaer", "start": 0}),
@@ -178,8 +178,8 @@ class Code:
 
 
 FILES: dict[str, tuple[Callable[[Path], Callable[[Path], Any]], str]] = {
-    "not a checkpoint": (lambda _: lambda to: to.write_text("hello"), "bad.pt: not a"),
-    "empty": (lambda _: lambda to: to.touch(), "bad.pt: not a torch file"),
+    "not a checkpoint": (lambda _: lambda to: to.write_text("hello"), "bad.pt: not a.*is text"),
+    "empty": (lambda _: lambda to: to.touch(), "bad.pt: not a checkpoint; .*is empty"),
     "a list": (lambda _: lambda to: torch.save([1], to), "it has no config and no state_dict"),
     "pickled code": (
         lambda t: edited(t, lambda s: s.update(extra=Code())),
@@ -195,6 +195,10 @@ FILES: dict[str, tuple[Callable[[Path], Callable[[Path], Any]], str]] = {
             t,
             lambda s: s["config"]["model"].update(backbone={"model": "schnet_backbone"}, heads={}),
         ),
+        "'hydra' with a 'schnet_backbone'; .*--teacher fairchem checkpoint=.*bad.pt",
+    ),
+    "a part that does not exist": (
+        lambda t: edited(t, lambda s: s["config"]["model"]["heads"]["energy"].update(module="x")),
         "bad.pt: its model cannot be built",
     ),
     "weights of another size": (

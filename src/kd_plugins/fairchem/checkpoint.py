@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import copy
-import pickle
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kd_plugins.config import ConfigError
+from kd_plugins.core.torch_files import load_torch_file
 from kd_plugins.fairchem.settings import TeacherSettings
 
 _OLD_NORMALIZERS = {"target": "energy", "grad_target": "forces"}
 _OLD_HEADS = {"energy_block": "energy", "force_block": "forces"}
+_OTHERS = ("schnet", "painn", "gemnet", "escn", "esen", "scn", "dimenet", "hydra")
+"""How the names of fairchem's other backbones begin; some open files that their settings name."""
+OTHER_TEACHERS = (
+    "to learn from its energies and forces, label once with `kd-plugins label --fairchem X.yml "
+    "--teacher fairchem checkpoint={path} --store targets` and train on `targets: targets` in "
+    "place of `teacher:`"
+)
+"""What to do with a teacher of another architecture."""
 _UNUSED_OLD_ARGUMENTS = ("num_atoms", "bond_feat_dim", "num_targets")
 
 
@@ -52,9 +58,12 @@ def read_checkpoint(settings: TeacherSettings) -> Checkpoint:
             the choice between raw and averaged weights is open.
     """
     raw = _load(settings)
-    model, old = _hydra_arguments(raw["config"], settings.checkpoint)
+    path = Path(settings.checkpoint).expanduser()
+    model, old = _hydra_arguments(raw["config"], path)
+    if not settings.trust_pickle:
+        check_names(model, path)
     return Checkpoint(
-        path=Path(settings.checkpoint),
+        path=path,
         model=model,
         state={_current_name(key, old): value for key, value in raw["state_dict"].items()},
         normalizers={
@@ -66,23 +75,23 @@ def read_checkpoint(settings: TeacherSettings) -> Checkpoint:
     )
 
 
-def _load(settings: TeacherSettings) -> dict[str, Any]:
-    path = Path(settings.checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"task.distill.teacher.checkpoint: there is no file {settings.checkpoint!r}"
-        )
+def load_checkpoint(path: str | Path, *, trust_pickle: bool, remedy: str) -> dict[str, Any]:
+    """Return what fairchem saved, read without running it.
+
+    Args:
+        path: of the file.
+        trust_pickle: read pickled code, too.
+        remedy: how the user says that.
+
+    Raises:
+        OSError: if there is no such file, or it may not be read.
+        ConfigError: if it is no fairchem checkpoint, or holds pickled code that is not trusted.
+    """
+    path = Path(path).expanduser()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch guesses at files that are not its own
-            raw = torch.load(path, map_location="cpu", weights_only=not settings.trust_pickle)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"{path.name}: not a checkpoint of plain tensors ({_first_line(error)}); if you trust "
-            "where the file comes from, set task.distill.teacher.trust_pickle: true"
-        ) from error
-    except Exception as error:  # whatever reading a foreign file leads to
-        raise ConfigError(f"{path.name}: not a torch file ({_first_line(error)})") from error
+        raw = load_torch_file(path, trust_pickle=trust_pickle, remedy=remedy)
+    except ValueError as error:
+        raise ConfigError(f"{path.name}: not a checkpoint; {error}") from error
     missing = {"config", "state_dict"} - set(raw if isinstance(raw, dict) else ())
     if missing:
         raise ConfigError(
@@ -91,25 +100,63 @@ def _load(settings: TeacherSettings) -> dict[str, Any]:
     return raw
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+def check_names(model: Mapping[str, Any], path: Path) -> None:
+    """Refuse a model whose parts are named by a module of Python.
+
+    fairchem looks a name up among its models, and one with a dot anywhere in Python, to call it
+    with the rest of the configuration: whoever wrote the file would choose what is run.
+
+    Args:
+        model: as the file configures it.
+        path: for the message.
+
+    Raises:
+        ConfigError: naming the part.
+    """
+    backbone, heads = model.get("backbone"), model.get("heads")
+    names = {"model.name": model.get("name")}
+    if isinstance(backbone, Mapping):
+        names["model.backbone.model"] = backbone.get("model")
+    for head, one in heads.items() if isinstance(heads, Mapping) else ():
+        names[f"model.heads.{head}.module"] = one.get("module") if isinstance(one, dict) else one
+    for where, name in names.items():
+        if name is not None and (not isinstance(name, str) or "." in name):
+            raise ConfigError(
+                f"{path.name}: its {where} is {name!r}, which would import a module that the file "
+                "names and call what is in it; expected the name of a model of fairchem"
+            )
 
 
-def _hydra_arguments(config: Mapping[str, Any], path: str) -> tuple[dict[str, Any], bool]:
+def _load(settings: TeacherSettings) -> dict[str, Any]:
+    path = Path(settings.checkpoint).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"task.distill.teacher.checkpoint: there is no file {settings.checkpoint!r}"
+        )
+    remedy = "set task.distill.teacher.trust_pickle: true"
+    return load_checkpoint(path, trust_pickle=settings.trust_pickle, remedy=remedy)
+
+
+def _hydra_arguments(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], bool]:
     """Return the arguments of ``HydraModel``, and whether the model was the older single class."""
-    model = copy.deepcopy(config["model"])
+    model = copy.deepcopy(config.get("model")) if isinstance(config, Mapping) else None
     if isinstance(model, str):
         model = {"name": model, **copy.deepcopy(config.get("model_attributes", {}))}
+    if not isinstance(model, dict):
+        raise ConfigError(f"{path.name}: not a fairchem checkpoint, its config has no model")
     name = model.pop("name", None)
-    if name == "hydra":
-        model.pop("finetune_config", None)
-        return model, False
     if name == "equiformer_v2":
         return _from_single_class(model), True
-    raise ConfigError(
-        f"{Path(path).name}: the teacher is a {name!r}; expected an EquiformerV2, as 'hydra' or "
-        "as the older 'equiformer_v2'"
-    )
+    backbone = model.get("backbone")
+    kind = backbone.get("model") if isinstance(backbone, Mapping) else None
+    if name != "hydra" or str(kind).startswith(_OTHERS):
+        found = f"a {name!r}" if name != "hydra" else f"a 'hydra' with a {kind!r}"
+        raise ConfigError(
+            f"{path.name}: the teacher is {found}; expected an EquiformerV2, as 'hydra' or as the "
+            f"older 'equiformer_v2'; {OTHER_TEACHERS.format(path=path)}"
+        )
+    model.pop("finetune_config", None)
+    return model, False
 
 
 def _from_single_class(arguments: dict[str, Any]) -> dict[str, Any]:
