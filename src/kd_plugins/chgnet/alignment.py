@@ -9,7 +9,8 @@ import torch
 from ase.data import chemical_symbols
 from chgnet.model import CHGNet
 
-from kd_plugins.chgnet.data import DistillData
+from kd_plugins.chgnet.data import DistillData, check_kind
+from kd_plugins.chgnet.freezing import check_module
 from kd_plugins.chgnet.loss import Source
 from kd_plugins.core.references import References, fit_references
 
@@ -35,6 +36,10 @@ def align_references(model: CHGNet, data: DistillData, source: Source = "soft") 
     Raises:
         ValueError: if there are no such energies, or the model has no element references.
     """
+    check_module(model)
+    check_kind("data", data)
+    if source not in ("soft", "hard"):
+        raise ValueError(f"source: expected 'soft' or 'hard', got {source!r}")
     if model.composition_model is None:
         raise ValueError("the student has no element references (composition_model)")
     cases = [row.case for row in data.rows]

@@ -9,13 +9,17 @@ from chgnet.model import CHGNet
 
 from kd_plugins import TargetStore
 from kd_plugins.chgnet.alignment import align_references, in_words
+from kd_plugins.chgnet.checkpoint import read_model
 from kd_plugins.chgnet.curves import write_curves
-from kd_plugins.chgnet.data import DistillData, soft_of
+from kd_plugins.chgnet.data import DataError, DistillData, soft_of
 from kd_plugins.chgnet.distilling import distill
+from kd_plugins.chgnet.loss import Source
 from kd_plugins.chgnet.run_folder import check_free
-from kd_plugins.chgnet.settings import DataSettings, TrainingSettings
+from kd_plugins.chgnet.settings import DataSettings, StudentSettings, TrainingSettings
 from kd_plugins.chgnet.weights import Ratios
+from kd_plugins.core.shard import StoreError
 from kd_plugins.crystals import crystal_of, nested_subset, of_kind, split
+from kd_plugins.ending import sentence
 from kd_plugins.teachers import Frame, read_structures
 
 PARTS = {"train": 0.9, "validation": 0.1}
@@ -24,16 +28,17 @@ PARTS = {"train": 0.9, "validation": 0.1}
 
 def run(settings: TrainingSettings) -> None:
     """Train one student."""
-    parts = (settings.train, settings.validation)
+    parts = {"train": settings.train, "validation": settings.validation}
     # folders, files, stores and weights first: to convert structures takes long
     check_free(Path(settings.out))
-    sources = [_source(part, settings) for part in parts]
-    model = _student(settings.student.model)
+    sources = {name: _source(name, part, settings) for name, part in parts.items()}
+    model = _student(settings.student)
     train, validation = (
-        _data(part, settings, model, *source) for part, source in zip(parts, sources, strict=True)
+        _data(name, part, settings, model, *sources[name]) for name, part in parts.items()
     )
     if settings.student.align:
-        print(in_words(align_references(model, train)))
+        source: Source = "soft" if "energy" in _taught(settings)["soft"] else "hard"
+        print(in_words(align_references(model, train, source)))
     found = distill(
         model,
         train,
@@ -56,33 +61,38 @@ def run(settings: TrainingSettings) -> None:
     print(f"the best student is {Path(settings.out) / 'best.pth.tar'}")
 
 
-def _student(name: str) -> CHGNet:
-    if not Path(name).is_file():
+def _student(settings: StudentSettings) -> CHGNet:
+    name = settings.model
+    path = Path(name).expanduser()
+    if not path.is_file():
         try:
             return CHGNet.load(model_name=name)
         except ValueError as error:
             raise ValueError(
                 f"student.model: CHGNet has no weights {name!r}, nor is that a file"
             ) from error
+    remedy = "set student.trust_pickle: true"
     try:
-        return CHGNet.from_file(name)
-    except Exception as error:  # whatever reading a foreign file leads to
-        raise ValueError(
-            f"student.model: {name} is no CHGNet checkpoint ({type(error).__name__})"
-        ) from error
+        return read_model(path, trust_pickle=settings.trust_pickle, remedy=remedy)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"student.model: {error}") from error
 
 
 def _source(
-    part: DataSettings, settings: TrainingSettings
+    name: str, part: DataSettings, settings: TrainingSettings
 ) -> tuple[Iterator[Frame], TargetStore | None]:
     """Return the structures of a part, not read yet, and the store with their targets.
 
     Raises:
         OSError, ValueError, KeyError, StoreError: for what is not there, or not what is asked for.
     """
-    frames = read_structures(part.structures, part.ids)
-    store = None if part.store is None else TargetStore.open(part.store)
-    soft_of(store, _taught(settings)["soft"])
+    try:
+        frames = read_structures(part.structures, part.ids)
+        store = None if part.store is None else TargetStore.open(part.store)
+        soft_of(store, _taught(settings)["soft"])
+    except (ValueError, KeyError, OSError, StoreError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{name}: {sentence(error)}") from error
     return frames, store
 
 
@@ -91,6 +101,7 @@ def _taught(settings: TrainingSettings) -> dict[str, tuple[str, ...]]:
 
 
 def _data(
+    name: str,
     part: DataSettings,
     settings: TrainingSettings,
     model: CHGNet,
@@ -98,15 +109,20 @@ def _data(
     store: TargetStore | None,
 ) -> DistillData:
     taught = _taught(settings)
-    return DistillData(
-        _chosen(frames, part, settings.optim.seed),
-        store,
-        soft=None if store is None else taught["soft"],
-        hard=taught["hard"],
-        missing=tuple(name for name in part.missing if name in taught["hard"]),
-        converter=model.graph_converter,
-        bad=part.bad,
-    )
+    try:
+        return DistillData(
+            _chosen(frames, part, settings.optim.seed),
+            store,
+            soft=None if store is None else taught["soft"],
+            hard=taught["hard"],
+            missing=tuple(quantity for quantity in part.missing if quantity in taught["hard"]),
+            converter=model.graph_converter,
+            bad=part.bad,
+        )
+    except (ValueError, KeyError) as error:
+        chosen = "" if part.kind is None else f" of kind {part.kind}"
+        files = ", ".join(part.structures)
+        raise DataError(f"{name}: structures{chosen} of {files}: {sentence(error)}") from error
 
 
 def _chosen(frames: Iterable[Frame], part: DataSettings, seed: int) -> Iterable[Frame]:

@@ -87,6 +87,11 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         bad: Literal["refuse", "leave_out"] = "refuse",
         progress: bool = True,
     ) -> None:
+        if store is not None and not isinstance(store, TargetStore):
+            raise ValueError(f"store: expected TargetStore.open({str(store)!r}), got {store!r}")
+        for what, names in (("soft", soft or ()), ("hard", hard), ("missing", missing)):
+            if isinstance(names, str) or not isinstance(names, Iterable):
+                raise ValueError(f"{what}: expected quantities such as ('energy',), got {names!r}")
         self.store, self.hard, self.missing = store, tuple(hard), tuple(missing)
         self.soft = soft_of(store, soft)
         _check_names("hard", self.hard, HARD)
@@ -147,6 +152,11 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
     def _rows(self, frames: Iterable[Frame]) -> Iterator[Row]:
         seen: set[str] = set()
         for frame in frames:
+            if not isinstance(frame, Frame):
+                raise DataError(
+                    f"frames: expected a Frame, got a {type(frame).__name__}; read structures with "
+                    "read_structures([...]), or make Frame(structure_id, atoms, labels)"
+                )
             name = frame.structure_id
             if name in seen:
                 self.left_out[name] = "its id comes twice; give each structure its own"
@@ -210,6 +220,15 @@ def _only(row: Row, chosen: Sequence[int]) -> Row:
             kept[list(chosen)] = forces[list(chosen)]
             targets[name] = kept.view_as(targets[name])
     return replace(row, targets=targets)
+
+
+def check_kind(name: str, data: object) -> None:
+    """Raise a DataError for anything but a `DistillData`."""
+    if not isinstance(data, DistillData):
+        raise DataError(
+            f"{name}: expected a DistillData, got a {type(data).__name__}; make one with "
+            "DistillData(read_structures([...]), store)"
+        )
 
 
 def soft_of(store: TargetStore | None, names: Sequence[str] | None) -> tuple[str, ...]:

@@ -104,6 +104,8 @@ def distill(
     check_share(force_share)
     allow = checked_allow(allow)
     folders = check_folder(out, "out"), check_folder(cache, "cache")
+    if folders[0].resolve() == folders[1].resolve():
+        raise ValueError(f"out: expected another folder than cache, got {folders[0]} for both")
     check_free(folders[0])
     check_data(loss, train, validation, settings.batch_size)
     print(freeze_except(model, trainable))

@@ -43,13 +43,15 @@ def freeze_except(model: nn.Module, prefixes: Sequence[str] = HEAD) -> Trainable
         prefixes: of parameter names, such as ``("mlp.", "readout_norm.")``.
 
     Raises:
-        ValueError: if a prefix matches no parameter; then nothing is changed.
+        ValueError: for what is no model, or a prefix that matches no parameter; then nothing is
+            changed.
 
     >>> freeze_except(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), ("1.",)).n_trainable
     3
     """
     if isinstance(prefixes, str) or not prefixes:
         raise ValueError(f"trainable: expected prefixes of parameter names, got {prefixes!r}")
+    check_module(model)
     named = dict(model.named_parameters())
     for prefix in prefixes:
         if not isinstance(prefix, str) or not prefix:  # "" would match every name
@@ -65,6 +67,12 @@ def freeze_except(model: nn.Module, prefixes: Sequence[str] = HEAD) -> Trainable
     for name, parameter in named.items():
         parameter.requires_grad_(name.startswith(tuple(prefixes)))
     return trainable(model)
+
+
+def check_module(model: object) -> None:
+    """Raise a ValueError for what is no model."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a CHGNet, such as CHGNet.load(), got {model!r}")
 
 
 def trainable(model: nn.Module) -> Trainable:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kd_plugins.chgnet.convert import LETTERS
 from kd_plugins.chgnet.weights import Ratios, plain
 from kd_plugins.core.names import suggestion
+from kd_plugins.core.numbers import check_number
 
 Criterion = Literal["MAE", "MSE", "Huber"]
 Source = Literal["hard", "soft"]
@@ -144,8 +145,7 @@ class DistillLoss(nn.Module):
 
 
 def _criterion(name: str, delta: float) -> nn.Module:
-    if not delta > 0:
-        raise ValueError(f"delta: expected more than 0, got {delta}")
+    check_number("delta", delta, above=0)
     known = {"MAE": nn.L1Loss(), "MSE": nn.MSELoss(), "Huber": nn.HuberLoss(delta=delta)}
     if name not in known:
         raise ValueError(f"unknown criterion {name!r}{suggestion(name, known)}")

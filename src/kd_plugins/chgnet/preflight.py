@@ -12,7 +12,7 @@ from chgnet.model import CHGNet
 from torch.utils.data import DataLoader
 
 from kd_plugins.chgnet.convert import GPA, LETTERS
-from kd_plugins.chgnet.data import DataError, DistillData, Row
+from kd_plugins.chgnet.data import DataError, DistillData, Row, check_kind
 from kd_plugins.chgnet.freezing import HEAD, trainable
 from kd_plugins.chgnet.loss import PREFIX, DistillLoss
 from kd_plugins.chgnet.validation import other_zero
@@ -51,6 +51,12 @@ def check_loaders(
     Raises:
         DataError: saying which.
     """
+    for name, loader in (("train_loader", train), ("val_loader", validation)):
+        if not isinstance(loader, DataLoader):
+            raise DataError(
+                f"{name}: expected a DataLoader, got a {type(loader).__name__}; make one with "
+                "DataLoader(data, batch_size, shuffle=True, collate_fn=collate_graphs)"
+            )
     _check_loader(train, loss.ratios, learns=True)
     for loader in (validation, test):
         if loader is not None:
@@ -69,11 +75,7 @@ def check_data(
         DataError: saying what.
     """
     for name, data in (("train", train), ("validation", validation)):
-        if not isinstance(data, DistillData):
-            raise DataError(
-                f"{name}: expected a DistillData, got a {type(data).__name__}; make one with "
-                "DistillData(read_structures([...]), store)"
-            )
+        check_kind(name, data)
         if not len(data):
             raise DataError(f"{name}: there are no structures")
         check_targets_held(data.keys, loss.ratios)
@@ -121,7 +123,8 @@ def _check_selection(data: DistillData, loss: DistillLoss) -> None:
     if not any(bool(target.isfinite().any()) for target in held):
         whose = "the teacher's targets" if loss.select == "soft" else "the labels"
         raise DataError(
-            f"the best model is chosen by its errors against {whose} of {', '.join(names)}, of "
+            f"select: {loss.select}: the best model is chosen by its errors against {whose} of "
+            f"{', '.join(names)}, of "
             "which the validation data have none; give them such data or another select"
         )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -12,14 +10,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from kd_plugins.chgnet.weights import plain
+from kd_plugins.core.numbers import check_number, check_seed, check_whole
 
 Schedule = Literal["finishing", "chgnet"]
 """``chgnet``: CHGNet 0.4.2's cosine over 10 steps an epoch, which stays near its start where an
 epoch has fewer than 10 batches. ``finishing``: the same cosine over the steps that are taken."""
 
 PARTS = 10
-LARGEST = 2**63
-"""Beyond every count and seed: torch's and numpy's seeds end there."""
 FINAL = 1e-2
 """What the cosine ends at, as a share of the learning rate; CHGNet's default."""
 
@@ -65,35 +62,8 @@ def epochs_for(steps: int, n_structures: int, batch_size: int) -> int:
         ("n_structures", n_structures),
         ("batch_size", batch_size),
     ):
-        check_count(name, count)
+        check_whole(name, count, least=1)
     return -(-steps // -(-n_structures // batch_size))
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Refuse what is no whole number of at least ``least``.
-
-    >>> check_count("epochs", 0)
-    Traceback (most recent call last):
-    ValueError: epochs: expected more than 0, got 0
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ValueError(f"{name}: expected a whole number, got {value!r}")
-    if not least <= value < LARGEST:
-        expected = "more than 0" if least == 1 else f"{least} or more"
-        raise ValueError(f"{name}: expected {expected if value < least else 'less'}, got {value}")
-
-
-def check_rate(name: str, value: object) -> None:
-    """Refuse what is no finite number above 0.
-
-    >>> check_rate("learning_rate", float("inf"))
-    Traceback (most recent call last):
-    ValueError: learning_rate: expected more than 0 and finite, got inf
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{name}: expected a number, got {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected more than 0 and finite, got {value}")
 
 
 @dataclass(frozen=True)
@@ -118,9 +88,9 @@ class FitSettings:
         for name, value in vars(self).items():
             object.__setattr__(self, name, plain(value))
         for name in ("epochs", "batch_size"):
-            check_count(name, getattr(self, name))
-        check_rate("learning_rate", self.learning_rate)
-        check_count("seed", self.seed, least=0)
+            check_whole(name, getattr(self, name), least=1)
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_seed("seed", self.seed)
         cosine_length(self.schedule, self.epochs, 1)
 
     @classmethod

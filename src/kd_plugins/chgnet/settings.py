@@ -12,11 +12,12 @@ import yaml
 from kd_plugins.chgnet.loss import Criterion, DistillLoss, Source
 from kd_plugins.chgnet.preflight import checked_allow
 from kd_plugins.chgnet.run_folder import check_folder
-from kd_plugins.chgnet.schedule import FitSettings, Schedule, check_count
+from kd_plugins.chgnet.schedule import FitSettings, Schedule
 from kd_plugins.chgnet.trunk_cache import check_share
 from kd_plugins.chgnet.weights import HARD, Ratios
 from kd_plugins.config import ConfigError, read_config, read_yaml, reader, shown
 from kd_plugins.core.names import suggestion
+from kd_plugins.core.numbers import check_whole
 
 
 def _mapping(raw: object) -> Mapping[str, Any]:
@@ -71,7 +72,7 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         if self.size is not None:
-            check_count("size", self.size)
+            check_whole("size", self.size, least=1)
         for name in self.missing:
             if name not in HARD:
                 raise ValueError(f"missing: unknown quantity {name!r}{suggestion(name, HARD)}")
@@ -85,11 +86,13 @@ class StudentSettings:
         model: name of pretrained weights, or path of a checkpoint.
         trainable: prefixes of the parameters that train.
         align: first move its element references to the teacher's energies.
+        trust_pickle: read a checkpoint that holds pickled code, which may do anything.
     """
 
     model: str = "0.3.0"
     trainable: tuple[str, ...] = ("mlp.",)
     align: bool = False
+    trust_pickle: bool = False
 
     def __post_init__(self) -> None:
         if not self.model.strip() or not self.trainable or "" in self.trainable:
@@ -174,6 +177,8 @@ class TrainingSettings:
                 check_folder(getattr(self, name), name)
             except OSError as error:
                 raise ValueError(str(error)) from error
+        if Path(self.out).resolve() == Path(self.cache).resolve():
+            raise ValueError(f"out: expected another folder than cache, got {self.out!r} for both")
         if self.train == self.validation and "same_validation" not in self.allow:
             raise ValueError(
                 "validation: these are the structures of train, whose errors would choose the most "
@@ -201,7 +206,7 @@ def read_training(path: str | Path, changes: tuple[str, ...] = ()) -> TrainingSe
     """
     raw: Mapping[str, Any] = read_yaml(path)
     for change in changes:
-        raw = _changed(dict(raw), change)
+        raw = _changed(dict(raw), change, change)
     return read_config(TrainingSettings, raw, Path(path).name)
 
 
@@ -210,18 +215,19 @@ def _value(text: str, where: str) -> Any:
         return yaml.safe_load(text)
     # PyYAML makes numbers and dates itself, and passes on what goes wrong.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())
+        said = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ConfigError(f"{where}: no YAML ({said})") from error
 
 
-def _changed(raw: dict[str, Any], change: str) -> dict[str, Any]:
+def _changed(raw: dict[str, Any], change: str, typed: str) -> dict[str, Any]:
+    """Return settings with one of them changed; ``typed`` is the change as the user wrote it."""
     key, found, value = change.partition("=")
     if not found or not key:
-        raise ConfigError(f"expected a change such as optim.seed=3, got {change!r}")
+        raise ConfigError(f"expected a change such as optim.seed=3, got {typed!r}")
     first, dot, rest = key.partition(".")
     if not dot:
-        return {**raw, first: _value(value, change)}
+        return {**raw, first: _value(value, typed)}
     inner = raw.get(first, {})
     if not isinstance(inner, Mapping):
-        raise ConfigError(f"{change!r}: {first} is {inner!r}, which has nothing in it")
-    return {**raw, first: _changed(dict(inner), f"{rest}={value}")}
+        raise ConfigError(f"{typed!r}: {first} is {shown(inner)}, which has nothing in it")
+    return {**raw, first: _changed(dict(inner), f"{rest}={value}", typed)}

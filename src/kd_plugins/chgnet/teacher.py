@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import pickle
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
 from ase import Atoms
 from ase.calculators.mixing import SumCalculator
 from chgnet.model import CHGNet
@@ -16,6 +14,7 @@ from chgnet.model.dynamics import CHGNetCalculator
 from dftd3.ase import DFTD3
 from torch import Tensor, nn
 
+from kd_plugins.chgnet.checkpoint import read_model
 from kd_plugins.teachers.teacher import TeacherError
 
 
@@ -64,7 +63,7 @@ def chgnet(model: str = "0.3.0", trust_pickle: bool = False) -> EmbeddingCalcula
         TeacherError: for a name that CHGNet does not know, or a file that is no checkpoint.
     """
     with redirect_stdout(io.StringIO()):  # CHGNet says how large it is, over lines of progress
-        path = Path(model)
+        path = Path(model).expanduser()
         made = _from_file(path, trust_pickle) if path.is_file() else _pretrained(model)
         return EmbeddingCalculator(made)
 
@@ -77,16 +76,11 @@ def _pretrained(name: str) -> CHGNet:
 
 
 def _from_file(path: Path, trust_pickle: bool) -> CHGNet:
+    remedy = f"say so: chgnet model={path} trust_pickle=true"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=trust_pickle is not True)
-        return CHGNet.from_dict(state["model"])
-    except pickle.UnpicklingError as error:
-        raise TeacherError(
-            f"{path} holds more than plain tensors; if you trust where it comes from, say "
-            "trust_pickle=true"
-        ) from error
-    except Exception as error:  # whatever reading a foreign file leads to
-        raise TeacherError(f"{path} is no CHGNet checkpoint ({type(error).__name__})") from error
+        return read_model(path, trust_pickle=trust_pickle, remedy=remedy)
+    except (OSError, ValueError) as error:
+        raise TeacherError(str(error)) from error
 
 
 def chgnet_d3(model: str = "0.3.0", trust_pickle: bool = False) -> SumCalculator:

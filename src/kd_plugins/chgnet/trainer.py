@@ -28,10 +28,11 @@ from kd_plugins.chgnet.run_folder import (
     read_checkpoint,
     write_checkpoint,
 )
-from kd_plugins.chgnet.schedule import Schedule, check_count, check_rate, cosine_length
+from kd_plugins.chgnet.schedule import Schedule, cosine_length
 from kd_plugins.chgnet.validation import check_apart
 from kd_plugins.chgnet.weights import Ratios, plain
 from kd_plugins.core.names import suggestion
+from kd_plugins.core.numbers import check_number, check_seed, check_whole
 
 OURS = "distillation"
 """Under which a checkpoint keeps what is not CHGNet's; CHGNet does not look there."""
@@ -103,7 +104,7 @@ class DistillTrainer(Trainer):
         if not isinstance(model, CHGNet):
             raise ValueError(f"model: expected a CHGNet, got a {type(model).__name__}")
         _check_host(host)
-        check_count("seed", seed, least=0)
+        seed = check_seed("seed", seed)
         self.allow = checked_allow(allow)
         ratios = Ratios(hard=hard or {}, soft=soft or {})
         loss = DistillLoss(ratios, criterion, delta, select)
@@ -112,7 +113,7 @@ class DistillTrainer(Trainer):
         check_magmoms(model, ratios)
         if model.composition_model is None:
             raise ValueError("CHGNet's Trainer needs a model with a composition_model")
-        host, seed = plain(host), int(seed)
+        host = plain(host)
         super().__init__(model, targets=ratios.task, **copy.deepcopy(host))
         self.criterion = loss
         loss.parameters_to_train = [p for p in model.parameters() if p.requires_grad]
@@ -348,9 +349,9 @@ def _check_host(host: Mapping[str, Any]) -> None:
             hint = suggestion(str(value), _CHOICES[name])
             raise ValueError(f"{name}: CHGNet has no {value!r}{hint}")
         if name in ("epochs", "print_freq"):
-            check_count(name, value)
+            check_whole(name, value, least=1)
         if name == "learning_rate":
-            check_rate(name, value)
+            check_number(name, value, above=0)
     device = str(host.get("use_device") or "")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"use_device: {device!r} asks for a GPU, and torch finds none here")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kd_plugins.chgnet.convert import GPA
-from kd_plugins.chgnet.freezing import HEAD, trainable
+from kd_plugins.chgnet.freezing import HEAD, check_module, trainable
 
 CHUNK = 4
 """Rows of the Jacobian that are differentiated at once: more is hardly faster and takes memory."""
@@ -68,6 +68,7 @@ class FrozenTrunk:
     """
 
     def __init__(self, model: CHGNet) -> None:
+        check_module(model)
         _check(model)
         self.model = model.cpu()
         self._frozen = copy.deepcopy(model).eval().requires_grad_(False)

@@ -6,7 +6,6 @@ import hashlib
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from kd_plugins.chgnet.data import DistillData, Row
+from kd_plugins.chgnet.data import DistillData, Row, check_kind
 from kd_plugins.chgnet.run_folder import check_folder, write_whole
 from kd_plugins.chgnet.trunk import Features, FrozenTrunk
+from kd_plugins.core.numbers import is_number, shown
 
 _FORCES = ("f", "soft_f")
 
@@ -57,6 +57,9 @@ class CachedData(Dataset[tuple[Features, dict[str, Tensor]]]):
         progress: bool = True,
     ) -> None:
         check_share(force_share)
+        check_kind("data", data)
+        if not isinstance(trunk, FrozenTrunk):
+            raise ValueError(f"trunk: expected a FrozenTrunk, got {trunk!r}")
         self.data, self.trunk = data, trunk
         self.folder = check_folder(folder, "cache") / trunk.fingerprint
         self.force_share, self.seed = force_share, seed
@@ -100,10 +103,8 @@ class CachedData(Dataset[tuple[Features, dict[str, Tensor]]]):
 
 def check_share(force_share: float) -> None:
     """Raise a ValueError for a share that is not above 0 and at most 1."""
-    if isinstance(force_share, bool) or not isinstance(force_share, Real):
-        raise ValueError(f"force_share: expected a number, got {force_share!r}")
-    if not 0 < force_share <= 1:
-        raise ValueError(f"force_share: expected above 0 and at most 1, got {force_share}")
+    if not is_number(force_share) or not 0 < force_share <= 1:
+        raise ValueError(f"force_share: expected above 0 and at most 1, got {shown(force_share)}")
 
 
 def n_coordinates(row: Row, force_share: float) -> int:
