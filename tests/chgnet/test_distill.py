@@ -30,8 +30,8 @@ def run(data: DistillData, folder: Path, **settings: Any) -> tuple[Distilled, CH
     usual = {"soft": small.ALL_SOFT, "settings": SHORT, "cache": folder / "cache"}
     usual["allow"] = small.ALLOW
     model = settings.pop("model", None) or small.student()
-    folders = {"out": folder / "out"}
-    return distill(model, data, data, **{**folders, **usual, **settings}), model
+    folders, valid = {"out": folder / "out"}, settings.pop("validation", data)
+    return distill(model, data, valid, **{**folders, **usual, **settings}), model
 
 
 def prefer(patch: pytest.MonkeyPatch, way: str) -> None:

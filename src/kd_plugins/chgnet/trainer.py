@@ -352,6 +352,9 @@ def _check_host(host: Mapping[str, Any]) -> None:
             check_whole(name, value, least=1)
         if name == "learning_rate":
             check_number(name, value, above=0)
+    optimizer = host.get("optimizer", "Adam")
+    if "momentum" in host and optimizer != "SGD":  # CHGNet would take it for one of the loss's
+        raise ValueError(f"momentum: is for SGD, not for {optimizer}; leave it out")
     device = str(host.get("use_device") or "")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"use_device: {device!r} asks for a GPU, and torch finds none here")
