@@ -168,12 +168,20 @@ def walk(path: Path, form: int) -> Walk:
     Args:
         path: of the shard.
         form: format of its store.
+
+    Raises:
+        StoreError: if there is no such process to be had.
     """
     locked = "locked" if has_room_for_lock(path, write=False) else "unlocked"
     start = f"{START}{walk_script.__file__!r}, run_name='__main__')"
     # Without the site's start-up and what an environment variable may bring in.
     words = [sys.executable, "-ISc", start, json.dumps(sys.path), str(path), str(form), locked]
-    done = subprocess.run(words, capture_output=True, check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, check=False)
+    except OSError as error:
+        raise StoreError(
+            f"{path.name} cannot be examined, since {sys.executable} cannot be started: {error}"
+        ) from error
     lines = done.stdout.decode("utf-8", "replace").splitlines()
     if done.returncode == 0 and lines and lines[-1].startswith("{"):
         found = json.loads(lines[-1])

@@ -151,6 +151,21 @@ def _single(lengths: NDArray[np.float64], what: str) -> NDArray[np.float32]:
     return single
 
 
+def check_kept(record: Record, manifest: Manifest) -> None:
+    """Refuse a record that the store's manifest does not describe.
+
+    Raises:
+        ValueError: naming a quantity that the store does not hold, or holds in another precision.
+    """
+    for name, value in record.values.items():
+        kept = manifest.dtypes.get(name)
+        if kept is None or value.dtype != DTYPES[kept]:
+            raise ValueError(
+                f"holds {name} as {str(value.dtype).removeprefix('torch.')}, but the manifest says "
+                f"{kept or 'that the store has none'}; restore manifest.json from a copy"
+            )
+
+
 def unpack(structure_id: str, payload: bytes) -> Record:
     """Return the record that `pack` made, its quantities in alphabetical order.
 

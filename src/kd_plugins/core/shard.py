@@ -241,7 +241,12 @@ def key(structure_id: str) -> bytes:
     """
     if not isinstance(structure_id, str):
         raise ValueError(f"a structure id must be text, got {structure_id!r}")
-    encoded = structure_id.encode()
+    try:
+        encoded = structure_id.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"a structure id must be Unicode, got {structure_id!r:.60} ({error.reason}); rename it"
+        ) from error
     if not 0 < len(encoded) <= LONGEST_ID:
         raise ValueError(
             f"a structure id must have 1 to {LONGEST_ID} bytes, got {len(encoded)}: "

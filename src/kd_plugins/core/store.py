@@ -14,7 +14,7 @@ from kd_plugins.core.condition import is_unborn, shard_faults
 from kd_plugins.core.environment import StoreError, recover
 from kd_plugins.core.files import write_bytes
 from kd_plugins.core.manifest import Manifest, check_same
-from kd_plugins.core.record import Record, batches, pack, unpack
+from kd_plugins.core.record import Record, batches, check_kept, pack, unpack
 from kd_plugins.core.shard import (
     FORMAT,
     ShardBusy,
@@ -67,11 +67,13 @@ class TargetStore:
             StoreError: if the folder holds a store of another teacher or other quantities, or
                 something else, or cannot be written.
         """
-        folder = Path(folder).expanduser()
-        found = cls._found(folder, manifest)
-        if found is not None:
-            return found
+        folder = _path(folder)
+        if not isinstance(manifest, Manifest):
+            raise ValueError(f"expected a Manifest, got {type(manifest).__name__} {manifest!r:.60}")
         try:
+            found = cls._found(folder, manifest)
+            if found is not None:
+                return found
             folder.mkdir(parents=True, exist_ok=True)
             with _making(folder):
                 found = cls._found(folder, manifest)  # what another command may just have made
@@ -103,9 +105,13 @@ class TargetStore:
         Raises:
             StoreError: if there is none, or it was written by a newer version.
         """
-        folder = Path(folder).expanduser()
+        folder = _path(folder)
         path = folder / MANIFEST
-        if not path.is_file():
+        try:
+            is_there = path.is_file()
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be read: {error.strerror}") from error
+        if not is_there:
             if folder.is_dir() and any(name.endswith(".lmdb") for name in os.listdir(folder)):
                 raise StoreError(
                     f"{folder} has lost its {MANIFEST}, which says whose targets its shards hold; "
@@ -139,8 +145,11 @@ class TargetStore:
             ShardBusy: if another process writes that shard.
             StoreError: if the shard is damaged, or the store was made anew for another teacher.
         """
-        if not re.fullmatch(r"[\w.-]+", shard):
-            raise ValueError(f"a shard's name is made of letters, digits, '_', '-', '.': {shard!r}")
+        if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*", shard):
+            raise ValueError(
+                f"shard: expected a name of letters, digits, '_', '-' and '.' that begins with a "
+                f"letter or digit, got {shard!r}"
+            )
         held = self._hold_manifest()
         return ShardWriter(self.folder / f"{shard}.lmdb", patience, self.manifest.format, (held,))
 
@@ -162,6 +171,8 @@ class TargetStore:
 
     def pack(self, records: Iterable[Record]) -> dict[str, bytes]:
         """Return id to bytes, validated; see `append` for what is refused."""
+        if not isinstance(records, Iterable):
+            raise ValueError(f"expected Records, got {type(records).__name__} {records!r:.60}")
         packed: dict[str, bytes] = {}
         for record in records:
             if not isinstance(record, Record):
@@ -195,6 +206,12 @@ class TargetStore:
             KeyError: if the store has none of that id.
             ValueError: naming how the structure differs.
         """
+        if not isinstance(structure, Structure):
+            raise ValueError(
+                f"structure {structure_id!r}: expected a Structure to compare with, got "
+                f"{type(structure).__name__}; of ASE's Atoms, "
+                "kd_plugins.teachers.structures.to_structure makes one"
+            )
         record = self.record(structure_id)
         difference = structure.difference(record.structure)
         if difference is not None:
@@ -240,7 +257,9 @@ class TargetStore:
             try:
                 payload = shard.get(structure_id)
                 if payload is not None:
-                    unpack(structure_id, payload).targets()
+                    record = unpack(structure_id, payload)
+                    record.targets()
+                    check_kept(record, self.manifest)
             except (StoreError, ValueError, KeyError) as error:
                 yield f"{structure_id}: {error.args[0]}"
 
@@ -260,6 +279,11 @@ class TargetStore:
                 different records; what was copied before stays.
         """
         for other in others:
+            if not isinstance(other, TargetStore):
+                raise ValueError(
+                    f"expected stores to merge, got {type(other).__name__} {other!r:.60}; open "
+                    "them with TargetStore.open"
+                )
             check_same(self.manifest, other.manifest, other.folder)
         with self.only_writer(), self.writer("merged") as writer:
             for other in others:
@@ -340,6 +364,13 @@ class TargetStore:
                 return None
             self._readers[path.name] = ShardReader(path, self.manifest.format)
         return self._readers[path.name]
+
+
+def _path(folder: str | Path) -> Path:
+    """Return the folder that a user names, with his home folder for ``~``."""
+    if not isinstance(folder, str | Path) or "\0" in str(folder):
+        raise ValueError(f"expected the path of a target store's folder, got {folder!r:.60}")
+    return Path(folder).expanduser()
 
 
 @contextmanager

@@ -54,11 +54,13 @@ class Structure:
         }
         for name, shape in expected.items():
             _check_array(name, getattr(self, name), shape)
+        if not self.n_atoms:
+            raise ValueError("atomic_numbers: expected one atom or more, got none")
 
     @property
     def n_atoms(self) -> int:
         """How many atoms it has."""
-        return len(self.atomic_numbers)
+        return len(np.atleast_1d(self.atomic_numbers))
 
     def difference(self, other: Structure) -> str | None:
         """Return in words how another structure differs, or None if it is the same.
@@ -110,18 +112,21 @@ def _elements(given: object) -> NDArray[np.int64]:
 def _reals(name: str, given: object) -> NDArray[np.float64]:
     try:
         array = np.asarray(given)
-        if array.dtype.kind not in "iuf" and not (array.dtype.kind == "O" or array.size == 0):
-            raise ValueError(f"{name}: expected real numbers, got {array.dtype}")
-        return array.astype(np.float64)
-    except (TypeError, OverflowError) as error:
-        raise ValueError(f"{name}: expected real numbers ({error})") from error
+        if array.dtype.kind in "iufO" or array.size == 0:
+            return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):  # ragged, or no numbers
+        pass
+    raise ValueError(f"{name}: expected real numbers, got {given!r:.60}")
 
 
 def _flags(name: str, given: object) -> NDArray[np.bool_]:
-    array = np.asarray(given)
-    if array.dtype != bool and not np.isin(array, (0, 1)).all():
-        raise ValueError(f"{name}: expected True or False a lattice vector, got {given!r:.60}")
-    return array.astype(bool)
+    try:
+        array = np.asarray(given)
+        if array.dtype == bool or np.isin(array, (0, 1)).all():
+            return array.astype(bool)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name}: expected True or False a lattice vector, got {given!r:.60}")
 
 
 def _check_array(name: str, array: NDArray[np.generic], shape: tuple[int, ...]) -> None:

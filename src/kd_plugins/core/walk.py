@@ -63,6 +63,7 @@ class Walk:
         self.path, self.form, self.locked = path, form, locked
         self.records = self.total = 0
         self.damaged: list[str] = []
+        self.unfound: list[str] = []
         self.last = b""
 
     def all(self) -> str | None:
@@ -79,15 +80,18 @@ class Walk:
             while True:
                 before = self.records
                 fault = self._page(environment)
+                if fault is None and self.unfound:
+                    # A key in a page above the records: one after the other, all are there.
+                    fault = f"looked up by its id, {self.unfound[0]!r} is not found"
                 if fault is not None or self.records == before:
                     return fault
                 print(self.records, flush=True)  # how far we came, should this process end
         except (lmdb.Error, OSError) as error:
-            return f"LMDB says: {error}"
+            return str(error).removeprefix(f"{self.path}: ")
 
     def _page(self, environment: lmdb.Environment) -> str | None:
         with announced(self.path, self.locked), self._begin(environment) as reading:
-            cursor, size = reading.cursor(), 0
+            cursor, lookup, size = reading.cursor(), reading.cursor(), 0
             if not cursor.set_range(self.last + b"\0"):
                 return None
             for number, item in enumerate(cursor):
@@ -97,6 +101,8 @@ class Walk:
                 if structure_id <= self.last:  # a loop, or a key that lookups will not find
                     return f"its ids are out of order at {structure_id!r}"
                 self._add(structure_id, stored)
+                if not lookup.set_key(structure_id):
+                    self.unfound.append(structure_id.decode("utf-8", "backslashreplace"))
                 size += len(stored)
         return None
 

@@ -66,12 +66,15 @@ class CalculatorTeacher:
         has_stress = atoms.pbc.all() and atoms.cell.rank == 3
         names = [name for name in quantities if name != "stress" or has_stress]
         names.sort(key=lambda name: name != "forces")  # many compute the energy on their way
+        return {name: self._read(name, atoms) for name in names}
+
+    def _read(self, name: str, atoms: Atoms) -> np.ndarray:
         try:
-            return {name: np.asarray(_READ.get(name, _read_other(name))(atoms)) for name in names}
+            return np.asarray(_READ.get(name, _read_other(name))(atoms))
         except PropertyNotImplementedError as error:
             raise TeacherError(
-                f"{type(self.calculator).__name__} promises but does not give {error}; leave that "
-                "out of the quantities, or set the calculator up to compute it"
+                f"{type(self.calculator).__name__} promises but does not give {name} ({error}); "
+                f"leave {name} out of the quantities, or set the calculator up to compute it"
             ) from error
 
     def _forget(self) -> None:
@@ -106,7 +109,8 @@ def _offered(calculator: Any) -> tuple[str, ...]:
     promised = getattr(calculator, "implemented_properties", None)
     is_class = isinstance(calculator, type)
     if promised is None or is_class or not hasattr(calculator, "get_property"):
-        found = f"the class {calculator.__name__}" if is_class else type(calculator).__name__
+        kind = type(calculator).__name__
+        found = f"the class {calculator.__name__}" if is_class else f"{kind} {calculator!r:.60}"
         raise TeacherError(f"expected an ASE calculator, got {found}")
     if "energy" not in promised:
         gives = ", ".join(sorted(promised)) or "nothing"

@@ -29,6 +29,12 @@ class Ensemble:
     def __init__(self, teachers: Sequence[Teacher]) -> None:
         if len(teachers) < 2:
             raise TeacherError(f"an ensemble needs two or more teachers, got {len(teachers)}")
+        for teacher in teachers:
+            if not hasattr(teacher, "quantities") or not hasattr(teacher, "fingerprint"):
+                raise TeacherError(
+                    f"an ensemble is made of teachers, got {type(teacher).__name__} "
+                    f"{teacher!r:.60}; load_teacher makes one of a name"
+                )
         self.teachers = tuple(teachers)
         common = set.intersection(*(set(teacher.quantities) for teacher in teachers))
         means = [name for name, row in QUANTITIES.items() if name in common and row.unit != "1"]

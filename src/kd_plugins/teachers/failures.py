@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from kd_plugins.core.shard import StoreError
 from kd_plugins.core.store import TargetStore
 
 FAILURES = "failures.jsonl"
+BEGINNING = b'{"structure_id": "'
 
 
 class FailureLog:
@@ -68,21 +70,27 @@ def _read(path: Path) -> dict[str, str]:
 
     reasons: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-        except RecursionError:
-            entry = "something nested too deeply"
-        except ValueError:  # torn by a kill
+        entry = _parsed(line)
+        if entry is None:
             continue
-        name, why = (
-            (entry.get("structure_id"), entry.get("reason"))
-            if isinstance(entry, dict)
-            else (None, None)
-        )
+        name, why = entry.get("structure_id"), entry.get("reason")
         if not isinstance(name, str) or not isinstance(why, str):
             raise StoreError(
                 f"{path}, line {number}: expected structure_id and reason, both text, got "
-                f"{entry!r:.60}; remove that line (it says why a structure failed, nothing else)"
+                f"{line[:60]!r}; remove that line, or the file: it only says why structures failed"
             )
         reasons[name] = why
     return reasons
+
+
+def _parsed(line: bytes) -> Mapping[str, object] | None:
+    """Return what a line holds, nothing of it if it is none of ours, None if a kill has torn it."""
+    try:
+        entry = json.loads(line)
+    except RecursionError:
+        return {}
+    except ValueError:
+        torn = line.rstrip(b"\0")  # which a power cut can leave
+        is_beginning = torn.startswith(BEGINNING) or BEGINNING.startswith(torn)
+        return None if is_beginning and torn.isascii() and not torn.endswith(b"}") else {}
+    return entry if isinstance(entry, Mapping) else {}

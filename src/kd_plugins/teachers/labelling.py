@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
 from kd_plugins.core.manifest import Manifest
+from kd_plugins.core.shard import key
 from kd_plugins.core.store import MANIFEST, TargetStore
 from kd_plugins.teachers.calculator import check_quantities
 from kd_plugins.teachers.engines import Engine, SerialEngine
@@ -76,13 +78,20 @@ def label(
     made = load_teacher(teacher) if isinstance(teacher, str) else teacher
     name = teacher if isinstance(teacher, str) else type(teacher).__name__
     manifest = _manifest(name, made, store, quantities)
+
+    # Before there is a store, so that none is left of a file that cannot be read.
+    found = iter(frames)
+    first = list(islice(found, 1))
+    for frame in first:
+        key(frame.structure_id)
+
     opened = TargetStore.create(store, manifest)
     _warn_of_versions(opened.manifest, manifest)
     with opened.only_writer(PATIENCE):
         running = _engine(engine, made, name, opened, workers)
         bar = tqdm(total=total, desc=f"labelling with {name}", disable=not progress, unit="")
         try:
-            return LabelRun(running, opened, bar).all(frames)
+            return LabelRun(running, opened, bar).all(chain(first, found))
         finally:
             running.close()
             bar.close()
