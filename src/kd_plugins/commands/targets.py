@@ -37,9 +37,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _label(arguments: argparse.Namespace) -> int:
     from kd_plugins import teachers
-    from kd_plugins.teachers.spec import parse_teachers, teacher_name
+    from kd_plugins.teachers.spec import check_different, parse_teachers, teacher_name
 
-    name = teacher_name([spec for words in arguments.teacher for spec in parse_teachers(words)])
+    specs = [spec for words in arguments.teacher for spec in parse_teachers(words)]
+    check_different(specs)
+    name = teacher_name(specs)
     frames, total = _to_label(arguments)
     report = teachers.label(
         frames,
@@ -201,7 +203,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
     stores = [TargetStore.open(folder) for folder in arguments.stores]
     for store in stores:
-        check_same(stores[0].manifest, store.manifest, store.folder)
+        check_same(store.manifest, stores[0].manifest, store.folder)
         _ = next(store.ids(), None)  # a damaged one is refused before anything is written
     merged = TargetStore.create(arguments.into, stores[0].manifest)
     merged.merge(stores)

@@ -284,7 +284,7 @@ class TargetStore:
                     f"expected stores to merge, got {type(other).__name__} {other!r:.60}; open "
                     "them with TargetStore.open"
                 )
-            check_same(self.manifest, other.manifest, other.folder)
+            check_same(other.manifest, self.manifest, other.folder)
         with self.only_writer(), self.writer("merged") as writer:
             for other in others:
                 missing = [name for name in other.ids() if not self._has_same(name, other)]
