@@ -17,7 +17,13 @@ from ase.calculators.emt import EMT
 
 from kd_plugins.teachers.calculator import CalculatorTeacher
 from kd_plugins.teachers.ensemble import Ensemble
-from kd_plugins.teachers.spec import TeacherSpec, load_teacher, parse_teachers, teacher_name
+from kd_plugins.teachers.spec import (
+    TeacherSpec,
+    check_different,
+    load_teacher,
+    parse_teachers,
+    teacher_name,
+)
 from kd_plugins.teachers.teacher import TeacherError
 from tests.hosts import is_installed
 
@@ -90,6 +96,33 @@ def test_name_and_arguments_may_be_quoted_as_one_word(words: list[str]) -> None:
     assert parse_teachers(words) == (expected,)
 
 
+@pytest.mark.parametrize("statement", ["raise SystemExit(0)", "def f(): raise SystemExit(0)"])
+def test_a_module_that_ends_python_is_an_error(tmp_path: Path, monkeypatch, statement: str) -> None:
+    """Not an exit of the command with code 0."""
+    (tmp_path / "ends_python.py").write_text(statement)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ends_python", raising=False)
+    with pytest.raises(TeacherError, match="teacher 'ends_python:f'.*SystemExit"):
+        load_teacher("ends_python:f")
+
+
+@pytest.mark.parametrize("teacher", [3, None, [3], {"emt": 1}])
+def test_what_is_no_name_is_shown(teacher: Any) -> None:
+    for read in (load_teacher, TeacherSpec.parse):
+        with pytest.raises(TeacherError, match="expected a teacher's name"):
+            read(teacher)
+
+
+def test_an_argument_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(TeacherError, match="rc is given twice"):
+        TeacherSpec.parse(["ase.calculators.lj:LennardJones", "rc=3", "rc=4"])
+
+
+def test_an_ensemble_of_one_teacher_is_refused() -> None:
+    with pytest.raises(TeacherError, match="'emt a=1' is given twice"):
+        check_different(parse_teachers("emt a=1 & emt & emt a=1"))
+
+
 def test_an_ensemble_may_be_quoted_as_one_word() -> None:
     """As a manifest writes it."""
     assert teacher_name(parse_teachers(["emt & emt a=1"])) == "emt & emt a=1"
@@ -122,7 +155,7 @@ def test_words_are_json_or_else_text() -> None:
         (":f", "'' cannot be imported"),
         ("ase.calculators.emt:EMTT", "has no factory 'EMTT'; did you mean 'EMT'"),
         ("ase.calculators.emt:", "has no factory ''"),
-        ("ase.calculators.emt:beta", "has no factory 'beta'"),
+        ("ase.calculators.emt:beta", "beta of ase.calculators.emt is a float; expected a function"),
         ("emt 'x=a b'", "teacher .emt 'x=a b'. cannot be made"),
         (
             "emt asap=1",

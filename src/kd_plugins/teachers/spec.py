@@ -60,6 +60,8 @@ class TeacherSpec:
                     f"teacher {name!r}: expected key=value, got {word!r} (structures stand before "
                     "--teacher)"
                 )
+            if key in arguments:
+                raise TeacherError(f"teacher {name!r}: {key} is given twice; give it once")
             arguments[key] = _value(value)
         return cls(name, arguments)
 
@@ -105,7 +107,7 @@ class TeacherSpec:
             return factory(**self.arguments)
         except TeacherError:
             raise
-        except Exception as error:  # each factory fails in its own way
+        except (Exception, SystemExit) as error:  # each factory fails in its own way
             raise TeacherError(
                 f"teacher {str(self)!r} cannot be made: {type(error).__name__}: {error}"
             ) from error
@@ -134,6 +136,20 @@ def teacher_name(specs: Sequence[TeacherSpec]) -> str:
     return AND.join(map(str, specs))
 
 
+def check_different(specs: Sequence[TeacherSpec]) -> None:
+    """Refuse an ensemble that has one teacher twice.
+
+    Raises:
+        TeacherError: naming it.
+    """
+    names = [str(spec) for spec in specs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise TeacherError(
+            f"teacher {twice!r} is given twice; an ensemble's spread is that of different teachers"
+        )
+
+
 def is_bare(spec: TeacherSpec) -> bool:
     """Return whether a teacher is a short name that is installed, without any argument.
 
@@ -156,9 +172,15 @@ def load_teacher(teacher: str | Sequence[TeacherSpec]) -> Teacher:
     >>> load_teacher("emt").quantities
     ('energy', 'energy_per_atom', 'forces', 'stress', 'atomic_energies', 'magmoms')
     """
-    specs = parse_teachers(teacher) if isinstance(teacher, str) else tuple(teacher)
+    specs = _specs(teacher)
     members = [spec.load() for spec in specs]
     return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def _specs(teacher: str | Sequence[TeacherSpec]) -> tuple[TeacherSpec, ...]:
+    if isinstance(teacher, list | tuple) and all(isinstance(one, TeacherSpec) for one in teacher):
+        return tuple(teacher)
+    return parse_teachers(teacher)  # type: ignore[arg-type]
 
 
 def _factory(name: str) -> Any:
@@ -175,6 +197,8 @@ def _factory(name: str) -> Any:
         return known[name].load()
     except ImportError as error:
         raise TeacherError(f"teacher {name!r} is not installed: {error}") from error
+    except SystemExit as error:
+        raise TeacherError(f"teacher {name!r}: its module ends Python ({error!r})") from error
     except AttributeError as error:
         raise TeacherError(f"teacher {name!r} is named by a package, but {error}") from error
 
@@ -183,10 +207,15 @@ def _from_module(module: str, attribute: str, name: str) -> Any:
     try:
         found = importlib.import_module(module)
         factory = getattr(found, attribute, None)
-    except Exception as error:  # whatever importing a foreign module leads to
+    except (Exception, SystemExit) as error:  # whatever importing a foreign module leads to
         why = f"{type(error).__name__}: {error}"
         raise TeacherError(f"teacher {name!r}: {module!r} cannot be imported: {why}") from error
-    if not callable(factory):
+    if factory is not None and not callable(factory):
+        raise TeacherError(
+            f"teacher {name!r}: {attribute} of {module} is a {type(factory).__name__}; expected a "
+            "function that returns an ASE calculator"
+        )
+    if factory is None:
         names = [known for known, value in vars(found).items() if callable(value)]
         raise TeacherError(
             f"teacher {name!r}: {module} has no factory {attribute!r}{suggestion(attribute, names)}"
@@ -199,7 +228,10 @@ def _points() -> Iterable[metadata.EntryPoint]:
 
 
 def _words(text: str | Sequence[str]) -> list[str]:
-    first, *others = [text] if isinstance(text, str) else text or [""]
+    words = [text] if isinstance(text, str) else text
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise TeacherError(f"expected a teacher's name and perhaps key=value, got {text!r}")
+    first, *others = words or [""]
     try:
         # A name has no space in it, so a first word with one was quoted with its arguments.
         return [*shlex.split(first), *others]
