@@ -18,6 +18,7 @@ from torch_geometric.data import Batch
 from tqdm import tqdm
 
 from kd_plugins.config import ConfigError
+from kd_plugins.config import read_yaml as config_file
 from kd_plugins.fairchem.cached import check_storable, structures
 from kd_plugins.fairchem.convert import structure_ids
 from kd_plugins.fairchem.identities import check_ids
@@ -104,14 +105,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return a YAML of fairchem with what it includes.
 
     Raises:
-        ConfigError: if it is not there or cannot be read.
+        FileNotFoundError: if it is not there.
+        ConfigError: if it cannot be read, or one that it includes.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such YAML")
+    config_file(path)  # fairchem's own reader names neither file nor line
     try:
         config, _, conflicts = load_config(path)
     except (yaml.YAMLError, AttributeError, TypeError, ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as a YAML of fairchem: {error}") from error
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{path}: what it includes cannot be read: {said}") from error
     if conflicts:
         raise ConfigError(f"{path}: its includes set the same keys to other values: {conflicts}")
     return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,13 @@ from kd_plugins.fairchem.cached import CachedTeacher
 from kd_plugins.fairchem.convert import Capture, Units, flatten_outputs
 from kd_plugins.fairchem.filling import AnyTeacher
 from kd_plugins.fairchem.hessian import draw_directions, force_derivatives
-from kd_plugins.fairchem.metrics import Metric, embedding_metrics, loss_metrics
+from kd_plugins.fairchem.metrics import (
+    Metric,
+    embedding_metrics,
+    loss_metrics,
+    schedule_metrics,
+    teacher_metrics,
+)
 from kd_plugins.fairchem.settings import DistillSettings
 from kd_plugins.fairchem.student import (
     EMBEDDINGS,
@@ -33,6 +39,7 @@ from kd_plugins.fairchem.student import (
     teacher_in_student_units,
 )
 from kd_plugins.fairchem.teacher import given_graph, with_graph
+from kd_plugins.fairchem.watching import naming_lone_atoms
 
 
 class Distiller:
@@ -43,6 +50,7 @@ class Distiller:
         student: hooks on the student.
         teacher: the frozen teacher, its targets in a store, or both.
         device: of the run.
+        labels: that the batches hold, of which the teacher's own errors are logged.
     """
 
     def __init__(
@@ -51,7 +59,9 @@ class Distiller:
         student: Capture,
         teacher: AnyTeacher,
         device: torch.device,
+        labels: Sequence[str] = (),
     ) -> None:
+        self.labels = tuple(labels)
         self.settings, self.student, self.teacher, self.device = settings, student, teacher, device
         self.loss = settings.terms.loss()
         self.cached = isinstance(teacher, CachedTeacher)
@@ -90,6 +100,7 @@ class Distiller:
         training: bool,
         units: Units,
         masks: Mapping[str, Tensor],
+        evaluated: Tensor,
     ) -> Tensor | None:
         """Return the weighted loss of a batch, or None where training has nothing to add.
 
@@ -100,7 +111,9 @@ class Distiller:
             training: terms without a weight are left out; or validation, which logs all.
             units: of the student.
             masks: quantity name to the items that count.
+            evaluated: (N,) atoms whose forces count in the log.
         """
+        self._metrics = dict(schedule_metrics(self.loss.terms, step))
         terms = self.loss.active(step) if training else self.loss.terms
         if training and not terms:
             self.student.clear()
@@ -110,6 +123,8 @@ class Distiller:
         edge_index = self.student.graph.edge_index
         with torch.autocast(self.device.type, enabled=False):
             targets = self._targets(batch)
+            labels = {name: batch[name] for name in self.labels if name in batch}
+            self._metrics |= teacher_metrics(targets.values, labels, evaluated)
             if any(term.quantity == "force_derivatives" for term in terms):
                 values, targets = self._with_derivatives(values, targets, batch, step)
             sample = self._sample(values, targets, units, batch)
@@ -124,7 +139,10 @@ class Distiller:
         if self.cached:
             return self.teacher(batch)
         graph = self.student.graph if self.shares_graph else None
-        with random_state.drawing_from(self._student_drew_from, self.device):
+        with (
+            naming_lone_atoms(self.teacher.backbone, batch, "teacher"),
+            random_state.drawing_from(self._student_drew_from, self.device),
+        ):
             return self.teacher(batch, graph)
 
     def _with_derivatives(
@@ -171,7 +189,7 @@ class Distiller:
 
     def _report(self, sample: Sample, step: int, terms: tuple[Term, ...]) -> LossReport:
         report = self.loss(sample, step=step, terms=terms)
-        self._metrics = {**loss_metrics(report), **embedding_metrics(sample, self._degrees())}
+        self._metrics |= {**loss_metrics(report), **embedding_metrics(sample, self._degrees())}
         return report
 
     def _degrees(self) -> tuple[str, ...]:

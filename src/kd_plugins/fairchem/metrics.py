@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kd_plugins.core.distances import absolute_mean, cosine_similarity
-from kd_plugins.core.loss import LossReport, Sample
+from kd_plugins.core.loss import LossReport, Sample, Term
+from kd_plugins.core.schedules import Constant
 
 Metric = dict[str, Any]
 
@@ -24,6 +25,34 @@ def loss_metrics(report: LossReport) -> dict[str, Metric]:
         if term.name == "crack":
             masked = torch.tensor(float(term.masked))
             metrics["kd_masked_fraction"] = _mean(masked, term.masked + term.count)
+    return metrics
+
+
+def schedule_metrics(terms: Collection[Term], step: int) -> dict[str, Metric]:
+    """Return the weight at a step of each term whose weight changes with the step."""
+    changing = [term for term in terms if not isinstance(term.weight, Constant)]
+    return {
+        f"kd_{term.name}_weight": _mean(torch.tensor(term.weight(step)), 1) for term in changing
+    }
+
+
+@torch.no_grad()
+def teacher_metrics(
+    targets: Mapping[str, Tensor], labels: Mapping[str, Tensor], free: Tensor
+) -> dict[str, Metric]:
+    """Return the teacher's own mean absolute errors, in the units of fairchem's own metrics.
+
+    Args:
+        targets: the teacher's energies (B,) in eV and forces (N, 3) in eV/Å.
+        labels: of the same shapes and units.
+        free: (N,) atoms whose forces count.
+    """
+    metrics: dict[str, Metric] = {}
+    for name in ("energy", "forces"):
+        if name in targets and name in labels:
+            error = (targets[name].double() - labels[name].double().view_as(targets[name])).abs()
+            error = error[free] if name == "forces" else error
+            metrics[f"teacher_{name}_mae"] = _mean(error.sum(), error.numel())
     return metrics
 
 

@@ -43,19 +43,31 @@ def check_dataset(
     bar = tqdm(chosen, f"checking {name} labels", leave=False, disable=not distutils.is_master())
     for index in bar:
         where = f"dataset.{name}[{index}]"
-        _check_structure(_read(dataset, index, where), where, targets, elements)
+        check_structure(read(dataset, index, where), where, targets, elements)
 
 
-def _read(dataset: Dataset[Any], index: int, where: str) -> Any:
+def read(dataset: Dataset[Any], index: int, where: str) -> Any:
+    """Return a structure of a data set.
+
+    Raises:
+        ConfigError: if it cannot be read, whatever the reason.
+    """
     try:
         return dataset[index]
     except Exception as error:  # each data format fails in its own way
         raise ConfigError(f"{where} cannot be read: {error} (a missing label?)") from error
 
 
-def _check_structure(
+def check_structure(
     data: Any, where: str, targets: Iterable[str], elements: Mapping[str, int]
 ) -> None:
+    """Refuse a structure without a label, with one that is not finite, or of unknown elements.
+
+    Raises:
+        ConfigError: with its place, and its sid where there is one.
+    """
+    if len(data.pos) == 0:
+        raise ConfigError(f"{where} (sid {data.get('sid')}) has no atoms; leave it out")
     for name in ("pos", *targets):
         if name not in data:
             raise ConfigError(

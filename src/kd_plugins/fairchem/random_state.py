@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_plugins.fairchem.sidecar import write_atomically
+from kd_plugins.fairchem.sidecar import read_own, write_atomically
 
 
 def current(device: torch.device) -> Tensor:
@@ -50,7 +50,7 @@ class StepState:
     def __init__(self, folder: Path, rank: int) -> None:
         self.folder, self.name = folder, f"kd_step_state_rank{rank}.pt"
         self._after: int | None = None
-        self._restored: dict[str, Any] | None = None
+        self._restored: Mapping[str, Any] | None = None
         self._missing = False
 
     def checkpoint_written(self, step: int) -> None:
@@ -61,8 +61,8 @@ class StepState:
         """Return what belongs to a checkpoint of a step in a folder, if it is there."""
         path = folder / self.name
         if path.is_file():
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self._restored = state if state["after"] == step else None
+            state = read_own(path)
+            self._restored = state if state.get("after") == step else None
         self._missing = self._restored is None
         return self._restored["host"] if self._restored else None
 
@@ -98,7 +98,7 @@ def _get_all() -> dict[str, Any]:
     }
 
 
-def _set_all(state: dict[str, Any]) -> None:
+def _set_all(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from kd_plugins.config import ConfigError, distance, read_config, reader, weight
 from kd_plugins.core.distances import Distance
+from kd_plugins.core.doctor import check_allow
 from kd_plugins.core.loss import CrackTerm, DistanceTerm, DistillationLoss, InstanceTerm, Term
 from kd_plugins.core.relations import Crack, Instance
 from kd_plugins.core.schedules import Schedule
@@ -37,10 +39,13 @@ class StudentSettings:
             teacher's tensor of the same name, so a shallower student gets its first blocks
             (the paper's "pretrained"); it then also takes the teacher's normalizers.
         freeze: shell-style patterns over parameter names that are not trained.
+        trust_pickle: allow the file of fairchem's ``--checkpoint`` to run code while it is read;
+            for files you trust.
     """
 
     initialize: Literal["scratch", "teacher"]
     freeze: tuple[str, ...] = ()
+    trust_pickle: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,10 +193,14 @@ def read_targets(raw: object) -> str | Auto | None:
     Raises:
         ValueError: for anything else.
     """
-    if raw is None or isinstance(raw, str):
-        return Auto() if raw == "auto" else raw
-    if isinstance(raw, Mapping) and set(raw) == {"auto"} and isinstance(raw["auto"], str):
-        return Auto(raw["auto"])
+    if raw is None or raw == "auto":
+        return None if raw is None else Auto()
+    if isinstance(raw, str) and raw.strip():
+        return os.path.expanduser(raw)
+    if isinstance(raw, Mapping) and set(raw) == {"auto"}:
+        folder = raw["auto"]
+        if isinstance(folder, str) and folder.strip():
+            return Auto(os.path.expanduser(folder))
     raise ValueError(f"expected a folder, auto or {{auto: FOLDER}}, got {raw!r}")
 
 
@@ -209,6 +218,8 @@ class DistillSettings:
             are compared (paper, section 3.1); ``none`` compares them as they are.
         seed: of the projection's first weights and the Hessian's directions.
         preflight: how many structures have their labels checked before training starts.
+        allow: names of the doctor's errors about the teacher that do not stop the run, such as
+            ``energy_unit``; each is logged.
     """
 
     student: StudentSettings
@@ -218,6 +229,7 @@ class DistillSettings:
     projection: Literal["linear", "none"] = "linear"
     seed: int = 0
     preflight: int = 1000
+    allow: tuple[str, ...] = reader(check_allow, default=())
 
     def __post_init__(self) -> None:
         """Refuse a check of nothing, and a loss or a start without a teacher."""
@@ -247,4 +259,15 @@ def read_settings(task: Mapping[str, Any]) -> DistillSettings:
             "task.distill is missing; the distillation trainers read their settings there "
             "(fairchem passes no other top-level key on)"
         )
-    return read_config(DistillSettings, task["distill"], "task.distill")
+    return read_config(DistillSettings, _spelt_out(task["distill"]), "task.distill")
+
+
+def _spelt_out(block: object) -> object:
+    """Return the block with a term that was named and left empty as one that lacks its keys.
+
+    YAML reads ``crack:`` with nothing after it as null, which would be no CRACK at all.
+    """
+    if not isinstance(block, Mapping) or not isinstance(block.get("terms"), Mapping):
+        return block
+    terms = {name: {} if term is None else term for name, term in block["terms"].items()}
+    return {**block, "terms": terms}

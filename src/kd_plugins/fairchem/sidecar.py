@@ -2,20 +2,103 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kd_plugins.config import ConfigError
+from kd_plugins.core.files import whole_file
+from kd_plugins.core.torch_files import load_torch_file
+
+LEAVE = "delete it and start under a new --timestamp-id"
+"""What to do with a file of a run's own that holds more than this package writes."""
+
+
+class CheckpointError(OSError):
+    """A checkpoint that could not be written; the one before it is whole."""
 
 
 def write_atomically(state: dict[str, Any], path: Path) -> None:
-    """Save a state so that a killed run leaves either the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    """Save a state so that a killed run leaves either the old file or the new one.
+
+    Raises:
+        CheckpointError: naming the file, as on a full disk.
+    """
+    with writing(path), whole_file(path) as file:
+        torch.save(state, file)
+
+
+@contextmanager
+def writing(path: Path, *partial: Path) -> Iterator[None]:
+    """Say of an error which checkpoint could not be written, and leave no part of it.
+
+    Args:
+        path: of the checkpoint.
+        partial: files in which it is being made.
+
+    Raises:
+        CheckpointError: for an error of the disk.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        for file in partial:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+        if isinstance(error, CheckpointError) or not _of_the_disk(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CheckpointError(
+            f"{path} could not be written: {' '.join(str(reason).split())}; the checkpoint before "
+            "it is whole: make room and resume with the same --timestamp-id"
+        ) from error
+
+
+def _of_the_disk(error: OSError | RuntimeError) -> bool:
+    # torch's own writer says so in words, among which is a path of its source.
+    return isinstance(error, OSError) or "write" in str(error).lower()
+
+
+def read_checkpoint_file(path: Path, trust_pickle: bool) -> Mapping[str, Any]:
+    """Return what a checkpoint of fairchem holds, on the CPU.
+
+    Raises:
+        ConfigError: if it is not there, damaged, something else, or holds pickled code that nobody
+            trusts.
+    """
+    remedy = "set task.distill.student.trust_pickle: true"
+    try:
+        state = load_torch_file(path, trust_pickle=trust_pickle, remedy=remedy)
+    except FileNotFoundError as error:
+        raise ConfigError(f"--checkpoint: there is no file {str(path)!r}") from error
+    except ValueError as error:
+        raise ConfigError(f"checkpoint {error}") from error
+    missing = [
+        name
+        for name in ("state_dict", "normalizers")
+        if not isinstance(state, Mapping) or not isinstance(state.get(name), Mapping)
+    ]
+    if missing:
+        raise ConfigError(f"checkpoint {path}: not of a fairchem trainer, it has no {missing[0]}")
+    return state
+
+
+def read_own(path: Path) -> Mapping[str, Any]:
+    """Return what this package wrote beside a checkpoint.
+
+    Raises:
+        ConfigError: if it is damaged or something else.
+    """
+    try:
+        state = load_torch_file(path, trust_pickle=False, remedy=LEAVE)
+    except ValueError as error:
+        raise ConfigError(f"{error}; or {LEAVE}") from error
+    if not isinstance(state, Mapping):
+        raise ConfigError(f"{path}: expected a mapping; {LEAVE}")
+    return state
 
 
 def sidecar_path(checkpoint: Path) -> Path:
@@ -28,20 +111,23 @@ def pending_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"kd_{checkpoint.name}.pending")
 
 
-def read_sidecar(checkpoint: Path, step: int) -> dict[str, Any] | None:
+def read_sidecar(checkpoint: Path, step: int) -> Mapping[str, Any] | None:
     """Return the distillation state that belongs to a checkpoint of a step, or None.
 
     A run killed between the two files has it in the pending one.
+
+    Raises:
+        ConfigError: if it is damaged.
     """
     for path in (pending_path(checkpoint), sidecar_path(checkpoint)):
         if path.is_file():
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if state["step"] == step:
+            state = read_own(path)
+            if state.get("step") == step and isinstance(state.get("teacher"), str):
                 return state
     return None
 
 
-def fits(state: dict[str, Any], fingerprint: str, checkpoint: Path, *, refuse: bool) -> bool:
+def fits(state: Mapping[str, Any], fingerprint: str, checkpoint: Path, *, refuse: bool) -> bool:
     """Return whether a state was written with this teacher.
 
     Args:

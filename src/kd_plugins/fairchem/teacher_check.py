@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from kd_plugins.config import ConfigError
 from kd_plugins.core.cases import Case, Finding
-from kd_plugins.core.doctor import examine
+from kd_plugins.core.doctor import examine, split_allowed
 from kd_plugins.core.loss import Term
 from kd_plugins.fairchem.cached import CachedTeacher, structures
 from kd_plugins.fairchem.convert import structure_ids
 from kd_plugins.fairchem.teacher import Teacher
+from kd_plugins.fairchem.watching import has_edges
 
 EXAMINED = 64
 """Structures on which the teacher is asked, at most."""
@@ -34,6 +35,7 @@ def check_teacher(
     terms: Iterable[Term],
     limit: int,
     device: torch.device,
+    allow: Iterable[str] = (),
 ) -> None:
     """Compare the teacher's energies and forces with the labels of some structures.
 
@@ -46,6 +48,7 @@ def check_teacher(
         terms: of the loss.
         limit: how many structures the user wants checked; `EXAMINED` at most are.
         device: of the teacher.
+        allow: names of errors that are logged and do not end the run.
 
     Raises:
         ConfigError: with the doctor's findings.
@@ -59,22 +62,32 @@ def check_teacher(
         torch.manual_seed(0)
         cases = [_case(Batch.from_data_list([dataset[index]]), teacher, device) for index in bar]
     taught = {_CONCERNS.get(term.quantity, term.quantity) for term in terms}
-    _report(examine(cases), taught)
+    _report(examine([case for case in cases if case is not None]), taught, allow)
 
 
-def _report(findings: Iterable[Finding], taught: set[str]) -> None:
-    fatal = []
-    for finding in findings:
-        if finding.severity == "error" and finding.quantity in taught:
-            fatal.append(finding.message)
-        elif finding.code != "energy-too-few":
-            logger.warning(f"teacher and labels: {finding.message}")
-    if fatal:
-        raise ConfigError("\n  ".join(["the teacher's targets cannot be right:", *fatal]))
+def _report(findings: Sequence[Finding], taught: set[str], allow: Iterable[str]) -> None:
+    concern = [
+        finding
+        for finding in findings
+        if finding.severity == "error" and finding.quantity in taught
+    ]
+    refused, overruled = split_allowed(concern, allow)
+    others = [finding for finding in findings if finding not in concern]
+    for finding in [*others, *overruled]:
+        if finding.code != "energy-too-few":
+            logger.warning(f"teacher and labels: {finding.text}")
+
+    if refused:
+        messages = [finding.message for finding in refused]
+        raise ConfigError("\n  ".join(["the teacher's targets cannot be right:", *messages]))
 
 
-def _case(batch: Batch, teacher: Teacher | CachedTeacher, device: torch.device) -> Case:
-    targets = teacher(batch.to(device)).values
+def _case(batch: Batch, teacher: Teacher | CachedTeacher, device: torch.device) -> Case | None:
+    """Return one structure's labels and targets, or None for a lone atom, which has none."""
+    batch = batch.to(device)
+    if isinstance(teacher, Teacher) and not has_edges(teacher.backbone, batch):
+        return None
+    targets = teacher(batch).values
     labels = {name: batch[name] for name in _LABELLED if name in batch}
     pairs = {
         "labels": {name: _array(name, value, batch) for name, value in labels.items()},

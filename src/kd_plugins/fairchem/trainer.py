@@ -21,12 +21,14 @@ from kd_plugins.fairchem import sidecar
 from kd_plugins.fairchem.convert import Capture, Units
 from kd_plugins.fairchem.distiller import Distiller
 from kd_plugins.fairchem.filling import online
+from kd_plugins.fairchem.host import check_host, naming_misfit, naming_setup
 from kd_plugins.fairchem.preflight import check_batch, check_dataset
 from kd_plugins.fairchem.random_state import StepState
 from kd_plugins.fairchem.settings import read_settings
 from kd_plugins.fairchem.source import Source
 from kd_plugins.fairchem.student import check_pair, freeze, start_from_teacher
 from kd_plugins.fairchem.teacher_check import check_teacher
+from kd_plugins.fairchem.watching import Fault, FaultFirst, Needs, Watched, naming_lone_atoms
 
 
 class DistillMixin:
@@ -40,15 +42,24 @@ class DistillMixin:
     def __init__(self, task: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         if kwargs.get("gp_gpus") is not None:
             raise ConfigError("gp_gpus: distillation needs whole graphs on each rank; leave it out")
+        check_host(kwargs)
         self.settings = read_settings(task)
         self._source = Source.of(self.settings, kwargs.get("dataset") or {})
-        super().__init__(task, *args, **kwargs)
+        self._needs = Needs()
+        with naming_setup():
+            super().__init__(task, *args, **kwargs)
 
     def get_dataloader(self, dataset: Any, sampler: Any, workers: int | None = None) -> Any:
-        """Load as fairchem does; targets from a store are read where batches are made."""
-        if dataset in (self.__dict__.get("train_dataset"), self.__dict__.get("val_dataset")):
-            self.collater = self._source.collater(self.collater)
-        return super().get_dataloader(dataset, sampler, workers)
+        """Load as fairchem does; bad structures are noticed, and targets from a store read."""
+        if dataset is self.test_dataset:
+            return super().get_dataloader(dataset, sampler, workers)
+        name = "train" if dataset is self.train_dataset else "val"
+        collate = self.collater
+        self.collater = FaultFirst(self._source.collater(collate))
+        try:
+            return super().get_dataloader(Watched(dataset, name, self._needs), sampler, workers)
+        finally:
+            self.collater = collate
 
     def load_model(self) -> None:
         """Build the student as fairchem does, then the teacher; start and freeze the student."""
@@ -63,7 +74,9 @@ class DistillMixin:
         if self.settings.student.freeze:
             freeze(self._unwrapped_model, self.settings.student.freeze)
             self._wrap_again()
-        self.distiller = Distiller(self.settings, student, teacher, self.device)
+        labels = [name for name in ("energy", "forces") if name in self.output_targets]
+        self.distiller = Distiller(self.settings, student, teacher, self.device, labels)
+        self._needs.elements = self.distiller.known_elements()
         self.step_state = StepState(self._checkpoint_folder, distutils.get_rank())
 
     def _wrap_again(self) -> None:
@@ -78,6 +91,17 @@ class DistillMixin:
             _adopt(self.normalizers, self._units.normalizers, "normalizer")
             _adopt(self.elementrefs, self._units.elementrefs, "references")
 
+    def load_loss(self) -> None:
+        """Load it as fairchem does; from now on each structure must have the labels."""
+        super().load_loss()
+        unknown = [name for name in self._labels if name not in self.output_targets]
+        if unknown:
+            raise ConfigError(
+                f"loss_functions: {unknown[0]!r} is no output; the YAML's outputs: "
+                f"{', '.join(self.output_targets)}"
+            )
+        self._needs.labels = tuple(self._labels)
+
     def load_optimizer(self) -> None:
         """Add an optimizer of the projection's own; fairchem's keeps its shape on disk."""
         super().load_optimizer()
@@ -85,11 +109,14 @@ class DistillMixin:
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Check the labels and the teacher against them, then train as fairchem does."""
-        elements = self.distiller.known_elements()
+        if self.train_loader is None or len(self.train_loader) == 0:
+            raise ConfigError("dataset.train: no src to train on, or no batch in it")
         both = {"train": self.train_dataset, "val": self.val_dataset}
         datasets = {name: dataset for name, dataset in both.items() if dataset is not None}
         for name, dataset in datasets.items():
-            check_dataset(dataset, name, self._labels, elements, self.settings.preflight)
+            check_dataset(
+                dataset, name, self._labels, self._needs.elements, self.settings.preflight
+            )
         self._source.check_datasets(datasets, self.settings.preflight, self.device)
         check_teacher(
             self.train_dataset,
@@ -97,6 +124,7 @@ class DistillMixin:
             self.distiller.loss.terms,
             self.settings.preflight,
             self.device,
+            self.settings.allow,
         )
         super().train(*args, **kwargs)
 
@@ -104,15 +132,19 @@ class DistillMixin:
     def _labels(self) -> list[str]:
         return [name for name, _ in self.loss_functions]
 
-    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+    def _forward(self, batch: Batch | Fault) -> dict[str, Tensor]:
+        if isinstance(batch, Fault):
+            raise ConfigError(batch.reason)
         if self.model.training:
             self.step_state.at_step(self._between_steps)
         self.distiller.before_student()
-        return super()._forward(batch)
+        with naming_lone_atoms(self._unwrapped_model.backbone, batch, "student"):
+            return super()._forward(batch)
 
     def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
         check_batch(batch, self._labels)
         loss = super()._compute_loss(out, batch)
+        self._task_loss = float(loss)
         distillation = self.distiller(
             out,
             batch,
@@ -120,6 +152,7 @@ class DistillMixin:
             training=self.model.training,
             units=Units(self.normalizers, self.elementrefs),
             masks=self._free_atoms(batch),
+            evaluated=self._evaluated_atoms(batch),
         )
         return loss if distillation is None else loss + distillation
 
@@ -130,10 +163,17 @@ class DistillMixin:
             return {}
         return dict.fromkeys(("forces", "force_derivatives"), batch.fixed == 0)
 
+    def _evaluated_atoms(self, batch: Batch) -> Tensor:
+        """Return the atoms whose forces fairchem's own metrics are of."""
+        if self.output_targets.get("forces", {}).get("eval_on_free_atoms", True):
+            return batch.fixed == 0
+        return torch.ones_like(batch.fixed, dtype=torch.bool)
+
     def _compute_metrics(
         self, out: dict[str, Tensor], batch: Batch, evaluator: Any, metrics: Any = None
     ) -> dict[str, Any]:
         metrics = super()._compute_metrics(out, batch, evaluator, metrics)
+        metrics = evaluator.update("task_loss", self._task_loss, metrics)
         for name, value in self.distiller.take_metrics().items():
             metrics = evaluator.update(name, value, metrics)
         return metrics
@@ -159,25 +199,32 @@ class DistillMixin:
     ) -> str | None:
         """Save as fairchem does, but whole or not at all, and the distillation state beside it."""
         target = self._checkpoint_folder / checkpoint_file
+        partial, pending = target.with_name(f"{target.name}.partial"), sidecar.pending_path(target)
         state = {"step": self.step if training_state else 0, **self.distiller.state_dict()}
-        if distutils.is_master() and not self.is_debug:
-            sidecar.write_atomically(state, sidecar.pending_path(target))
-        partial = super().save(metrics, f"{checkpoint_file}.partial", training_state)
-        if partial is not None:
-            os.replace(partial, target)
-            os.replace(sidecar.pending_path(target), sidecar.sidecar_path(target))
+        written = None
+        with sidecar.writing(target, partial, pending):
+            if distutils.is_master() and not self.is_debug:
+                sidecar.write_atomically(state, pending)
+            written = super().save(metrics, partial.name, training_state)
+            if written is not None:
+                os.replace(partial, target)
+                os.replace(pending, sidecar.sidecar_path(target))
         if training_state and not self.is_debug:
             self.step_state.checkpoint_written(self.step)
-        return None if partial is None else str(target)
+        return None if written is None else str(target)
 
     def load_checkpoint(
         self, checkpoint_path: str, checkpoint: Any = None, inference_only: bool = False
     ) -> None:
         """Load as fairchem does, then the projection and what fairchem's file lacks."""
-        super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+        path = Path(checkpoint_path).expanduser()
+        if checkpoint is None:
+            logging.info(f"loading checkpoint {path}")
+            checkpoint = sidecar.read_checkpoint_file(path, self.settings.student.trust_pickle)
+        with naming_misfit(path):
+            super().load_checkpoint(str(path), checkpoint, inference_only)
         if inference_only:
             return
-        path = Path(checkpoint_path)
         state = sidecar.read_sidecar(path, self.step)
         own_run = path.parent == self._checkpoint_folder
         if state is not None and not sidecar.fits(
