@@ -26,6 +26,7 @@ from tests.hosts import in_one_environment
 from tests.house import ROOT
 
 SOFTER = "tests.evaluate.calculators:softer"
+LENNARD, VOLUMES = "tests.evaluate.calculators:stressless", "volume_error_percent"
 QUICKSTART = ROOT / "recipes" / "quickstart"
 
 
@@ -150,7 +151,14 @@ def test_a_training_that_fails_says_why_and_goes_on(
         ({"teacher": "chgnet model=no.pth.tar"}, "CHGNet has no weights 'no.pth.tar'"),
         ({"teacher": "fairchem checkpont={runs}/a.pt"}, "no 'checkpont'|not installed"),
         ({"measure": {"structures": ["no.xyz"]}}, "no.xyz: no such file"),
-        ({"measure": {"crystals": {"structures": ["no.cif"]}}}, "no.cif: no such file"),
+        (
+            {"measure": {"crystals": {"structures": ["no.cif"]}}, "metrics": [VOLUMES]},
+            "no.cif: no such file",
+        ),
+        ({"metrics": ["force_rmse"]}, "metrics: nothing here measures 'force_rmse', which"),
+        ({"teacher": LENNARD, "metrics": ["teacher_stress_rmse"]}, "a teacher with stress"),
+        ({"settings": {"a": 1, "a.b": 2}}, "arm 'control': a.b: a is 1, which has noth"),
+        ({"settings": {"a..b": 2}}, "'a..b': expected names with dots|'.b': expected names"),
     ],
 )
 def test_what_cannot_be_measured_is_not_trained(
@@ -178,8 +186,8 @@ def test_files_that_are_included_may_not_change(tmp_path: Path) -> None:
     arms = {"control": {}, "student": {"includes": [str(tmp_path / "arm.yml")]}}
     path, out = experiment(tmp_path, **changes, arms=arms), tmp_path / "out"
     write_json(out / "runs" / "student" / "seed0" / "trained.json", {"train_seconds": None})
-    Comparison(read_experiment(path), out)
-    Comparison(read_experiment(path), out)
+    Comparison(read_experiment(path), out).claim()
+    Comparison(read_experiment(path), out).claim()
     for name in ("deep", "base", "arm"):
         (was := tmp_path / f"{name}.yml").rename(tmp_path / "kept")
         with pytest.raises(FileNotFoundError, match=f"{name}.yml: no such file"):
@@ -239,7 +247,7 @@ def timeless(out: Path) -> dict[str, Any]:
     found = {}
     for path in out.glob("runs/*/seed0/evaluation.json"):
         one = found[path.parts[-3]] = json.loads(path.read_text())
-        for name in ("train_seconds", "speed", "teacher"):
+        for name in ("train_seconds", "train_cpu_seconds", "speed", "teacher"):
             del one[name]
         for name in ("microseconds_per_atom", "nanoseconds_per_day", "speedup"):
             one["metrics"].pop(name, None)
@@ -350,9 +358,9 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_folder_is_of_one_experiment(tmp_path: Path) -> None:
     """More arms and seeds may come; what is there may not change its meaning."""
     out = tmp_path / "out"
-    Comparison(read_experiment(experiment(tmp_path)), out)
+    Comparison(read_experiment(experiment(tmp_path)), out).claim()
     more = description(tmp_path)["arms"] | {"student_20": {"loss.atomic_energies": 20}}
-    Comparison(read_experiment(experiment(tmp_path, arms=more, seeds=[0, 1, 2, 3])), out)
+    Comparison(read_experiment(experiment(tmp_path, arms=more, seeds=[0, 1, 2, 3])), out).claim()
     with pytest.raises(ValueError, match="another teacher: 'emt'"):
         Comparison(read_experiment(experiment(tmp_path, teacher="chgnet")), out)
     changed = {**more, "student_20": {"loss.atomic_energies": 30}}

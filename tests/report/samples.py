@@ -45,7 +45,7 @@ def evaluation(arm: str, seed: int) -> Raw:
         "model": f"{arm} {seed}",
         "fingerprint": "c3" * 32,
         "weights": 1_234_567,
-        "train_seconds": 3600.0 * (1 if arm == ARMS[0] else 1.04),
+        "train_cpu_seconds": 3600.0 * (1 if arm == ARMS[0] else 1.04),
         "metrics": _metrics(gain, rng),
         "parity": {side: _parity(gain, rng) for side in ("labels", "teacher")},
         "curves": {"validation force RMSE (eV/Å)": _series(0.05 * gain, rng)},

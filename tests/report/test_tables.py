@@ -12,7 +12,7 @@ FOUND = experiment({"control": [0.050, 0.052, 0.051], "student": [0.040, 0.041, 
 
 def test_a_row_an_arm_in_the_unit_that_is_shown() -> None:
     head, rows = tables.arms(FOUND)
-    assert head == ["arm", "runs", "force RMSE (meV/Å)", "weights", "training (min)"]
+    assert head == ["arm", "runs", "force RMSE (meV/Å)", "weights", "training (CPU min)"]
     assert rows[1] == ["student", "3 of 3", "41.0 ± 1.0", "–", "1.73"]
 
 

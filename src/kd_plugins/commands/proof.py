@@ -69,21 +69,25 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from kd_plugins.core.files import write_json
-    from kd_plugins.evaluate.claim import planned
+    from kd_plugins.evaluate.claim import alone, planned
     from kd_plugins.evaluate.evaluation import evaluation
+    from kd_plugins.evaluate.inputs import check_potential
     from kd_plugins.evaluate.measured import Measured
     from kd_plugins.teachers.spec import TeacherSpec
 
     student_spec = str(TeacherSpec.parse(arguments.student))
     teacher_spec = str(TeacherSpec.parse(arguments.teacher)) if arguments.teacher else None
+    for spec in filter(None, (student_spec, teacher_spec)):
+        check_potential(spec)
     _check_bars(arguments, planned(arguments.out / "student", _measure(arguments)), teacher_spec)
     student = Measured(student_spec, arguments.out / "student", _measure(arguments))
     teacher = None
     if teacher_spec:
         teacher = Measured(teacher_spec, arguments.out / "teacher", student.settings)
-    found = evaluation(student, teacher)
-    origin = _origin(student, teacher, arguments.typed)
-    write_json(arguments.out / "evaluation.json", {**found, "provenance": origin})
+    with alone(arguments.out, "evaluate"):
+        found = evaluation(student, teacher)
+        origin = _origin(student, teacher, arguments.typed)
+        write_json(arguments.out / "evaluation.json", {**found, "provenance": origin})
     _tell(found["metrics"])
     _warn(found.get("volumes", {}))
     return _judge(arguments.require, found["metrics"])
@@ -157,20 +161,38 @@ def _judge(requirements: Sequence[str], metrics: Mapping[str, float]) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from kd_plugins.compare import Comparison, read_experiment
-    from kd_plugins.evaluate.requirements import Requirement
     from kd_plugins.report.reading import read_experiment as read_results
     from kd_plugins.report.verdicts import verdict
 
     experiment = read_experiment(arguments.experiment)
-    for text in arguments.require:
-        Requirement.parse(text)
-    if arguments.require and arguments.arm not in experiment.arms:
-        raise ValueError(f"--require needs --arm, one of {', '.join(experiment.arms)}")
+    _check_arm(arguments, experiment)
     Comparison(experiment, arguments.out, arguments.typed).all(arguments.workers)
     results = read_results(arguments.out)
     for one in verdict(results):
         print(one.sentence)
     return _judge(arguments.require, _means(results, arguments.arm))
+
+
+def _check_arm(arguments: argparse.Namespace, experiment: Any) -> None:
+    """Refuse an arm that is not measured, and bars for what nothing will measure."""
+    from kd_plugins.core.names import suggestion
+    from kd_plugins.evaluate.expected import check_metrics
+    from kd_plugins.evaluate.inputs import shared_labels
+    from kd_plugins.evaluate.requirements import Requirement
+
+    judged = [arm for arm in experiment.arms if arm not in experiment.unjudged]
+    bars = [Requirement.parse(text) for text in arguments.require]
+    if bars and arguments.arm is None:
+        raise ValueError(f"--require needs --arm, one of {', '.join(judged)}")
+    if arguments.arm is not None and not bars:
+        raise ValueError("--arm says whom the bars of --require are for, and there is none")
+    if bars and arguments.arm not in judged:
+        near = suggestion(arguments.arm, judged)
+        raise ValueError(f"--arm: no arm {arguments.arm!r} that is measured{near}")
+    if bars:
+        names, taught = [bar.metric for bar in bars], experiment.teacher is not None
+        labels = shared_labels(experiment.measure)
+        check_metrics("--require", names, experiment.measure, taught, labels)
 
 
 def _means(results: Any, arm: str | None) -> dict[str, float]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_plugins.core.files import read_json
+from kd_plugins.report.reading import read_curves
 
 Curves = Mapping[str, Mapping[str, Any]]
 """``curves`` and ``terms``, each a name to ``epochs`` and ``values``."""
@@ -19,9 +19,13 @@ MOST_POINTS = 1000
 
 
 def from_files(run: Path) -> Curves:
-    """Return what stands in ``curves.json`` and ``terms.json``."""
+    """Return what stands in ``curves.json`` and ``terms.json``.
+
+    Raises:
+        ValueError: naming the file and what is wrong in it.
+    """
     found = {name: run / f"{name}.json" for name in FILES}
-    return {name: read_json(path) for name, path in found.items() if path.is_file()}
+    return {name: read_curves(path) for name, path in found.items() if path.exists()}
 
 
 def from_tensorboard(run: Path) -> Curves:

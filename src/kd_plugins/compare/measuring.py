@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def measure_at_once(
         )
         for one in shown:
             one.result()
+    except BrokenProcessPool:
+        raise ValueError(
+            "a process that measured a model was killed, perhaps for want of memory; the same "
+            "command goes on, with fewer --workers in less memory"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +13,26 @@ from typing import Any
 
 from tqdm import tqdm
 
+from kd_plugins.compare.claim import SETTINGS, TRAINED, described
 from kd_plugins.compare.experiment import Experiment, filled
 from kd_plugins.compare.measuring import measure_at_once, threads_each
 from kd_plugins.compare.trainers import TRAINERS
-from kd_plugins.compare.training import LOG, TRAINING, called
-from kd_plugins.core.files import file_hash, read_json, write_json
+from kd_plugins.compare.training import LOG, TRAINING, Trainings, said
+from kd_plugins.config import ConfigError, read_config
+from kd_plugins.core.files import read_json, write_json
+from kd_plugins.evaluate.claim import alone, read_held
 from kd_plugins.evaluate.evaluation import evaluation
-from kd_plugins.evaluate.inputs import check_inputs, check_potential
+from kd_plugins.evaluate.expected import check_metrics
+from kd_plugins.evaluate.inputs import (
+    check_compared,
+    check_inputs,
+    check_potential,
+    shared_labels,
+)
 from kd_plugins.evaluate.measured import Measured
 from kd_plugins.evaluate.provenance import provenance
 
-TRAINED, COSTS, EVALUATION = "trained.json", "costs.json", "evaluation.json"
+COSTS, EVALUATION, COMPARE = "costs.json", "evaluation.json", "compare"
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,23 @@ class Run:
     folder: Path
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What a training cost, in seconds of the clock and of processors; None where not known."""
+
+    train_seconds: float | None = None
+    train_cpu_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}: expected a number above 0, got {value}")
+
+
 class Comparison:
     """An experiment in a folder; stopped, the same call goes on.
 
-    How long a training took is known only of one that was not stopped.
+    What a training cost is known only of one that was not stopped.
 
     Args:
         experiment: what to do.
@@ -52,49 +74,17 @@ class Comparison:
         command: that was typed, for the report.
 
     Raises:
-        ValueError: if the folder holds another experiment.
+        ValueError: if the folder holds another experiment, or something else.
     """
 
     def __init__(self, experiment: Experiment, out: Path, command: str | None = None) -> None:
-        self.experiment, self.out, self.command = experiment, out, command
-        self._claim()
+        self.experiment, self.out, self.command = experiment, out.expanduser(), command
+        self._described = described(experiment, self.out)
 
-    def _claim(self) -> None:
+    def claim(self) -> None:
         """Let the folder be of this experiment; other arms and seeds may be added."""
-        path, ours = self.out / "settings.json", self._settings()
-        held = read_json(path) if path.is_file() else ours
-        for name in ("host", "base", "settings", "measure", "model", "teacher"):
-            if held[name] != ours[name]:
-                raise ValueError(
-                    f"{self.out} holds an experiment with another {name}: {held[name]!r}; choose "
-                    "another folder"
-                )
-        self._refuse_changed(held["sources"], ours["sources"])
-        for name in set(held["arms"]) & set(ours["arms"]):
-            if held["arms"][name] != ours["arms"][name]:
-                raise ValueError(
-                    f"{self.out} holds arm {name!r} with other settings: {held['arms'][name]!r}; "
-                    "give the new one another name, or choose another folder"
-                )
-        both = {name: {**held[name], **ours[name]} for name in ("arms", "sources")}
-        write_json(path, {**ours, **both})
-
-    def _refuse_changed(self, held: Mapping[str, str], ours: Mapping[str, str]) -> None:
-        """Raise for a file whose content is not what runs were trained with."""
-        trained = sorted(self.out.glob(f"runs/*/*/{TRAINED}"))
-        changed = [name for name in held if trained and ours.get(name, held[name]) != held[name]]
-        if changed:
-            raise ValueError(
-                f"{changed[0]} was changed after {len(trained)} runs of {self.out} had been "
-                "trained with it; put it back, or choose another folder"
-            )
-
-    def _settings(self) -> dict[str, Any]:
-        """Return the experiment as JSON has it, and the hashes of all files it comes from."""
-        sources = TRAINERS[self.experiment.host].sources
-        arms, base = self.experiment.arms.values(), Path(self.experiment.base)
-        found = {str(path): file_hash(path) for arm in arms for path in sources(base, arm)}
-        return json.loads(json.dumps({**asdict(self.experiment), "sources": found}))
+        self._described = described(self.experiment, self.out)
+        write_json(self.out / SETTINGS, self._described)
 
     def runs(self) -> list[Run]:
         """Return all runs, seed by seed."""
@@ -113,16 +103,27 @@ class Comparison:
             progress: show bars.
 
         Raises:
-            ValueError: before the first training, for no worker, for structures or potentials
-                that cannot be measured; if a training fails, with the end of what it said.
+            ValueError: before the first training, for no worker, for structures, metrics or
+                potentials that cannot be measured, or if another comparison is at work in the
+                folder; if a training fails, with the end of what it said.
         """
         if workers < 1:
             raise ValueError(f"workers: expected 1 or more, got {workers}")
+        if (self.out / f"{COMPARE}.writer").exists():
+            with alone(self.out, COMPARE):  # at once, rather than after a look at all structures
+                pass
+        self._check_settings()
         self._check_measuring()
+        with alone(self.out, COMPARE):
+            self.claim()
+            self._all(workers, progress)
+
+    def _all(self, workers: int, progress: bool) -> None:
         write_json(self.out / "experiment.json", self._description())
         runs = self.runs()
         with tqdm(total=len(runs), desc="training", unit=" runs", disable=not progress) as bar:
             self._train_all(runs, workers, bar)
+
         judged = [run for run in runs if run.arm not in self.experiment.unjudged]
         if workers > 1:
             measure_at_once(self._unmeasured(judged), self.experiment.measure, workers, progress)
@@ -131,62 +132,101 @@ class Comparison:
             self._measure(run)
         write_json(self.out / "experiment.json", self._description())
 
+    def _check_settings(self) -> None:
+        """Refuse changes that the base cannot take, before any run is trained with others."""
+        experiment, run = self.experiment, self.runs()[0]
+        for arm, changes in experiment.arms.items():
+            every = filled({**experiment.settings, **changes}, self._fields(run))
+            try:
+                TRAINERS[experiment.host].settings(Path(experiment.base), every)
+            except ValueError as error:
+                raise ValueError(f"arm {arm!r}: {error}") from None
+
     def _check_measuring(self) -> None:
         """Refuse what could not be measured after all the training."""
         experiment = self.experiment
-        check_inputs(experiment.measure)
+        measure, taught = experiment.measure, experiment.teacher is not None
+        check_inputs(measure)
+        check_compared(measure, taught)
+        labels = shared_labels(measure)
+        check_metrics("metrics", experiment.metrics, measure, taught, labels)
         for named in filter(None, (experiment.model, experiment.teacher)):
             check_potential(named)
-        if "{runs}" not in (experiment.teacher or ""):
-            _ = self._teacher  # opened now; the others are trained first
+        if "{runs}" not in (experiment.teacher or "") and self._teacher is not None:
+            # opened now; the others are trained first
+            gives = self._teacher.model.quantities
+            check_metrics("metrics", experiment.metrics, measure, taught, labels, gives)
 
     def _train_all(self, runs: list[Run], workers: int, bar: Any) -> None:
-        """Train the arms of a seed one after another, since they may learn from each other."""
+        """Train the arms of a seed one after another, since they may learn from each other.
+
+        After the first failure no training starts, and those of other workers are waited for.
+        """
+        trainings = Trainings()
 
         def train(seed: int) -> None:
-            for run in runs:
-                if run.seed == seed:
-                    self._train(run, threads_each(workers))
-                    bar.update()
+            try:
+                for run in runs:
+                    if run.seed == seed and not trainings.stopped:
+                        self._train(run, threads_each(workers), trainings)
+                        bar.update()
+            except BaseException:
+                trainings.stop()
+                raise
 
-        with ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(train, self.experiment.seeds):
-                pass
+        with ThreadPoolExecutor(workers) as pool, trainings:
+            waiting = [pool.submit(train, seed) for seed in self.experiment.seeds]
+            try:
+                for one in _in_turn(waiting):
+                    one.result()
+            except Exception as error:
+                running = [f"{folder.parent.name}, {folder.name}" for folder in trainings.stop()]
+                if running:
+                    bar.write(
+                        f"{str(error).splitlines()[0]}\nno other training starts; waiting for "
+                        f"{'; '.join(running)} (Ctrl-C ends what runs)",
+                        file=sys.stderr,
+                    )
+                for _ in _in_turn(waiting):
+                    pass
+                raise
 
     def _fields(self, run: Run) -> Mapping[str, object]:
         return {"run": str(run.folder), "runs": str(self.out / "runs"), "seed": run.seed}
 
-    def _train(self, run: Run, threads: int) -> None:
+    def _train(self, run: Run, threads: int, trainings: Trainings) -> None:
         """Let the host train, by its own command, into a log."""
-        if (run.folder / TRAINED).is_file():
+        if (run.folder / TRAINED).exists():
             return
         run.folder.mkdir(parents=True, exist_ok=True)
-        changes = {**self.experiment.settings, **self.experiment.arms[run.arm]}
-        trainer = TRAINERS[self.experiment.host]
-        base = Path(self.experiment.base)
-        command = trainer.command(base, run.folder, run.seed, filled(changes, self._fields(run)))
+        experiment, fields = self.experiment, self._fields(run)
+        changes = filled({**experiment.settings, **experiment.arms[run.arm]}, fields)
+        command = TRAINERS[experiment.host].command(
+            Path(experiment.base), run.folder, run.seed, changes, experiment.options
+        )
         whole = not (run.folder / f"{TRAINING}.writer").exists()
         start = time.perf_counter()
-        code = called(command, run.folder, threads)
-        if code:
-            said = (run.folder / LOG).read_text()[-1500:]
+        ended = trainings.called(command, run.folder, threads)
+        if ended is None:
+            return
+        if ended.code:
             raise ValueError(
-                f"{run.arm}, seed {run.seed}: the training ended with exit code {code}; the end of "
-                f"{run.folder / LOG}:\n{said}"
+                f"{run.arm}, seed {run.seed}: the training ended with exit code {ended.code}; the "
+                f"end of {run.folder / LOG}:\n{said(run.folder)}"
             )
         seconds = time.perf_counter() - start
-        write_json(run.folder / TRAINED, {"train_seconds": seconds if whole else None})
+        costs = Costs(seconds, ended.cpu_seconds or None) if whole else Costs()
+        write_json(run.folder / TRAINED, asdict(costs))
 
     def _measure(self, run: Run) -> None:
         path = run.folder / EVALUATION
-        if path.is_file():
+        if path.exists():
             return
         experiment = self.experiment
-        student = Measured(*self._student(run), experiment.measure, progress=False)
-        costs = run.folder / COSTS
-        costs = read_json(costs if costs.is_file() else run.folder / TRAINED)
+        costs = _costs(run.folder)
         curves = TRAINERS[experiment.host].curves(run.folder)
-        write_json(path, {**evaluation(student, self._teacher), **costs, **curves})
+        student = Measured(*self._student(run), experiment.measure, progress=False)
+        write_json(path, {**evaluation(student, self._teacher), **asdict(costs), **curves})
 
     def _student(self, run: Run) -> tuple[str, Path]:
         """Return the trained potential, and the folder for what is measured of it."""
@@ -194,7 +234,7 @@ class Comparison:
 
     def _unmeasured(self, runs: Sequence[Run]) -> Iterator[tuple[str, Path]]:
         """Yield what `_student` returns, of runs that are not measured, and the teacher's."""
-        missing = [run for run in runs if not (run.folder / EVALUATION).is_file()]
+        missing = [run for run in runs if not (run.folder / EVALUATION).exists()]
         if missing and self._teacher is not None:
             yield self._teacher.potential, self._teacher.folder
         yield from map(self._student, missing)
@@ -220,7 +260,29 @@ class Comparison:
         }
 
     def _provenance(self) -> dict[str, Any]:
-        experiment, path = self.experiment, self.out / "teacher" / "measured.json"
-        fingerprint = str(read_json(path)["fingerprint"]) if path.is_file() else None
+        experiment, held = self.experiment, read_held(self.out / "teacher")
+        fingerprint = None if held is None else held.fingerprint
         found = provenance(experiment.measure, experiment.teacher, fingerprint, self.command)
         return {**found, **experiment.provenance}
+
+
+def _in_turn(waiting: Sequence[Future[None]]) -> Iterator[Future[None]]:
+    """Yield what is done as soon as it is.
+
+    A wait without end may miss Ctrl-C, which comes just before it or to another thread.
+    """
+    left = set(waiting)
+    while left:
+        done, left = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
+        yield from done
+
+
+def _costs(run: Path) -> Costs:
+    """Return what a training cost, as it says itself or as its call was."""
+    path = run / COSTS if (run / COSTS).exists() else run / TRAINED
+    try:
+        return read_config(Costs, read_json(path), path.name)
+    except ConfigError as error:
+        raise ValueError(
+            f"{path}: {error}; mend it, or remove it and train that run again"
+        ) from None

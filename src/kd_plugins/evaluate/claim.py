@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kd_plugins.config import ConfigError, read_config, reader, shown
-from kd_plugins.core.files import file_hash, read_json, write_json
+from kd_plugins.core.files import check_folder, file_hash, read_json, write_json
+from kd_plugins.core.shard import ShardBusy, exclusive_lock
 from kd_plugins.evaluate.inputs import check_inputs
 from kd_plugins.evaluate.settings import Measure
 
@@ -45,52 +47,76 @@ def read_held(folder: Path) -> Held | None:
         ValueError: naming the file, if it is damaged.
     """
     path = folder / "measured.json"
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        return read_config(Held, read_json(path), path.name)
+        held = read_config(Held, read_json(path), path.name)
+        if set(held.files) != set(held.settings.files):
+            raise ConfigError(
+                f"files: expected {sorted(held.settings.files)}, got {sorted(held.files)}"
+            )
+        return held
     except ValueError as error:
         said = f"{path} is no record of ours: {error}" if isinstance(error, ConfigError) else error
         raise ValueError(f"{said}; choose another folder, or remove this one") from None
 
 
-def planned(folder: Path, settings: Measure) -> Measure:
+def planned(folder: Path, settings: Measure, fingerprint: str | None = None) -> Measure:
     """Return all that is measured in a folder after what is to be measured now; write nothing.
 
     Structures, dynamics or crystals that were not measured before are added to those that were.
 
+    Args:
+        folder: of the measurements.
+        settings: what is to be measured, beside what was.
+        fingerprint: of the potential; not looked at if left out.
+
     Raises:
-        ValueError: if the folder holds measurements with other settings, or of a file that was
-            changed since; and for what `check_inputs` refuses.
+        ValueError: if the folder holds another potential, measurements with other settings, or of
+            a file that was changed since; and for what `check_inputs` refuses.
     """
+    check_folder(folder)
     held = read_held(folder)
-    measure = settings if held is None else _joined(folder, held.settings, settings)
+    if held is None:
+        check_inputs(settings)
+        return settings
+    if fingerprint not in (None, held.fingerprint):
+        raise _taken(folder, "measurements of another potential")
+    measure = _joined(folder, held.settings, settings)
     check_inputs(measure)
-    for name, content in ({} if held is None else held.files).items():
-        if name in measure.files and file_hash(Path(name)) != content:
+    for name, content in held.files.items():
+        if file_hash(Path(name)) != content:
             raise _taken(folder, f"measurements of {name} as it was before it was changed")
     return measure
 
 
-def claimed(folder: Path, fingerprint: str, settings: Measure) -> Measure:
-    """Note that a folder is of a potential, and return all that is measured in it.
+@contextmanager
+def alone(folder: Path, what: str) -> Iterator[None]:
+    """Keep a folder from another process that would do the same in it.
 
-    Args:
-        folder: of the measurements.
-        fingerprint: of the potential.
-        settings: what is to be measured, beside what was.
+    The lock, ``<what>.writer``, ends with this process, however that ends.
 
     Raises:
-        ValueError: if the folder holds another potential; and for what `planned` refuses.
+        ValueError: if another process is at work there; then nothing is changed.
     """
-    held = read_held(folder)
-    if held is not None and held.fingerprint != fingerprint:
-        raise _taken(folder, "measurements of another potential")
-    measure = planned(folder, settings)
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = exclusive_lock(folder / what)
+    except ShardBusy:
+        raise ValueError(
+            f"{folder}: another {what} is at work there; wait until it has ended, or choose "
+            "another folder"
+        ) from None
+    with lock:
+        yield
+
+
+def claim(folder: Path, fingerprint: str, measure: Measure) -> None:
+    """Note of which potential a folder is, and what is measured in it, as `planned` returns it."""
     files = {name: file_hash(Path(name)) for name in measure.files}
     content = {"fingerprint": fingerprint, "settings": _plain(measure), "files": files}
     write_json(folder / "measured.json", content)
-    return measure
 
 
 def _plain(settings: Measure) -> dict[str, Any]:

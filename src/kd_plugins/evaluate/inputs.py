@@ -42,10 +42,13 @@ def shared_labels(settings: Measure) -> frozenset[str]:
     """Return the quantities with which all structures that are compared are labelled.
 
     Raises:
+        FileNotFoundError: for a file that is not there.
         ValueError: for two structures of one name, or a label that is not finite.
     """
     if not settings.structures:
         return frozenset()
+    for name in settings.structures:
+        check_file(Path(name))
     states = [(name, Path(name).stat()) for name in settings.structures]
     return _labels(tuple((name, s.st_mtime_ns, s.st_size) for name, s in states), settings.ids)
 

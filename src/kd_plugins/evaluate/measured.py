@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from kd_plugins.core.files import write_json
 from kd_plugins.core.store import TargetStore
-from kd_plugins.evaluate.claim import claimed
+from kd_plugins.evaluate.claim import claim, planned
 from kd_plugins.evaluate.dynamics import nve
 from kd_plugins.evaluate.elastic_averages import ElasticAverages
 from kd_plugins.evaluate.elasticity import elastic_tensor
@@ -67,11 +67,17 @@ class Measured:
         self.model: Teacher = load_teacher(potential)
         if settings.dynamics or settings.crystals:
             self.calculator()
-        self.settings = claimed(folder, self.model.fingerprint, settings)
+        self.settings = planned(folder, settings, self.model.fingerprint)
+
+    @cached_property
+    def _claimed(self) -> bool:
+        """Write whose measurements they are with the first of them, not before all is checked."""
+        claim(self.folder, self.model.fingerprint, self.settings)
+        return True
 
     def _part(self, path: Path, kind: Part, make: Callable[..., Any], *given: Any) -> Any:
         """Return a part, made of what is given unless it is there."""
-        if not path.is_file():
+        if self._claimed and not path.exists():
             write_json(path, make(*given))
         return read_part(path, kind)
 
@@ -92,6 +98,7 @@ class Measured:
     @cached_property
     def predictions(self) -> TargetStore:
         """What the potential says of the structures."""
+        _ = self._claimed
         folder = self.folder / "predictions"
         names = [name for name in COMPARED if name in self.model.quantities]
         frames = self.frames
@@ -99,9 +106,10 @@ class Measured:
             frames, self.potential, folder, names, total=len(frames), progress=self.progress
         )
         if report.failed:
+            first, reason = next(iter(report.failed.items()))
             raise ValueError(
-                f"{self.potential} fails on {len(report.failed)} of {len(frames)} structures; why "
-                f"stands in {folder}/failures.jsonl"
+                f"{self.potential} fails on {len(report.failed)} of {len(frames)} structures, "
+                f"{first}: {reason}; why others failed stands in {folder}/failures.jsonl"
             )
         return TargetStore.open(folder)
 

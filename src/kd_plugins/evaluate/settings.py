@@ -60,13 +60,10 @@ class DynamicsSettings:
             raise ValueError(
                 f"dynamics.equilibration: expected 0 or more, got {self.equilibration}"
             )
-        if not 0 <= self.temperature <= HOTTEST:
+        if not 0 < self.temperature <= HOTTEST:
             raise ValueError(
-                f"dynamics.temperature: expected 0 to {HOTTEST:g} K, got {self.temperature}"
-            )
-        if self.equilibration and not self.temperature:
-            raise ValueError(
-                "dynamics.temperature: expected more than 0 K to equilibrate at, got 0"
+                f"dynamics.temperature: expected a number above 0 and up to {HOTTEST:g} K, got "
+                f"{self.temperature}"
             )
         for name, unit in (("timestep", "fs"), ("cutoff", "Å")):
             value = getattr(self, name)

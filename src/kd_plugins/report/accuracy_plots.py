@@ -77,7 +77,7 @@ def embeddings(values: Mapping[str, Mapping[str, Sequence[float]]], looks: Looks
         for place, arm in enumerate(arms):
             _bar(axes, len(arms) - place, found.get(arm, ()), looks[arm].colour)
         axes.set_yticks(range(len(arms), 0, -1), [plain(arm) for arm in arms])
-        axes.set_xlabel(metric(name).title)
+        axes.set_xlabel(plain(metric(name).title))
         axes.tick_params(axis="y", length=0)
         axes.locator_params(axis="x", nbins=5)
     head = ["metric", "arm", "value"]
@@ -104,7 +104,8 @@ def forest(differences: Mapping[str, Mapping[str, Difference]], looks: Looks) ->
     for arm, name, place in lines:
         _whisker(axes, place, differences[arm][name], looks[arm], plain(arm))
     axes.axvline(0, color=GREY, linewidth=1)
-    axes.set_yticks([place for *_, place in lines], [metric(name).label for _, name, _ in lines])
+    labels = [plain(metric(name).label) for _, name, _ in lines]
+    axes.set_yticks([place for *_, place in lines], labels)
     axes.set_ylim(lines[-1][2] - 0.25, 0.25)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("difference from the control (%)")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 Raw = Mapping[str, object]
+
+LARGEST, SMALLEST = 1e100, 1e-100
+"""Of numbers and of positive numbers; beyond, their squares and ratios are none."""
 
 
 def mapping(raw: object, where: str) -> Raw:
@@ -25,8 +27,8 @@ def text(raw: object, where: str) -> str:
 
 
 def number(raw: object, where: str) -> float:
-    """Return a finite number."""
-    if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not math.isfinite(raw):
+    """Return a finite number, small enough that sums of squares of such numbers are finite."""
+    if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not abs(raw) <= LARGEST:
         raise ValueError(f"{where}: expected a number, got {_shown(raw)}")
     return float(raw)
 
@@ -34,16 +36,24 @@ def number(raw: object, where: str) -> float:
 def positive(raw: object, where: str) -> float:
     """Return a number above zero."""
     value = number(raw, where)
-    if value <= 0:
+    if value < SMALLEST:
         raise ValueError(f"{where}: expected a number above 0, got {value:g}")
     return value
 
 
 def whole(raw: object, where: str) -> int:
-    """Return a whole number."""
-    if isinstance(raw, bool) or not isinstance(raw, int):
+    """Return a whole number of 64 bits."""
+    if isinstance(raw, bool) or not isinstance(raw, int) or abs(raw) >= 2**63:
         raise ValueError(f"{where}: expected a whole number, got {_shown(raw)}")
     return raw
+
+
+def count(raw: object, where: str) -> int:
+    """Return a whole number above zero."""
+    value = whole(raw, where)
+    if value < 1:
+        raise ValueError(f"{where}: expected a whole number above 0, got {value}")
+    return value
 
 
 def numbers(raw: object, where: str) -> tuple[float, ...]:
@@ -72,6 +82,15 @@ def distinct(raw: object, where: str) -> tuple[object, ...]:
     return tuple(raw)
 
 
+def among(raw: Raw, where: str, names: Iterable[str]) -> Raw:
+    """Return a mapping whose keys are among the names."""
+    try:
+        known(raw, names)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return raw
+
+
 def known(raw: Raw, names: Iterable[str]) -> None:
     """Refuse keys that are not among the names."""
     names = list(names)
@@ -81,5 +100,7 @@ def known(raw: Raw, names: Iterable[str]) -> None:
 
 
 def _shown(raw: object) -> str:
+    if isinstance(raw, int) and abs(raw) >= 2**63:
+        return f"a whole number of {raw.bit_length()} bits"
     shown = "nothing" if raw is None else repr(raw)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -61,7 +61,8 @@ def pareto(
         )
         costs.append(teacher)
     logarithmic(axes.xaxis, costs)
-    axes.set(xlabel=metric(cost).title, ylabel=textwrap.fill(metric(error).title, 26))
+    ylabel = textwrap.fill(plain(metric(error).title), 26)
+    axes.set(xlabel=metric(cost).title, ylabel=ylabel)
     legend(figure, axes)
     caption = "One point an arm: mean over the seeds, the bars one standard deviation."
     title = f"{_capital(metric(error).label)} against {metric(cost).label}"

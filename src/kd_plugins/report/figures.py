@@ -38,6 +38,12 @@ WIDTH = 5.2
 
 DPI = 160.0
 
+TALLEST = 200.0
+"""Inches; matplotlib draws at most 65,536 pixels."""
+
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""How a cell begins that a spreadsheet runs."""
+
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -108,9 +114,10 @@ class Plot:
         return buffer.getvalue()
 
     def csv(self) -> str:
-        """Return its numbers as comma-separated values."""
+        """Return its numbers as comma-separated values, of which a spreadsheet runs none."""
         buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows(self.rows)
+        rows = [[cell(value) for value in row] for row in self.rows]
+        csv.writer(buffer, lineterminator="\n").writerows(rows)
         return buffer.getvalue()
 
 
@@ -153,7 +160,7 @@ def panels(count: int, height: float = 3.4, columns: int = 1) -> tuple[Figure, l
     columns = min(columns, count)
     rows = -(-count // columns)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
-    figure = Figure(figsize=(WIDTH, rows * height), layout=layout)
+    figure = Figure(figsize=(WIDTH, min(rows * height, TALLEST)), layout=layout)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for empty in grid[count:]:
         empty.remove()
@@ -185,18 +192,34 @@ def logarithmic(axis: Axis, values: Iterable[float]) -> None:
 
 
 def plain(text: str) -> str:
-    """Return a user's text so that matplotlib reads no mathematics into it."""
-    return text.replace("$", r"\$")
+    """Return a user's text so that matplotlib reads no mathematics into it and draws it in a line.
+
+    A first underscore would leave it out of the legend; control characters are no XML.
+    """
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    shown = re.sub("^_", "\N{MODIFIER LETTER LOW MACRON}", printable)
+    return shown.replace("$", r"\$")
+
+
+def cell(value: object) -> object:
+    """Return a value of a CSV; text that a spreadsheet would run gets an apostrophe in front.
+
+    >>> cell("=1+1"), cell(-1.5), cell("student")
+    ("'=1+1", -1.5, 'student')
+    """
+    if isinstance(value, str) and value.lstrip(" ").startswith(FORMULAS):
+        return f"'{value}"
+    return value
 
 
 def slug(text: str) -> str:
-    """Return a name for files.
+    """Return a name for files, of at most 80 letters.
 
     >>> slug("validation force RMSE (eV/Å)")
     'validation-force-rmse-ev-a'
     """
     ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_only.lower()).strip("-") or "figure"
+    return re.sub(r"[^a-z0-9]+", "-", ascii_only.lower())[:80].strip("-") or "figure"
 
 
 def inline(svg: str, prefix: str, label: str) -> str:

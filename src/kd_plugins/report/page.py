@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from kd_plugins.core.files import write_bytes
+from kd_plugins.core.files import check_folder, write_bytes
 from kd_plugins.report import tables
 from kd_plugins.report.metrics import metric
 from kd_plugins.report.reading import read_experiment
@@ -68,10 +68,16 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
 
     Raises:
         FileNotFoundError: for a folder that is no experiment.
-        ValueError: for no folder, or a file that is not as it should be.
+        ValueError: for no folder or one twice, a name that is no page's, or a file that is not as
+            it should be.
     """
     if not folders:
         raise ValueError("write_report: expected at least one folder of an experiment, got none")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{out}: expected a name that ends in .html for the page")
+    if len({Path(folder).resolve() for folder in folders}) < len(folders):
+        raise ValueError(f"expected each folder once, got {', '.join(map(str, folders))}")
+    check_folder(out.parent)
     experiments = [read_experiment(Path(folder)) for folder in folders]
     figures = out.with_name(f"{out.stem}_figures")
     written: set[Path] = set()

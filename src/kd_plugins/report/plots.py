@@ -163,11 +163,14 @@ def _by_key(mappings: Sequence[Mapping[str, T]]) -> dict[str, list[T]]:
 
 
 def _renamed(plots: Sequence[Plot]) -> list[Plot]:
-    """Number the names that come twice."""
-    seen: dict[str, int] = {}
+    """Number the names that come twice, with numbers that no other name has."""
+    names: set[str] = set()
     named = []
     for plot in plots:
-        seen[plot.name] = seen.get(plot.name, 0) + 1
-        again = seen[plot.name]
-        named.append(plot if again == 1 else replace(plot, name=f"{plot.name}-{again}"))
+        name, again = plot.name, 1
+        while name in names:
+            again += 1
+            name = f"{plot.name}-{again}"
+        names.add(name)
+        named.append(plot if again == 1 else replace(plot, name=name))
     return named

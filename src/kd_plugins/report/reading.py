@@ -25,6 +25,10 @@ from kd_plugins.report.records import (
 T = TypeVar("T")
 
 PLAN, EVALUATION = "experiment.json", "evaluation.json"
+SIDES = ("student", "teacher")
+AGAINST = ("labels", "teacher")
+COMPARED = ("energy_per_atom", "forces")
+"""Quantities of parity plots."""
 
 
 def read_experiment(folder: Path) -> Experiment:
@@ -34,9 +38,9 @@ def read_experiment(folder: Path) -> Experiment:
         FileNotFoundError: for a folder with neither experiment.json nor evaluation.json.
         ValueError: for a file that is not as it should be, which is named.
     """
-    if (folder / PLAN).is_file():
+    if (folder / PLAN).exists():
         return _experiment(folder)
-    if (folder / EVALUATION).is_file():
+    if (folder / EVALUATION).exists():
         run = read_evaluation(folder / EVALUATION)
         origin = {"student": run.model, "student fingerprint": run.fingerprint, **run.provenance}
         known = {name: value for name, value in origin.items() if value is not None}
@@ -51,17 +55,19 @@ def read_evaluation(path: Path) -> Evaluation:
         FileNotFoundError: without the file.
         ValueError: naming the file and what is wrong in it.
     """
-    return _checked(path, _evaluation)
+    return _checked(
+        path, _evaluation, "remove the file, and the command that wrote it makes it anew"
+    )
 
 
 def _experiment(folder: Path) -> Experiment:
-    plan = _checked(folder / PLAN, _plan)
+    plan = _checked(folder / PLAN, _plan, "compare with the same words writes it anew")
     files = {
         (arm, seed): folder / "runs" / arm / f"seed{seed}" / EVALUATION
         for arm in plan.arms
         for seed in plan.seeds
     }
-    runs = {run: read_evaluation(path) for run, path in files.items() if path.is_file()}
+    runs = {run: read_evaluation(path) for run, path in files.items() if path.exists()}
     return Experiment(
         plan.title,
         plan.arms,
@@ -74,12 +80,27 @@ def _experiment(folder: Path) -> Experiment:
     )
 
 
-def _checked(path: Path, read: Callable[[Raw], T]) -> T:
+def read_curves(path: Path) -> Raw:
+    """Read what a training has left, name to ``epochs`` and ``values``; return it as it is.
+
+    Raises:
+        FileNotFoundError: without the file.
+        ValueError: naming the file and what is wrong in it.
+    """
+
+    def read(raw: Raw) -> Raw:
+        _each(_series, raw, path.stem)
+        return raw
+
+    return _checked(path, read, "the training has written it")
+
+
+def _checked(path: Path, read: Callable[[Raw], T], remedy: str) -> T:
     raw = read_json(path)
     try:
         return read(raw)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error} ({remedy})") from None
 
 
 def _plan(raw: Raw) -> Experiment:
@@ -104,7 +125,7 @@ def _plan(raw: Raw) -> Experiment:
 
 def _arm(raw: object) -> str:
     name = checks.text(raw, "arms")
-    if name in (".", "..") or "/" in name or "\\" in name:
+    if name in (".", "..") or any(letter in name for letter in "/\\\0"):
         raise ValueError(f"arms: expected the name of a folder under runs, got {name!r}")
     return name
 
@@ -114,19 +135,34 @@ def _evaluation(raw: Raw) -> Evaluation:
     return Evaluation(
         model=checks.text(raw.get("model"), "model"),
         fingerprint=_maybe(checks.text, raw.get("fingerprint"), "fingerprint"),
-        weights=_maybe(checks.whole, raw.get("weights"), "weights"),
+        weights=_maybe(checks.count, raw.get("weights"), "weights"),
         train_seconds=_maybe(checks.positive, raw.get("train_seconds"), "train_seconds"),
+        train_cpu_seconds=_maybe(
+            checks.positive, raw.get("train_cpu_seconds"), "train_cpu_seconds"
+        ),
         metrics=_metrics(raw.get("metrics"), "metrics"),
         teacher=_metrics(raw.get("teacher"), "teacher"),
-        parity=_each(lambda r, w: _each(_pairs, r, w), raw.get("parity"), "parity"),
+        parity=_each(_parity, checks.among(_given(raw, "parity"), "parity", AGAINST), "parity"),
         curves=_each(_series, raw.get("curves"), "curves"),
         terms=_each(_series, raw.get("terms"), "terms"),
-        speed=_each(_cells, raw.get("speed"), "speed"),
+        speed=_each(_cells, checks.among(_given(raw, "speed"), "speed", SIDES), "speed"),
         rdf=_maybe(_rdf, raw.get("rdf"), "rdf"),
         volumes=_each(_volume, raw.get("volumes"), "volumes"),
-        elasticity=_each(lambda r, w: _each(_stiffness, r, w), raw.get("elasticity"), "elasticity"),
+        elasticity=_each(_elasticity, raw.get("elasticity"), "elasticity"),
         provenance=checks.mapping(raw.get("provenance"), "provenance"),
     )
+
+
+def _given(raw: Raw, name: str) -> Raw:
+    return checks.mapping(raw.get(name), name)
+
+
+def _parity(raw: object, where: str) -> Mapping[str, Pairs]:
+    return _each(_pairs, checks.among(checks.mapping(raw, where), where, COMPARED), where)
+
+
+def _elasticity(raw: object, where: str) -> Mapping[str, Stiffness]:
+    return _each(_stiffness, checks.among(checks.mapping(raw, where), where, SIDES), where)
 
 
 def _maybe(read: Callable[[object, str], T], raw: object, where: str) -> T | None:
@@ -160,7 +196,7 @@ def _cells(raw: object, where: str) -> tuple[Cell, ...]:
 def _cell(raw: Raw, where: str) -> Cell:
     checks.known(raw, [field.name for field in fields(Cell)])
     return Cell(
-        atoms=checks.whole(raw.get("atoms"), f"{where}.atoms"),
+        atoms=checks.count(raw.get("atoms"), f"{where}.atoms"),
         microseconds=checks.positive(raw.get("microseconds"), f"{where}.microseconds"),
         nanoseconds_per_day=_maybe(
             checks.number, raw.get("nanoseconds_per_day"), f"{where}.nanoseconds_per_day"

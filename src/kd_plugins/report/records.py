@@ -73,6 +73,8 @@ class Evaluation:
     """What was measured of one trained model; everything but its name may be missing.
 
     Args:
+        train_seconds: of the training by the clock, on whatever else the machine did meanwhile.
+        train_cpu_seconds: of its processes on all cores together.
         teacher: the teacher's own costs and drift, by the metrics' names.
     """
 
@@ -80,6 +82,7 @@ class Evaluation:
     fingerprint: str | None = None
     weights: int | None = None
     train_seconds: float | None = None
+    train_cpu_seconds: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     teacher: Mapping[str, float] = field(default_factory=dict)
     parity: Mapping[str, Mapping[str, Pairs]] = field(default_factory=dict)

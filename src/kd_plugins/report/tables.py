@@ -19,8 +19,17 @@ ALONE = ("rdf_distance", "speedup", "drift")
 THIN = "\N{NARROW NO-BREAK SPACE}"
 
 
+MARKS = {
+    **{"\\": r"\\", "&": "&amp;", "<": "&lt;", ">": "&gt;"},
+    **{mark: f"\\{mark}" for mark in "|`*[]!~$"},
+    **dict.fromkeys("\r\n\t\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "),
+}
+"""What means something in Markdown, and how a cell has it."""
+ESCAPES = str.maketrans(MARKS)
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    r"""Return a table in Markdown.
+    r"""Return a table in Markdown, in whose cells nothing is markup or HTML.
 
     Raises:
         ValueError: for a row that is not as long as the head.
@@ -34,7 +43,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if wrong:
         raise ValueError(f"expected {len(head)} cells a row as in the head, got {wrong[0]}")
     lines = [head, *rows]
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    cells = [[cell.translate(ESCAPES) for cell in line] for line in lines]
     text = [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join([text[0], "|" + "---|" * len(head), *text[1:]])
 
@@ -85,9 +94,9 @@ def interval(found: Difference | None) -> str:
 
 
 def arms(experiment: Experiment) -> tuple[list[str], Rows]:
-    """Return head and rows: an arm a row, the metrics that decide, weights and time of training."""
+    """Return head and rows: an arm a row, the metrics that decide, weights, the training's cost."""
     names = decisive(experiment)
-    head = ["arm", "runs", *(metric(name).title for name in names), "weights", "training (min)"]
+    head = ["arm", "runs", *(metric(name).title for name in names), "weights", "training (CPU min)"]
     rows = [
         [
             arm,
@@ -159,7 +168,7 @@ def _has(experiment: Experiment, name: str) -> bool:
 
 
 def _minutes(run: Evaluation) -> float | None:
-    return None if run.train_seconds is None else run.train_seconds / 60
+    return None if run.train_cpu_seconds is None else run.train_cpu_seconds / 60
 
 
 def _of_runs(experiment: Experiment, arm: str, value: Callable[[Evaluation], float | None]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kd_plugins.report.checks import SMALLEST
 from kd_plugins.report.metrics import metric
 from kd_plugins.report.records import Experiment
 from kd_plugins.report.statistics import Difference, paired
@@ -19,7 +20,7 @@ class Verdict:
 
     Args:
         outcome: better, worse, mixed, no difference shown, too few seeds, or nothing to compare.
-        cost: ratio of the mean times of training; None if unknown.
+        cost: ratio of the processor times of training; None if unknown.
     """
 
     arm: str
@@ -44,17 +45,17 @@ def sentence(arm: str, control: str, differences: Differences, cost: float | Non
         arm: its name.
         control: the name of the control.
         differences: of the metrics that decide.
-        cost: ratio of the times of training; None if unknown.
+        cost: ratio of the processor times of training; None if unknown.
 
     >>> shown = Difference(-9.34, 5, (-13.0, -5.0), (-14.0, -4.1))
     >>> sentence("student", "control", {"force_rmse": shown}, 1.04)
     ... # doctest: +NORMALIZE_WHITESPACE
     'student against control: force RMSE 9.3 % lower (5 seeds, 95 % between 14.0 and 4.1 % lower);
-    training took 1.04 times as long.'
+    training took 1.04 times the CPU time.'
     """
     phrases = [_phrase(metric(name).label, found) for name, found in differences.items()]
     if cost is not None:
-        phrases.append(f"training took {cost:.2f} times as long")
+        phrases.append(f"training took {cost:.2f} times the CPU time")
     return f"{arm} against {control}: {'; '.join(phrases or ['nothing to compare'])}."
 
 
@@ -65,7 +66,7 @@ def difference(experiment: Experiment, arm: str, name: str) -> Difference | None
     ours = experiment.values(arm, name)
     theirs = experiment.values(experiment.control, name)
     seeds = sorted(set(ours) & set(theirs))
-    if not seeds or min(min(ours[seed], theirs[seed]) for seed in seeds) <= 0:
+    if not seeds or min(min(ours[seed], theirs[seed]) for seed in seeds) < SMALLEST:
         return None
     return paired([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
 
@@ -77,9 +78,12 @@ def _verdict(experiment: Experiment, arm: str, control: str) -> Verdict:
 
 
 def _cost(experiment: Experiment, arm: str, control: str) -> float | None:
+    """Compare CPU times; times by the clock are of trainings that may have shared cores."""
     ours, theirs = experiment.of(arm), experiment.of(control)
     times = [
-        (ours[seed].train_seconds, theirs[seed].train_seconds) for seed in ours if seed in theirs
+        (ours[seed].train_cpu_seconds, theirs[seed].train_cpu_seconds)
+        for seed in ours
+        if seed in theirs
     ]
     known = [(a, b) for a, b in times if a is not None and b is not None]
     return sum(a for a, _ in known) / sum(b for _, b in known) if known else None
