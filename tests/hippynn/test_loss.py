@@ -178,6 +178,8 @@ def test_the_papers_weights() -> None:
         ({"energy": -1}, {}, ValueError, "weight of 'energy': a weight must be finite and >= 0"),
         ({"energy": float("nan")}, {}, ValueError, "weight of 'energy'"),
         ({"energy": "much"}, {}, ValueError, "weight of 'energy'"),
+        ({"energy": 10**400}, {}, ValueError, "weight of 'energy'"),
+        ({"energy": lambda epoch: -1.0}, {}, ValueError, "weight of 'energy' at epoch 0"),
         ({"energy": 0}, {}, ValueError, "expected one above 0 or more"),
         ({}, {}, ValueError, "expected one above 0 or more"),
         ({"energy": 1}, {"energies": "mean"}, ValueError, "expected 'total' or 'per_atom'"),

@@ -161,17 +161,17 @@ def load_model_from(folder: Path) -> Any:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_images": 0}, "n_images: expected a whole number above 0, got 0"),
-        ({"n_images": 2.5}, "n_images: expected a whole number above 0, got 2.5"),
-        ({"batch_size": 0}, "batch_size: expected a whole number above 0, got 0"),
-        ({"batch_size": True}, "batch_size: expected a whole number above 0"),
+        ({"n_images": 0}, "n_images: expected a whole number of 1 or more, got 0"),
+        ({"n_images": 2.5}, "n_images: expected a whole number of 1 or more, got 2.5"),
+        ({"batch_size": 0}, "batch_size: expected a whole number of 1 or more, got 0"),
+        ({"batch_size": True}, "batch_size: expected a whole number of 1 or more"),
     ],
 )
 def test_bad_numbers_are_refused(
     settings: dict[str, Any], message: str, shared_file: Callable[[str], Path]
 ) -> None:
     data, _, modules = prepared(shared_file)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ValueError, match=message):
         cache_pairs(modules, data, **settings)
     assert "AutoPrecomputedPairs" not in data.splits["train"]
 

@@ -23,6 +23,7 @@ from kd_plugins.hippynn import (
     DataError,
     HippynnTeacher,
     add_teacher_targets,
+    structure_keys,
     to_arrays,
 )
 from kd_plugins.teachers.structures import Frame, to_structure
@@ -109,6 +110,10 @@ DATABASES: Mapping[str, tuple[Callable[[Any], None], str]] = {
         lambda data: data.splits.update(valid={n: a[:0] for n, a in data.splits["valid"].items()}),
         "split 'valid': 'numbers': expected .* of one structure or more",
     ),
+    "numpy's": (
+        lambda data: data.splits["train"].update(cell=data.splits["train"]["cell"].numpy()),
+        "array 'cell': expected a torch tensor, got ndarray",
+    ),
     "two energies": (set_to("energy", lambda a: a.repeat(1, 2)), "expected one a structure"),
     "not all split": (
         lambda data: (
@@ -140,17 +145,21 @@ def test_a_bad_database_is_refused(name: str, frames: list[Frame], teacher: smal
 
 
 SETTINGS: Mapping[str, tuple[dict[str, Any], str]] = {
-    "spread 0": ({"spread": 0}, "spread: expected a number of eV above 0, got 0"),
-    "spread -1": ({"spread": -1.0}, "spread: expected a number of eV above 0, got -1.0"),
+    "spread 0": ({"spread": 0}, "spread: expected a number above 0 eV, got 0"),
+    "spread -1": ({"spread": -1.0}, "spread: expected a number above 0 eV, got -1.0"),
     "spread NaN": ({"spread": float("nan")}, "spread: expected a number"),
     "spread a word": ({"spread": "0.1"}, "spread: expected a number"),
     "spread True": ({"spread": True}, "spread: expected a number"),
     "spread of forces": ({"spread": 0.1, "quantities": ("forces",)}, "weighs atomic_energies"),
-    "sum error -1": ({"max_sum_error": -1}, "max_sum_error: expected a number of eV/atom above 0"),
-    "sum error 0": ({"max_sum_error": 0.0}, "max_sum_error: expected a number of eV/atom above 0"),
+    "sum error -1": ({"max_sum_error": -1}, "max_sum_error: expected a number above 0 eV/atom"),
+    "sum error 0": ({"max_sum_error": 0.0}, "max_sum_error: expected a number above 0 eV/atom"),
     "sum error NaN": ({"max_sum_error": np.nan}, "max_sum_error: expected a number"),
     "sum error inf": ({"max_sum_error": np.inf}, "max_sum_error: expected a number"),
     "sum error tiny": ({"max_sum_error": 1e-12}, "'train': no structure has a target that counts"),
+    "a number for quantities": ({"quantities": 3}, "expected one or more names, got 3"),
+    "a number as quantity": ({"quantities": [3]}, "expected one or more names"),
+    "no quantity": ({"quantities": ()}, "expected one or more names"),
+    "sum error huge": ({"max_sum_error": 10**400}, "max_sum_error: expected a number"),
     "quantity twice": ({"quantities": ("energy", "energy")}, "expected different names"),
     "names a dict": ({"names": {"species": "Z"}}, "names: expected ArrayNames"),
     "energy called E": ({"names": ArrayNames(energy="E")}, "no array 'E', which ArrayNames says"),
@@ -169,7 +178,7 @@ def test_bad_settings_are_refused(name: str, frames: list[Frame], teacher: small
     settings, message = SETTINGS[name]
     data = small.database(frames)
     members = [teacher.energy, small.near(teacher).energy]
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ValueError, match=message):
         add_teacher_targets(data, members, **settings)
     assert not made(data)
 
@@ -217,7 +226,7 @@ def test_without_labels_it_is_said_that_nothing_was_compared(
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, True])
 def test_a_teachers_batch_has_one_structure_or_more(batch_size: Any, teacher: small.Hipnn) -> None:
-    with pytest.raises(DataError, match="batch_size: expected one structure or more"):
+    with pytest.raises(ValueError, match="batch_size: expected a whole number of 1 or more"):
         HippynnTeacher(teacher.energy, batch_size=batch_size)
 
 
@@ -320,6 +329,7 @@ ARRAYS: Mapping[str, tuple[Callable[[Frame], Frame], dict[str, Any], str]] = {
         "structure 'a': expected atoms, each of an element, got X",
     ),
     "no atoms": (lambda f: Frame("a", Atoms(), {}), {"labels": []}, "expected atoms"),
+    "atoms": (lambda f: f.atoms, {}, "frames: expected Frames, .* got Atoms"),
 }
 
 
@@ -413,3 +423,20 @@ def test_a_structure_may_be_there_twice(frames: list[Frame], tmp_path: Path) -> 
     add_teacher_targets(data, store)
     found = data.splits["train"]["teacher_atomic_energies"]
     assert torch.equal(found[:3], found[len(frames) :])
+
+
+@pytest.mark.parametrize("ids", ["abc", [3], [b"a"]])
+def test_ids_are_a_list_of_texts(ids: Any) -> None:
+    with pytest.raises(DataError, match="structure_ids: expected"):
+        structure_keys(ids)
+
+
+def test_a_store_of_another_unit_is_refused(frames: list[Frame], tmp_path: Path) -> None:
+    """As somebody writes it who reads a teacher in kcal/mol."""
+    store = store_of(
+        tmp_path / "store", frames, lambda f: {n: 23.0605 * v for n, v in shares(f).items()}
+    )
+    data = small.database(frames)
+    with pytest.raises(DataError, match="unit|above the labels"):
+        add_teacher_targets(data, store)
+    assert not made(data)

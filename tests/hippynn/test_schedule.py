@@ -203,6 +203,8 @@ def test_the_best_model_is_of_the_last_row(shared_file: Callable[[str], Path]) -
 def test_what_a_schedule_refuses(shared_file: Callable[[str], Path], tmp_path: Path) -> None:
     model = small.hipnn()
     steady = distillation_loss(model.energy, weights={"energy": 1}, energies="total")
+    with pytest.raises(ValueError, match="loss: expected the DistillationLoss .* got NoneType"):
+        LossSchedule(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no weight of this loss changes"):
         LossSchedule(steady)
     endless = distillation_loss(

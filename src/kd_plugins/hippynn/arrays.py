@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
+from kd_plugins.core.numbers import shown
 from kd_plugins.core.structure import Structure
 from kd_plugins.teachers.structures import Frame
 
@@ -69,10 +70,19 @@ def is_gradient(name: str) -> bool:
 def structure_keys(structure_ids: Iterable[str]) -> NDArray[np.int64]:
     """Return a number for each structure id, which a hippynn database can carry along.
 
+    Raises:
+        DataError: for what is no list of texts.
+
     >>> bool(structure_keys(["a"])[0] == structure_keys(["b", "a"])[1])
     True
     """
-    digests = [hashlib.blake2b(one.encode(), digest_size=8).digest() for one in structure_ids]
+    if isinstance(structure_ids, str):
+        raise DataError(f"structure_ids: expected a list of ids, got the text {structure_ids!r}")
+    ids = list(structure_ids)
+    for one in ids:
+        if not isinstance(one, str):
+            raise DataError(f"structure_ids: expected texts, got {shown(one)}")
+    digests = [hashlib.blake2b(one.encode(), digest_size=8).digest() for one in ids]
     return np.array([int.from_bytes(one, "big") >> 1 for one in digests], dtype=np.int64)
 
 
@@ -103,7 +113,10 @@ def to_arrays(
     >>> sorted(to_arrays([frame], labels=["energy"]))
     ['cell', 'energy', 'energy_per_atom', 'numbers', 'positions', 'structure_key']
     """
-    names, held = checked_names(names), list(frames)
+    names = checked_names(names)
+    if not isinstance(frames, Iterable):
+        raise DataError(f"frames: expected a list of Frames, got {shown(frames)}")
+    held = list(frames)
     if np.dtype(dtype) not in (np.dtype("float32"), np.dtype("float64")):
         raise DataError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
     _check_frames(held, labels)
@@ -166,7 +179,7 @@ def structures(arrays: Mapping[str, torch.Tensor], names: ArrayNames) -> list[St
 
 
 def check_there(arrays: Mapping[str, Any], wanted: Iterable[str]) -> None:
-    """Refuse a split that lacks an array.
+    """Refuse a split that lacks an array, or holds something else in its place.
 
     Raises:
         DataError: naming it.
@@ -176,6 +189,11 @@ def check_there(arrays: Mapping[str, Any], wanted: Iterable[str]) -> None:
             raise DataError(
                 f"the database has no array {name!r}; it has {', '.join(sorted(arrays))}; say "
                 "what it calls its arrays with names=ArrayNames(...)"
+            )
+        if not isinstance(arrays[name], torch.Tensor):
+            raise DataError(
+                f"array {name!r}: expected a torch tensor, got {type(arrays[name]).__name__}; "
+                "hippynn's Database makes them of numpy's arrays"
             )
 
 
@@ -221,6 +239,12 @@ def _check_frames(frames: Sequence[Frame], labels: Sequence[str]) -> None:
         raise DataError(f"labels: expected some of {', '.join(LABELS)}, got {unknown[0]!r}")
     if not frames:
         raise DataError("there are no structures to make arrays of")
+    for frame in frames:
+        if not isinstance(frame, Frame):
+            raise DataError(
+                f"frames: expected Frames, such as read_structures yields, got "
+                f"{type(frame).__name__}"
+            )
     seen = set[str]()
     for frame in frames:
         if frame.structure_id in seen:

@@ -20,6 +20,11 @@ def write_curves(metrics: Any, path: str | Path) -> Path:
     Raises:
         ValueError: for a training without an epoch.
     """
+    if not hasattr(metrics, "epoch_metric_values"):
+        raise ValueError(
+            "metrics: expected the MetricTracker that train_model gives back, got "
+            f"{type(metrics).__name__}"
+        )
     epochs = metrics.epoch_metric_values
     if not epochs:
         raise ValueError("the training has no epoch yet, so there are no curves")

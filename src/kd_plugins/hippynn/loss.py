@@ -16,6 +16,7 @@ from hippynn.graphs.nodes.tags import Network
 
 from kd_plugins.core.doctor import check_allow
 from kd_plugins.core.names import look_up
+from kd_plugins.core.numbers import check_number
 from kd_plugins.core.schedules import Constant, Schedule
 from kd_plugins.hippynn.arrays import is_gradient
 
@@ -103,7 +104,11 @@ def distillation_loss(
     if not chosen:
         raise ValueError(f"weights: expected one above 0 or more, got {dict(weights)}")
     errors = {name: makers[name](nodes) for name in chosen}
-    values = {name: ValueNode(float(chosen[name](0))) for name in chosen}
+    at_first = {
+        name: check_number(f"weight of {name!r} at epoch 0", one(0), least=0)
+        for name, one in chosen.items()
+    }
+    values = {name: ValueNode(at_first[name]) for name in chosen}
     terms = [values[name] * sum_of(errors[name]) for name in chosen]
     return DistillationLoss(
         train=sum_of(dict(enumerate(terms))),
@@ -320,5 +325,5 @@ def _schedule(name: str, weight: float | Schedule) -> Schedule:
         return weight
     try:
         return Constant(float(weight) if not isinstance(weight, bool) else weight)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"weight of {name!r}: {error}") from error

@@ -16,6 +16,7 @@ from hippynn.graphs.nodes.inputs import CellNode, PairIndices
 from hippynn.graphs.nodes.pairs import PairUncacher, PeriodicPairIndexer
 from hippynn.graphs.nodes.tags import PairIndexer
 
+from kd_plugins.core.numbers import check_whole
 from kd_plugins.hippynn.arrays import DataError
 from kd_plugins.hippynn.database import CACHE, check_database, check_splits, graph_of
 
@@ -45,6 +46,7 @@ def cache_pairs(
 
     Raises:
         DataError: for fewer images than needed, or a database that cannot be trained on.
+        ValueError: for a number that is not above 0.
     """
     modules = model if hasattr(model, "evaluator") else None
     graph = graph_of(model if modules is None else modules.model)
@@ -78,10 +80,9 @@ def _check(graph: Any, database: Any, n_images: Any, batch_size: Any) -> None:
         raise DataError(
             f"expected training modules, or the model among them, got {type(graph).__name__}"
         )
-    for name, value in (("n_images", n_images), ("batch_size", batch_size)):
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (is_whole and value > 0) and not (name == "n_images" and value is None):
-            raise DataError(f"{name}: expected a whole number above 0, got {value!r}")
+    check_whole("batch_size", batch_size, least=1)
+    if n_images is not None:
+        check_whole("n_images", n_images, least=1)
     check_splits(database)
     if database.num_workers:
         raise DataError(

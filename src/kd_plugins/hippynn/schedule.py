@@ -31,6 +31,11 @@ class LossSchedule(LRScheduler):
     """
 
     def __init__(self, loss: DistillationLoss) -> None:
+        if not isinstance(loss, DistillationLoss):
+            raise ValueError(
+                "loss: expected the DistillationLoss that distillation_loss gives, got "
+                f"{type(loss).__name__}"
+            )
         if not loss.schedules:
             raise ValueError(
                 "no weight of this loss changes; give distillation_loss a schedule, such as "

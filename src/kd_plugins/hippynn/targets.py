@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from kd_plugins.core.doctor import check_allow
 from kd_plugins.core.names import suggestion
+from kd_plugins.core.numbers import check_number, shown
 from kd_plugins.hippynn.arrays import ArrayNames, DataError, checked_names
 from kd_plugins.hippynn.geometry import check_geometry
 from kd_plugins.hippynn.loss import TEACHER, WEIGHT
@@ -108,7 +107,7 @@ def add_teacher_targets(
             total ones, elements that the teacher does not know, or structures that differ from
             those that were labelled; for structures that are not periodic among crystals.
         KeyError: for a quantity that does not exist.
-        ValueError: for a name in ``allow`` that no error has.
+        ValueError: for a limit that is not above 0, or a name in ``allow`` that no error has.
     """
     allow = check_allow(allow, own=(OFFSET_ERROR,))
     wanted, names = _checked(database, quantities), _checked_names(database, names)
@@ -198,8 +197,9 @@ def _checked(database: Any, quantities: Sequence[str]) -> tuple[str, ...]:
             f"{left} structures of the database are in no split yet, and would have no targets; "
             "split them first, such as with split_the_rest"
         )
-    if isinstance(quantities, str) or not quantities:
-        raise DataError(f"quantities: expected one or more names, got {quantities!r}")
+    is_list = isinstance(quantities, Sequence) and not isinstance(quantities, str)
+    if not is_list or not quantities or not all(isinstance(name, str) for name in quantities):
+        raise DataError(f"quantities: expected one or more names, got {shown(quantities)}")
     if len(set(quantities)) < len(quantities):
         raise DataError(f"quantities: expected different names, got {tuple(quantities)}")
     for name in quantities:
@@ -238,12 +238,8 @@ def _check_limits(wanted: Sequence[str], max_sum_error: Any, spread: Any) -> Non
     """Refuse limits with which no target or a NaN would be left."""
     limits = (("max_sum_error", max_sum_error, "eV/atom"), ("spread", spread, "eV"))
     for name, value, unit in limits:
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if value is not None and not (is_number and math.isfinite(value) and value > 0):
-            raise DataError(
-                f"{name}: expected a number of {unit} above 0, got {value!r}; leave it out, and "
-                "every target counts in full"
-            )
+        if value is not None:
+            check_number(name, value, above=0, unit=unit)
     if spread is not None and "atomic_energies" not in wanted:
         raise DataError(
             f"spread: weighs atomic_energies, which are not among {tuple(wanted)}; leave it out"

@@ -19,6 +19,7 @@ from hippynn.graphs.nodes.tags import Encoder, Energies, PairIndexer
 from hippynn.tools import device_fallback
 from numpy.typing import NDArray
 
+from kd_plugins.core.numbers import check_whole
 from kd_plugins.hippynn.arrays import ArrayNames, DataError
 from kd_plugins.hippynn.folder import STRUCTURE, load_model
 from kd_plugins.hippynn.geometry import check_geometry
@@ -53,9 +54,7 @@ class HippynnTeacher:
         given = list(models) if isinstance(models, list | tuple) else [models]
         if not given:
             raise DataError("expected one hippynn model or more, got an empty list")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise DataError(f"batch_size: expected one structure or more, got {batch_size!r}")
-        self.batch_size = batch_size
+        self.batch_size = check_whole("batch_size", batch_size, least=1)
         self._models = [
             (_load(model, trust_pickle), hasattr(model, "main_output")) for model in given
         ]
