@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from chgnet.model import CHGNet
 
 from kd_plugins.chgnet.__main__ import main
+from kd_plugins.chgnet.settings import read_training
 from kd_plugins.compare import Comparison, read_experiment
 from kd_plugins.report.reading import read_experiment as read_results
 from tests.chgnet import small
@@ -138,6 +143,90 @@ def test_an_interrupt_says_that_it_goes_on(
     monkeypatch.setattr("kd_plugins.chgnet.command.distill", stop)
     assert main([str(config)]) == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.5])
+def test_an_early_interrupt_is_no_traceback(config: Path, seconds: float) -> None:
+    """While torch and CHGNet are imported, too."""
+    words = [sys.executable, "-W", "ignore", "-m", "kd_plugins.chgnet", str(config)]
+    # what is asked for is the answer to Ctrl-C, of which a shell's background job has none
+    running = subprocess.Popen(
+        words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=config.parent
+    )
+    time.sleep(seconds)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=120)[1]
+    assert running.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in said
+
+
+def test_where_an_error_comes_from_is_shown_on_request(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, shown in (([], False), (["--debug"], True)):
+        assert main([str(config), "train.store=nowhere", *words]) == 2
+        said = capsys.readouterr().err
+        assert ("Traceback" in said) == shown
+        assert "error: train: nowhere holds no target store" in said
+
+
+def test_settings_are_refused_before_structures_are_read(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kd_plugins.chgnet.command.DistillData", None)
+    (config.parent / "file").write_text("x")
+    for change, message in (
+        ("allow=[]", "validation: these are the structures of train"),
+        ("allow=[same_validaton]", "did you mean 'same_validation'"),
+        ("allow=same_validation", "allow: expected a list of names"),
+        (f"out={config.parent / 'file'}", "is a file"),
+        (f"cache={config.parent / 'file' / 'x'}", "is a file"),
+        ("out=''", "out: expected a path, got ''"),
+        ("out=3", "out: expected a path, got 3"),
+        (f"cache={config.parent / 'run'}", "expected another folder than cache"),
+        ("optim.seed=-1", "seed: expected a whole number"),
+        ("optim.learning_rate=0", "learning_rate: expected a number above 0, got 0"),
+        ("optim.learning_rate=.nan", "learning_rate"),
+        ("optim.epochs=0", "epochs: expected a whole number of 1 or more, got 0"),
+        ("optim={learning_rate: 0.1, batch_size: 2, steps: 0}", "steps: expected a whole number"),
+        ("loss.delta=0", "delta: expected a number above 0"),
+        ("loss.select=sfot", "sfot"),
+        ("train.structures=[]", "train.structures: expected a list of files, got []"),
+        ("train.structures=x.xyz", "train.structures: expected a list of files, got 'x.xyz'"),
+        ("train.size=0", "size: expected a whole number of 1 or more, got 0"),
+        ("train.missing=[energie]", "missing: unknown quantity 'energie'; did you mean 'energy'"),
+        ("validation.structures=[nowhere.xyz]", "validation: nowhere.xyz: no such file"),
+        ("validation.store=nowhere", "validation: nowhere holds no target store"),
+        ("validation.store=null", "validation.store: missing; the loss weighs soft energy"),
+        ("student.trainable=[]", "prefixes of parameter names"),
+        ("student.trainable=['']", "prefixes of parameter names"),
+        ("optim.seed=[1", "optim.seed=[1: no YAML"),
+    ):
+        assert main([str(config), change]) == 2, change
+        said = capsys.readouterr().err
+        assert message in said, f"{change}: {said}"
+        assert "Traceback" not in said
+    assert not (config.parent / "run").exists()
+    assert not (config.parent / "trunk").exists()
+
+
+def test_validation_that_is_training_is_seen_in_other_words(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another list of the same structures."""
+    assert main([str(config), "allow=[]", "validation.size=3", "optim.batch_size=2"]) == 2
+    assert "all 3 validation structures are in the training data" in capsys.readouterr().err
+
+
+def test_home_in_paths(config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = read_training(
+        config,
+        ("out=~/a", "cache=~/b", "train.structures=[~/salts.extxyz]", "train.store=~/c"),
+    )
+    assert (settings.out, settings.cache) == (str(tmp_path / "a"), str(tmp_path / "b"))
+    assert settings.train.structures == (str(tmp_path / "salts.extxyz"),)
+    assert settings.train.store == str(tmp_path / "c")
 
 
 def test_compare_trains_arms_of_it(config: Path, tmp_path: Path) -> None:
