@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import csv
 import html
+import io
+import itertools
 import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -17,7 +20,7 @@ from kd_plugins.report import write_report
 from kd_plugins.report.figures import GREY, INK, PALETTE, Plot, looks, panels, styled
 from kd_plugins.report.records import Series
 from kd_plugins.report.training_plots import Band, band, crossings
-from tests.report.samples import plan
+from tests.report.samples import plan, write_experiment
 
 DARK = "#14171b"
 
@@ -169,3 +172,102 @@ def test_importing_the_room_draws_nothing() -> None:
     code = "import kd_plugins.report, sys; print({'matplotlib', 'jinja2'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+HOSTILE = (
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    " =1",
+    "a|b",
+    "a\nb",
+    "<img src=x onerror=alert(1)>",
+    "a`b`",
+    "[x](javascript:alert(1))",
+    "$\\frac$",
+    "_hidden",
+    "\"'>",
+    "]]>",
+    "-->",
+    "\\",
+)
+
+
+def test_no_text_is_more_than_text(tmp_path: Path) -> None:
+    """Of arms, metrics, crystals, curves, terms, models, titles and provenance, in every file."""
+    first, name = "=<b>arm<b>|$x", "".join(HOSTILE)
+    arms = [first, *(one for one in HOSTILE if not set(one) & set("/\\"))]
+    metrics = [name, "force_rmse"]
+    raw = plan(title=name, host=name, arms=arms, control=first, metrics=metrics, seeds=[0])
+    write_json(tmp_path / "experiment.json", {**raw, "provenance": {name: {name: [name, name]}}})
+    moduli = {"bulk": 1.0, "shear": 1.0}
+    for arm in arms:
+        found = {
+            "model": name,
+            "metrics": {name: 1.0 + len(arm), "force_rmse": 1.0},
+            "curves": {one: {"epochs": [1, 2], "values": [2.0, 1.0]} for one in HOSTILE},
+            "terms": {name: {"epochs": [1, 2], "values": [2.0, 1.0]}},
+            "volumes": {one: {"student": 1.0, "reference": 1.0} for one in HOSTILE},
+            "elasticity": {name: {"student": moduli}},
+        }
+        found["volumes"][name] = {"student": 1.0, "failures": {"student": name}, "reference": 1.0}
+        write_json(tmp_path / "runs" / arm / "seed0" / "evaluation.json", found)
+    page = write_report([tmp_path], tmp_path / "out" / "page.html")
+    assert "<img" not in page.read_text() and "<b>arm" not in page.read_text()
+    figures = page.with_name("page_figures")
+    for path in figures.glob("*.csv"):
+        for row in csv.reader(io.StringIO(path.read_text())):
+            for cell in row:
+                assert is_number(cell) or not cell.lstrip(" ").startswith(tuple("=+-@\t\r\n"))
+    for path in figures.glob("*.svg"):
+        ElementTree.parse(path)
+    (tables,) = figures.glob("*.md")
+    lines = tables.read_text().splitlines()
+    assert not any("<" in line for line in lines)
+    heads = [place for place, line in enumerate(lines) if re.fullmatch(r"\|(---\|)+", line)]
+    for place in heads:
+        columns = lines[place].count("---")
+        rows = itertools.takewhile(lambda line: line.startswith("|"), lines[place - 1 :])
+        assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows} == {columns + 1}
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("experiment.json", "expected a name that ends in .html"),
+        ("page.pdf", "expected a name that ends in .html"),
+        ("experiment.json/page.html", "is a file; expected a folder"),
+        ("folder.html", "folder.html: is a folder; expected a file"),
+    ],
+)
+def test_no_page_takes_the_place_of_something_else(tmp_path: Path, out: str, says: str) -> None:
+    write_experiment(tmp_path, arms=(), seeds=())
+    (tmp_path / "folder.html").mkdir()
+    before = (tmp_path / "experiment.json").read_bytes()
+    with pytest.raises((ValueError, OSError), match=says):
+        write_report([tmp_path], tmp_path / out)
+    assert (tmp_path / "experiment.json").read_bytes() == before
+    with pytest.raises(ValueError, match="expected each folder once"):
+        write_report([tmp_path, tmp_path / "."], tmp_path / "page.html")
+
+
+def test_names_of_figures_are_each_ones_own(tmp_path: Path) -> None:
+    """Also where one is like another's number, or as long as it likes."""
+    write_json(tmp_path / "experiment.json", plan(arms=["a", "b"], control="a", seeds=[0]))
+    names = ["loss", "loss!", "loss 2", "loss-2", "x" * 400, "x" * 401]
+    curves = {name: {"epochs": [1, 2], "values": [2.0, 1.0]} for name in names}
+    for arm in "ab":
+        found = {"model": arm, "metrics": {}, "curves": curves}
+        write_json(tmp_path / "runs" / arm / "seed0" / "evaluation.json", found)
+    page = write_report([tmp_path], tmp_path / "page.html")
+    assert len(list(page.with_name("page_figures").glob("e1-curve-*.csv"))) == len(names)

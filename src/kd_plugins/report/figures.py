@@ -7,6 +7,7 @@ import functools
 import io
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -90,7 +91,10 @@ class Plot:
         """Lay the figure out once, so that no drawing does it again."""
         engine = self.figure.get_layout_engine()
         if engine is not None:
-            engine.execute(self.figure)
+            with warnings.catch_warnings():
+                # names so long that nothing is left for the axes; the numbers are in the CSV
+                warnings.filterwarnings("ignore", "constrained_layout not applied")
+                engine.execute(self.figure)
         self.figure.set_layout_engine("none")
 
     def svg(self) -> str:
