@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 
 from kd_plugins.teachers import TeacherError, load_teacher
 from kd_plugins.teachers.teacher import Teacher
+from tests import house
 from tests.fairchem import tiny
 
 NAMES = ("eqv2 checkpoint={} weights=raw", "fairchem checkpoint={}")
@@ -149,6 +153,30 @@ def test_what_is_no_checkpoint_is_named(
     with pytest.raises(TeacherError, match=f"theirs.pt: .*{expected}") as caught:
         load(name, tmp_path / "theirs.pt")
     assert "trust" not in str(caught.value)
+
+
+def test_the_page_s_way_to_use_a_student_works(teacher: Path, tmp_path: Path) -> None:
+    """Word for word, in an interpreter that has imported nothing."""
+    page = (house.ROOT / "docs" / "fairchem.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "OCPCalculator" in b)
+    target = tmp_path / "checkpoints" / "my-run" / "best_checkpoint.pt"
+    target.parent.mkdir(parents=True)
+    raw = tiny.load(teacher)
+    raw["config"]["trainer"] = "ocp"  # as our trainers write it
+    torch.save(raw, target)
+    lines = [
+        "from ase.build import fcc111",
+        "atoms = fcc111('Cu', (1, 1, 2), vacuum=5)",
+        "atoms.pbc = True",
+        block,
+        "print(atoms.get_potential_energy())",
+    ]
+    code = "\n".join(lines)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) == pytest.approx(0, abs=1e4)
 
 
 def test_another_architecture_names_the_way_that_works(write) -> None:
