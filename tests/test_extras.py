@@ -115,6 +115,17 @@ def test_a_package_of_another_extra_is_noticed() -> None:
     assert list(imported(PACKAGE / "config.py")) == ["yaml"]
 
 
+def test_a_host_that_is_missing_is_one_sentence(tmp_path: Path) -> None:
+    """Of a command, by ``python -m``, too, which imports the package before the command."""
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['chgnet'] = None")
+    words = [sys.executable, "-m", "kd_plugins.chgnet", "training.yml"]
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: CHGNet is not installed: pip install 'kd_plugins[chgnet]'\n"
+
+
 def chosen() -> tuple[str, ...]:
     """Return the extras to install in this run: today's, unless the environment says which."""
     asked = os.environ.get("KD_EXTRAS", "")

@@ -5,6 +5,7 @@ Nothing of CHGNet is imported before something is asked for.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
     from kd_plugins.chgnet.weights import Ratios as Ratios
 
 if find_spec("chgnet") is None:
-    raise ImportError("CHGNet is not installed: pip install 'kd_plugins[chgnet]'")
+    _missing = "CHGNet is not installed: pip install 'kd_plugins[chgnet]'"
+    # `python -m` imports this before anything of ours can make a sentence of an error
+    if sys.argv[:1] == ["-m"]:
+        print(f"error: {_missing}", file=sys.stderr)
+        raise SystemExit(2)
+    raise ImportError(_missing)
 
 _ROOMS = {
     "CachedData": "trunk_cache",
