@@ -13,6 +13,7 @@ from tqdm import tqdm
 from kd_plugins.core.cases import Case, Finding, first_ids, paired, share
 from kd_plugins.core.doctor import check_allow, examine, split_allowed
 from kd_plugins.core.energies import Energies
+from kd_plugins.core.numbers import check_seed, check_whole
 from kd_plugins.core.references import References
 from kd_plugins.core.store import TargetStore
 from kd_plugins.teachers.differences import difference_faults
@@ -110,10 +111,12 @@ def diagnose(
         progress: show a bar.
 
     Raises:
-        ValueError: for a limit below one, or a name that no error has.
+        ValueError: for a limit below one, what is no seed, or a name that no error has.
         StoreError: if the store as a whole cannot be read.
     """
     allow = check_allow(allow)
+    check_whole("limit", limit, least=1)
+    check_seed("seed", seed)
     matching = Matching(store, limit, seed)
     for frame in tqdm(labels, desc="reading labels", unit="", disable=not progress):
         matching.add(frame)
