@@ -168,7 +168,7 @@ EXPERIMENTS = [
             ("timestep", "huge", 1e6),
             ("cutoff", "zero", 0, "0"),
             ("cutoff", "minus", -1, "-1"),
-            ("cutoff", "large", 50, "50"),
+            ("cutoff", "large", 50, "50|rmax"),
             ("bins", "zero", 0, "0"),
             ("bins", "minus", -5, "-5"),
             ("bins", "half", 10.5, "10.5"),

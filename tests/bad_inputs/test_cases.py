@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 
 from tests.bad_inputs import commands, experiments, functions, hosts, records
 from tests.bad_inputs.case import Case, complaint
-from tests.bad_inputs.folder import build
 from tests.hosts import ABSENT_HOSTS
 
 TABLES = (commands, records, experiments, functions, hosts)
 CASES: list[Case] = [case for table in TABLES for case in table.CASES]
-
-
-@pytest.fixture(scope="session")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that every case gets a copy of."""
-    folder = tmp_path_factory.mktemp("bad") / "original"
-    build(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy to work in, without the type checks that our tests, but no user, have."""
-    copied = tmp_path / "work"
-    shutil.copytree(original, copied)
-    monkeypatch.chdir(copied)
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield copied
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
