@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from kd_plugins.core.condition import walk
+from kd_plugins.core.environment import reading
 from kd_plugins.core.record import Record, pack
 from kd_plugins.core.shard import ShardBusy, ShardWriter, StoreError
 from kd_plugins.core.store import TargetStore
@@ -458,3 +459,33 @@ def test_positions_beyond_float32(store: TargetStore) -> None:
 def test_what_is_no_record(store: TargetStore, unchecked: None) -> None:
     with pytest.raises(ValueError, match="expected a Record, got float 3.0"):
         store.append([3.0])
+
+
+def test_a_slow_read_without_a_slot_sees_one_state(
+    store: TargetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another process commits again and again, by one writer and by many."""
+    path = store.folder / "main.lmdb"
+    monkeypatch.setattr("kd_plugins.core.environment.has_room_for_lock", lambda *_, **__: False)
+    words = [sys.executable, "-c", WRITE, str(store.folder), "one-writer", "10"]
+
+    def work() -> dict[str, Any]:
+        begun = TargetStore.open(store.folder)
+        writer = subprocess.Popen(words, cwd=ROOT)
+        try:
+            while len(begun) < 20:
+                time.sleep(0.01)
+            with reading(path) as transaction:
+                entries, size = transaction.stat()["entries"], path.stat().st_size
+                deadline = time.monotonic() + 20
+                while path.stat().st_size < size + 40 * 4096 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                seen = [bytes(item[0]) for item in transaction.cursor()]
+            return {"entries": entries, "seen": len(seen), "written": len(begun) - entries}
+        finally:
+            writer.kill()
+            writer.wait()
+
+    found = in_a_fork(work)
+    assert found["seen"] == found["entries"]
+    assert found["written"] >= 5

@@ -31,6 +31,9 @@ STRIDE = 20
 """New structures a turn."""
 TOTAL = 20 * STRIDE
 KILLS = int(os.environ.get("KD_RAY_KILLS", "4"))
+"""Of Ray's actors."""
+PROCESS_KILLS = int(os.environ.get("KD_KILLS", "200"))
+"""Of labelling in one process, and of workers in processes of their own."""
 QUANTITIES = ["energy", "forces"]
 
 
@@ -69,7 +72,7 @@ def seconds(folder: Path) -> float:
     return time.monotonic() - start
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(PROCESS_KILLS // 20))
 def test_two_hundred_kills(tmp_path: Path, uninterrupted: dict[str, bytes], seed: int) -> None:
     """Twenty a seed: nothing committed is lost, the store is clean each time and ends the same."""
     usual = min(seconds(tmp_path / f"clock{again}") for again in range(3))
@@ -120,18 +123,18 @@ def finish(folder: Path, total: int) -> None:
 
 
 def test_killed_processes(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
-    """Two workers, one of them killed every tenth of a second, two hundred times in all."""
+    """Two workers, one of them killed every tenth of a second, so many times in all."""
     killed = 0
-    for attempt in range(20):
+    for attempt in range(PROCESS_KILLS // 10):
         folder = tmp_path / f"store-{attempt}"
         TargetStore.create(folder, slow.manifest())
         engine = ProcessEngine(slow.NAME, folder, 2)
-        killed += run_with_kills(engine, folder, TOTAL, 200 - killed, pause=0.05)
+        killed += run_with_kills(engine, folder, TOTAL, PROCESS_KILLS - killed, pause=0.05)
         finish(folder, TOTAL)
         assert slow.content(folder) == uninterrupted
-        if killed == 200:
+        if killed == PROCESS_KILLS:
             break
-    assert killed == 200
+    assert killed == PROCESS_KILLS
 
 
 @pytest.fixture
