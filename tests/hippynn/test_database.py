@@ -178,3 +178,10 @@ def test_half_precision_is_refused_for_a_half_model(shared_file: Callable[[str],
         arrays["positions"] = torch.as_tensor(arrays["positions"].numpy().astype(np.float16))
     with pytest.raises(DataError, match="expected float32 or float64"):
         check_database(modules, data)
+
+
+def test_padding_of_labels_is_not_looked_at(shared_file: Callable[[str], Path]) -> None:
+    data, model = taught(shared_file)
+    for arrays in data.splits.values():
+        arrays["forces"][arrays["numbers"] == 0] = float("nan")
+    check_database(assembled(data, model), data)

@@ -102,6 +102,7 @@ DATABASES: Mapping[str, tuple[Callable[[Any], None], str]] = {
     "half positions": (set_to("positions", lambda a: a.half()), "float32 or float64, got .*16"),
     "half energies": (set_to("energy", lambda a: a.half()), "'energy': expected float32 or"),
     "broken species": (set_to("numbers", lambda a: a.float()), "expected whole atomic numbers"),
+    "short species": (set_to("numbers", lambda a: a.to(torch.uint8)), "expected .* int64"),
     "flat species": (set_to("numbers", lambda a: a[:, 0]), "expected whole atomic numbers"),
     "negative species": (edited("numbers", (1, 0), -1), "no element has in 1 of .*row 1"),
     "species 300": (edited("numbers", (1, 0), 300), "no element has in 1 of .*row 1"),
@@ -160,6 +161,8 @@ SETTINGS: Mapping[str, tuple[dict[str, Any], str]] = {
     "a number as quantity": ({"quantities": [3]}, "expected one or more names"),
     "no quantity": ({"quantities": ()}, "expected one or more names"),
     "sum error huge": ({"max_sum_error": 10**400}, "max_sum_error: expected a number"),
+    "align no": ({"align": "no"}, "align: expected True or False, got 'no'"),
+    "missing None": ({"allow_missing": None}, "allow_missing: expected True or False"),
     "quantity twice": ({"quantities": ("energy", "energy")}, "expected different names"),
     "names a dict": ({"names": {"species": "Z"}}, "names: expected ArrayNames"),
     "energy called E": ({"names": ArrayNames(energy="E")}, "no array 'E', which ArrayNames says"),
@@ -440,3 +443,12 @@ def test_a_store_of_another_unit_is_refused(frames: list[Frame], tmp_path: Path)
     with pytest.raises(DataError, match="unit|above the labels"):
         add_teacher_targets(data, store)
     assert not made(data)
+
+
+def test_what_stands_in_padding_is_no_fault(frames: list[Frame], teacher: small.Hipnn) -> None:
+    """Labels padded with NaN train as those padded with zeros."""
+    data = small.database(frames)
+    for arrays in data.splits.values():
+        arrays["forces"][arrays["numbers"] == 0] = float("nan")
+    add_teacher_targets(data, teacher.energy, ("atomic_energies", "forces"))
+    assert made(data)

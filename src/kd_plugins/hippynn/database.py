@@ -14,7 +14,7 @@ from hippynn.graphs.nodes.inputs import CellNode, PositionsNode, SpeciesNode
 from hippynn.graphs.nodes.tags import Encoder
 
 from kd_plugins.hippynn.arrays import ArrayNames, DataError
-from kd_plugins.hippynn.geometry import FLAT, check_geometry, refuse
+from kd_plugins.hippynn.geometry import FLAT, check_geometry, finite, refuse
 from kd_plugins.hippynn.loss import TEACHER, WEIGHT
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def check_database(modules: Any, database: Any) -> None:
         check_geometry(arrays, names, where)
         _check_elements(arrays[names.species], known, where)
         _check_kind(arrays[names.positions], graph, names.positions, where)
-        _check_targets(arrays, info["targets"], len(arrays[names.species]), where)
+        _check_targets(arrays, info["targets"], arrays[names.species], where)
         if names.cell is None:
             _warn_of_cells(arrays, where)
 
@@ -139,7 +139,10 @@ def _check_kind(positions: torch.Tensor, graph: Any, name: str, where: str) -> N
         )
 
 
-def _check_targets(arrays: Mapping[str, Any], targets: Iterable[str], n: int, where: str) -> None:
+def _check_targets(
+    arrays: Mapping[str, Any], targets: Iterable[str], species: torch.Tensor, where: str
+) -> None:
+    n = len(species)
     for name in targets:
         value = arrays[name]
         if len(value) != n:
@@ -148,7 +151,7 @@ def _check_targets(arrays: Mapping[str, Any], targets: Iterable[str], n: int, wh
             )
         if not value.is_floating_point():
             continue
-        lost = ~torch.isfinite(value).reshape(n, -1).all(dim=1)
+        lost = ~finite(value, species)
         refuse(lost, f"{where}{name!r} is NaN or inf", "take these structures out")
         if name.startswith(TEACHER) and name.endswith(WEIGHT):
             below = (value < 0).reshape(n, -1).any(dim=1)

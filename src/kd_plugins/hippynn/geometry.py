@@ -38,9 +38,8 @@ def check_geometry(arrays: Mapping[str, torch.Tensor], names: ArrayNames, where:
 
     n, size = arrays[names.species].shape
     _check_shape(arrays[names.positions], (n, size, 3), names.positions, names.species, where)
-    real = (arrays[names.species] != 0).cpu()
-    lost = ~torch.isfinite(arrays[names.positions].cpu()).all(dim=2) & real
-    refuse(lost.any(dim=1), f"{where}{names.positions!r} is NaN or inf", "take them out")
+    lost = ~finite(arrays[names.positions], arrays[names.species])
+    refuse(lost, f"{where}{names.positions!r} is NaN or inf", "take them out")
 
     if names.cell is not None:
         _check_shape(arrays[names.cell], (n, 3, 3), names.cell, names.species, where)
@@ -59,6 +58,20 @@ def check_floats(arrays: Mapping[str, torch.Tensor], wanted: Sequence[str], wher
                 f"{where}{name!r}: expected float32 or float64, got {arrays[name].dtype}; targets "
                 "would be rounded away; make the database with dtype float32"
             )
+
+
+def finite(value: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
+    """Return which rows of an array are finite, (n,); what stands in an atom's padding is not read.
+
+    Args:
+        value: (n, ...) of structures or, (n, atoms, ...), of atoms.
+        species: (n, atoms).
+    """
+    fine = torch.isfinite(value)
+    if value.shape[:2] == species.shape:
+        padding = (species == 0).to(fine.device)
+        fine |= padding.reshape(*padding.shape, *[1] * (value.ndim - 2))
+    return fine.reshape(len(value), -1).all(dim=1)
 
 
 def refuse(bad: torch.Tensor | NDArray[np.bool_], what: str, remedy: str) -> None:
@@ -92,11 +105,11 @@ def rows_of(rows: Sequence[int] | NDArray[np.int64]) -> str:
 
 
 def _check_species(species: torch.Tensor, name: str, where: str) -> None:
-    whole = not (species.is_floating_point() or species.is_complex() or species.dtype == torch.bool)
-    if species.ndim != 2 or not len(species) or not whole:
+    # hippynn looks elements up by them, for which shorter whole numbers are masks or no index.
+    if species.ndim != 2 or not len(species) or species.dtype not in (torch.int32, torch.int64):
         raise DataError(
-            f"{where}{name!r}: expected whole atomic numbers (structures, atoms) of one structure "
-            f"or more, got {species.dtype} {tuple(species.shape)}"
+            f"{where}{name!r}: expected whole atomic numbers, int64 (structures, atoms), of one "
+            f"structure or more, got {species.dtype} {tuple(species.shape)}"
         )
     wrong = ((species < 0) | (species > HEAVIEST)).any(dim=1)
     refuse(wrong, f"{where}{name!r} holds numbers that no element has", "they go from 1 to 118")

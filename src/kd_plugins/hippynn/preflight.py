@@ -12,7 +12,7 @@ import torch
 from kd_plugins.core.cases import Case
 from kd_plugins.core.doctor import examine, split_allowed
 from kd_plugins.hippynn.arrays import ArrayNames, DataError, is_gradient, structures
-from kd_plugins.hippynn.geometry import check_floats, refuse
+from kd_plugins.hippynn.geometry import check_floats, finite, refuse
 from kd_plugins.hippynn.sources import Said
 from kd_plugins.hippynn.sums import energies
 
@@ -31,10 +31,6 @@ def check_labels(split: str, arrays: Mapping[str, torch.Tensor], names: ArrayNam
     where = f"split {split!r}: "
     held = [name for name in (names.energy, names.forces) if name in arrays]
     check_floats(arrays, held, where)
-    for name in held:
-        bad = ~torch.isfinite(arrays[name]).reshape(len(arrays[name]), -1).all(dim=1)
-        refuse(bad, f"{where}{name!r} is NaN or inf", "take them out")
-
     energy, forces, species = (arrays.get(n) for n in (names.energy, names.forces, names.species))
     if energy is not None and energy.numel() != len(energy):
         raise DataError(
@@ -45,6 +41,9 @@ def check_labels(split: str, arrays: Mapping[str, torch.Tensor], names: ArrayNam
             f"{where}{names.forces!r}: expected {(*species.shape, 3)} as of {names.species!r}, got "
             f"{tuple(forces.shape)}"
         )
+    for name in held:
+        bad = ~finite(arrays[name], arrays[names.species])
+        refuse(bad, f"{where}{name!r} is NaN or inf", "take them out")
 
 
 def check_targets(

@@ -112,6 +112,7 @@ def add_teacher_targets(
     allow = check_allow(allow, own=(OFFSET_ERROR,))
     wanted, names = _checked(database, quantities), _checked_names(database, names)
     _check_limits(wanted, max_sum_error, spread)
+    _check_flags(align=align, allow_missing=allow_missing, trust_pickle=trust_pickle)
     members = opened(teacher, trust_pickle)
     for split, arrays in database.splits.items():
         check_geometry(arrays, names, f"split {split!r}: ")
@@ -244,6 +245,13 @@ def _check_limits(wanted: Sequence[str], max_sum_error: Any, spread: Any) -> Non
         raise DataError(
             f"spread: weighs atomic_energies, which are not among {tuple(wanted)}; leave it out"
         )
+
+
+def _check_flags(**flags: object) -> None:
+    """Refuse what is neither True nor False, as a text that says no would count as yes."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise DataError(f"{name}: expected True or False, got {shown(flag)}")
 
 
 def _check_offset(sums: SumErrors | None, allow: Sequence[str]) -> None:
