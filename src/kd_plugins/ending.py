@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -12,6 +13,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOPPED = "stopped; what was written is kept, the same command goes on"
+REMEDIES = {
+    errno.ENOSPC: "no room on the disk is left; make some, and the same command goes on",
+    errno.EDQUOT: "your quota of the disk is used up; make room, and the same command goes on",
+    errno.EACCES: "it may not be read or written by you; choose another place",
+    errno.EPERM: "it may not be changed by you; choose another place",
+    errno.EROFS: "it can only be read; choose another place",
+    errno.ENOENT: "there is no such file or folder, and it cannot be made there; look at its name",
+    errno.EISDIR: "it is a folder; expected a file",
+    errno.ENOTDIR: "a file stands where a folder is expected; choose another place",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n), or take fewer workers",
+}
+"""Of errors of the system, by number."""
 OURS = __name__.partition(".")[0]
 
 
@@ -53,9 +67,8 @@ def sentence(error: BaseException) -> str:
     if type(error).__module__.partition(".")[0] == OURS:
         return text
     if isinstance(error, OSError):
-        # a full disk tells no file's name; an error without a number is one that we raised
-        whole = error.filename is not None or error.errno is None
-        return text if whole else f"{text} ({_where(error)})"
+        # an error without a number is one that we raised, with words of its own
+        return text if error.errno is None else _of_the_system(error)
     if isinstance(error, MemoryError):
         return f"out of memory{text and f': {text}'} ({_where(error)})"
     if isinstance(error, RecursionError):
@@ -69,6 +82,15 @@ def sentence(error: BaseException) -> str:
         f"{type(error).__name__}: {text} ({_where(error)}); this was not foreseen: the same "
         "command with --debug shows how it came about, for a bug report"
     )
+
+
+def _of_the_system(error: OSError) -> str:
+    """Say what the system has refused, of which file, and what to do."""
+    name = error.filename2 if error.filename2 is not None else error.filename
+    where = _where(error) if name is None else str(name)
+    said = f"[Errno {error.errno}] {error.strerror}"
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{where}: {remedy} ({said})" if remedy else f"{where}: {said}"
 
 
 @contextmanager

@@ -179,6 +179,9 @@ def test_bad_words(
         ({"settings": {"lr": float("nan")}}, "settings: lr: expected a finite number, got nan"),
         ({"settings": {"a": {"b": [10**30]}}}, "settings: a.b[0]: expected a whole number up to"),
         ({"settings": {"seed": 1}}, "seed is set by kd-plugins itself"),
+        ({"arms": {"control": {}}}, "arms: expected one beside the control 'control'"),
+        ({"unjudged": ["student"]}, "arms: expected one beside the control 'control'"),
+        ({"arms": {"control": {"a": "{rnu}/x"}, "b": {}}}, "nothing is filled in for {rnu}"),
         ({"arms": {"x" * 101: {}}}, "a name has letters, digits, - and _ only, 100 at most"),
         ({"arms": {"control": [1]}, "control": "control"}, "arm 'control': expected names with"),
     ],
@@ -191,14 +194,15 @@ def test_bad_experiments(tmp_path: Path, changes: dict[str, Any], says: str) -> 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"timestep": 0}, "dynamics.timestep: expected a number above 0 fs, got 0.0"),
+        ({"timestep": 0}, "dynamics.timestep: expected a number above 0 to 100 fs, got 0.0"),
         (
             {"timestep": float("nan")},
             "measure.dynamics.timestep: expected a finite number, got nan",
         ),
-        ({"bins": 0}, "dynamics.bins: expected 2 to"),
+        ({"bins": 0}, "dynamics.bins: expected a whole number from 2 to"),
         ({"repeats": []}, "dynamics.repeats: expected one or more"),
         ({"seeds": [0, 0]}, "dynamics.seeds: expected one or more different ones"),
+        ({"timestep": 1e6}, "dynamics.timestep: expected a number above 0 to 100 fs"),
         ({"cutoff": -1}, "dynamics.cutoff: expected a number above 0"),
     ],
 )
@@ -224,6 +228,7 @@ def test_a_key_twice(tmp_path: Path) -> None:
     [
         ("settings.json", {"host": 3}, "settings.json: host: expected a text, got 3"),
         ("settings.json", {"sources": []}, "settings.json: sources: expected a mapping, got []"),
+        ("settings.json", {"seeds": 3}, "settings.json: seeds: expected a list, got 3"),
         ("settings.json", None, "settings.json: not JSON"),
         ("experiment.json", {"arms": 3}, "experiment.json"),
         ("runs/control/seed0/trained.json", {"train_seconds": "1"}, "trained.json: 1 error"),

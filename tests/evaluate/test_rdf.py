@@ -60,7 +60,7 @@ def test_a_distance_is_zero_to_itself_and_grows() -> None:
     [
         ([], 10, "expected one frame or more"),
         ([Atoms("Ar")], 10, "not periodic"),
-        ([bulk("Cu")], 1, "expected 2 bins or more"),
+        ([bulk("Cu")], 1, "bins: expected a whole number of 2 or more"),
     ],
 )
 def test_what_is_refused(frames: list[Atoms], bins: int, message: str) -> None:

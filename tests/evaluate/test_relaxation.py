@@ -121,9 +121,9 @@ def test_what_goes_wrong_at_once_has_no_volume(value: float | None) -> None:
 @pytest.mark.parametrize(
     ("atoms", "arguments", "says"),
     [
-        (bulk("Cu"), {"force_tolerance": 0.0}, "expected force_tolerance > 0"),
-        (bulk("Cu"), {"force_tolerance": float("nan")}, "got nan and 2000"),
-        (bulk("Cu"), {"max_steps": 0}, "max_steps >= 1, got 0.03 and 0"),
+        (bulk("Cu"), {"force_tolerance": 0.0}, "force_tolerance: expected a number above 0"),
+        (bulk("Cu"), {"force_tolerance": float("nan")}, "above 0 eV/Å, got nan"),
+        (bulk("Cu"), {"max_steps": 0}, "max_steps: expected a whole number of 1 or more, got 0"),
         (Atoms("Cu"), {}, "expected three periodic lattice vectors, .* say cell=False"),
     ],
 )

@@ -63,7 +63,7 @@ def test_a_structure_stays_as_it_is() -> None:
 
 def test_what_is_refused() -> None:
     atoms, broken = at_rest(4), Springs(wrong=float("nan"))
-    with pytest.raises(ValueError, match="expected a temperature above 0, got 0"):
+    with pytest.raises(ValueError, match="temperature: expected a number above 0 K, got 0"):
         equilibrated(atoms, Springs(), 5, temperature=0, seed=0)
     with pytest.raises(ValueError, match="expected a friction above 0, got -1"):
         equilibrated(atoms, Springs(), 5, temperature=300, seed=0, friction=-1)

@@ -15,6 +15,10 @@ from kd_plugins.core.files import check_folder, file_hash, read_json
 
 SETTINGS, TRAINED = "settings.json", "trained.json"
 KINDS = {
+    "title": str,
+    "control": str,
+    "seeds": list,
+    "metrics": list,
     "host": str,
     "base": str,
     "model": str,
@@ -68,7 +72,7 @@ def _held(out: Path) -> Mapping[str, Any] | None:
     held = read_json(path)
     for name, kind in KINDS.items():
         if not isinstance(held.get(name), kind):
-            expected = "a text" if kind is str else "a mapping"
+            expected = {str: "a text", list: "a list", dict: "a mapping"}[kind]
             raise ValueError(
                 f"{path}: {name}: expected {expected}, got {shown(held.get(name))}; put the file "
                 "back, or choose another folder"

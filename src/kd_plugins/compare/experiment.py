@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ Settings = Mapping[str, Any]
 LONGEST_NAME = 100
 """Letters of an arm, which names a folder."""
 FIELDS = ("run", "runs", "seed")
+BRACES = re.compile(r"\{(\w*)\}")
 
 
 def _mapping(raw: object) -> Settings:
@@ -133,11 +135,31 @@ class Experiment:
         clash = sorted(set(TRAINERS[self.host].ours) & set(changed))
         if clash:
             raise ValueError(f"{clash[0]} is set by kd-plugins itself; leave it out")
+        for where, changes in (("settings", self.settings), *self.arms.items()):
+            _check_near(where, changes)
+        if not set(self.arms) - {self.control, *self.unjudged}:
+            raise ValueError(
+                f"arms: expected one beside the control {self.control!r} that is measured; there "
+                "is none to compare with it"
+            )
+
+
+def _check_near(where: str, value: object) -> None:
+    """Refuse a field in braces that is nearly one of ours; others are the host's."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_near(f"{where}: {key}", inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_near(where, inner)
+    elif isinstance(value, str):
+        near = [one for one in BRACES.findall(value) if get_close_matches(one, FIELDS)]
+        _check_fields(where, "".join(f"{{{one}}}" for one in near), FIELDS)
 
 
 def _check_fields(where: str, text: str, known: tuple[str, ...]) -> None:
     """Refuse a field in braces that nothing is put in the place of."""
-    for name in re.findall(r"\{(\w*)\}", text):
+    for name in BRACES.findall(text):
         if name not in known:
             raise ValueError(
                 f"{where}: nothing is filled in for {{{name}}}{suggestion(name, known)}"

@@ -16,6 +16,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     "; did you mean 'huber'?"
     """
     known = sorted(known)
+    if not known:
+        return "; there is none"
     close = get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 

@@ -12,10 +12,13 @@ from ase.md.verlet import VelocityVerlet
 from jaxtyping import Float
 from tqdm import tqdm
 
+from kd_plugins.core.numbers import check_number, check_seed, check_whole, shown
 from kd_plugins.core.structure import Array
 
 WARM = 3
 """Steps before the clock runs: compiled kernels and first neighbour lists."""
+FURTHEST = 5.0
+"""Å of an atom in a step; a fast one moves a tenth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +86,19 @@ def nve(
     Raises:
         ValueError: for fewer steps than two notes need, or forces that are not finite.
     """
+    check_whole("nve: every", every, least=1)
+    check_whole("nve: steps", steps)
     if steps < 2 * every:
         raise ValueError(f"nve: expected {2 * every} steps or more (two notes), got {steps}")
+    check_moved("nve", atoms, calculator, timestep)
     atoms = atoms.copy()
     atoms.calc = calculator
     if temperature is not None:
         atoms.set_velocities(thermal_velocities(atoms, temperature, seed))
     run = VelocityVerlet(atoms, timestep * units.fs)
-    run.run(WARM)
+    for _ in range(WARM):
+        run.run(1)
+        check_speeds(atoms, timestep)
     notes, clock = [], []
     for step in tqdm(range(steps), "molecular dynamics", disable=not progress, unit=" steps"):
         if step % every == 0:
@@ -98,6 +106,7 @@ def nve(
         start = time.perf_counter()
         run.run(1)
         clock.append(time.perf_counter() - start)
+        check_speeds(atoms, timestep)
     times, energies, temperatures, frames = zip(*notes, strict=True)
     return NveRun(
         len(atoms),
@@ -111,11 +120,44 @@ def nve(
 
 
 def thermal_velocities(atoms: Atoms, temperature: float, seed: int) -> Float[Array, "N 3"]:
-    """Return Maxwell-Boltzmann velocities without a drift of the whole, in ASE's unit."""
+    """Return Maxwell-Boltzmann velocities without a drift of the whole, in ASE's unit.
+
+    Raises:
+        ValueError: for a temperature below 0 K, or a seed that is none.
+    """
+    check_number("temperature", temperature, least=0, unit="K")
+    check_seed("seed", seed)
     masses = atoms.get_masses()[:, None]
     generator = np.random.default_rng(seed)
     drawn = generator.normal(size=(len(atoms), 3)) * np.sqrt(units.kB * temperature / masses)
     return drawn - (masses * drawn).sum(axis=0) / masses.sum()
+
+
+def check_moved(what: str, atoms: Atoms, calculator: Any, timestep: float) -> None:
+    """Refuse what cannot be moved: no atoms, no calculator, a time step that makes no sense.
+
+    Raises:
+        ValueError: saying which.
+    """
+    if not len(atoms):
+        raise ValueError(f"{what}: expected a structure with atoms, got one without")
+    if not hasattr(calculator, "get_property"):
+        raise ValueError(f"{what}: expected an ASE calculator, got {shown(calculator)}")
+    check_number(f"{what}: timestep", timestep, above=0, unit="fs")
+
+
+def check_speeds(atoms: Atoms, timestep: float) -> None:
+    """Stop where a structure has come apart, before neighbours of atoms far off are looked for.
+
+    Raises:
+        ValueError: if an atom is so fast that it will move further than `FURTHEST` in a step.
+    """
+    move = float(np.abs(atoms.get_velocities()).max()) * timestep * units.fs
+    if move > FURTHEST:  # of NaN the next note tells
+        raise ValueError(
+            f"the structure has come apart: an atom moves {move:.3g} Å in a step of {timestep} fs; "
+            "take a shorter timestep, a lower temperature or a better potential"
+        )
 
 
 def _note(atoms: Atoms, moment: float) -> tuple[float, float, float, Atoms]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kd_plugins.core.numbers import check_number
+
 SYMMETRIC = 1e-6
 """By how much a stiffness may be asymmetric, relative to its largest number."""
 
@@ -27,7 +29,13 @@ class Moduli:
 
     @classmethod
     def of(cls, bulk: float, shear: float) -> Moduli:
-        """Return both with Young's modulus after 1/E = 1/(3G) + 1/(9K)."""
+        """Return both with Young's modulus after 1/E = 1/(3G) + 1/(9K).
+
+        Raises:
+            ValueError: for a modulus that is not above 0.
+        """
+        check_number("bulk", float(bulk), above=0, unit="GPa")
+        check_number("shear", float(shear), above=0, unit="GPa")
         return cls(float(bulk), float(shear), float(1 / (1 / (3 * shear) + 1 / (9 * bulk))))
 
     def mean(self, other: Moduli) -> Moduli:

@@ -12,6 +12,7 @@ from ase.units import GPa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from kd_plugins.core.numbers import check_number, check_whole
 from kd_plugins.evaluate.relaxation import relax
 
 VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
@@ -105,9 +106,14 @@ def strained(atoms: Atoms, component: int, strain: float) -> Atoms:
         component: 0 to 5 for xx, yy, zz, yz, xz, xy.
         strain: of a shear, the engineering strain, shared equally by both off-diagonal elements.
 
+    Raises:
+        ValueError: for another component, or a strain that is not finite.
+
     >>> strained(Atoms(cell=[2.0, 2.0, 2.0], pbc=True), 5, 0.01).cell.array[0].round(3).tolist()
     [2.0, 0.01, 0.0]
     """
+    check_whole("component", component, least=0, most=5)
+    check_number("strain", strain)
     i, j = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))[component]
     deformation = np.eye(3)
     deformation[i, j] += strain / (1 if i == j else 2)
@@ -183,7 +189,12 @@ def _fit(
 
 def _checked(atoms: Atoms, strains: Sequence[float]) -> NDArray[np.float64]:
     values = np.sort(np.asarray(strains, dtype=np.float64))
-    if len(values) < 2 or np.any(values == 0) or not np.allclose(values, -values[::-1]):
+    if (
+        len(values) < 2
+        or not np.isfinite(values).all()
+        or np.any(values == 0)
+        or not np.allclose(values, -values[::-1])
+    ):
         raise ValueError(f"strains: expected pairs such as -0.01 and 0.01, got {list(strains)}")
     if not (atoms.pbc.all() and atoms.cell.rank == 3):
         raise ValueError(

@@ -77,8 +77,10 @@ class Measured:
 
     def _part(self, path: Path, kind: Part, make: Callable[..., Any], *given: Any) -> Any:
         """Return a part, made of what is given unless it is there."""
-        if self._claimed and not path.exists():
-            write_json(path, make(*given))
+        if not path.exists():
+            found = make(*given)
+            _ = self._claimed
+            write_json(path, found)
         return read_part(path, kind)
 
     def all_but_speed(self) -> None:

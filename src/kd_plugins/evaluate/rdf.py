@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.geometry.rdf import get_rdf
 from jaxtyping import Float
 
+from kd_plugins.core.numbers import check_number, check_whole
 from kd_plugins.core.structure import Array
 
 
@@ -34,7 +35,14 @@ class Rdf:
             ValueError: for other bins.
         """
         if not np.array_equal(self.distances, other.distances):
-            raise ValueError("two radial distribution functions need the same cutoff and bins")
+            ours, theirs = (
+                f"{len(one.distances)} bins up to {one.distances[-1]:.4g} Å"
+                for one in (self, other)
+            )
+            raise ValueError(
+                "two radial distribution functions need the same cutoff and bins, got "
+                f"{ours} and {theirs}"
+            )
         width = self.distances[1] - self.distances[0]
         return float(np.abs(self.values - other.values).sum() * width)
 
@@ -60,7 +68,7 @@ def rdf(frames: Sequence[Atoms], cutoff: float, bins: int = 100) -> Rdf:
         raise ValueError("rdf: expected one frame or more, got none")
     if not all(frame.pbc.all() and frame.cell.rank == 3 for frame in frames):
         raise ValueError("rdf: a frame is not periodic in three directions, so has no density")
-    if bins < 2:
-        raise ValueError(f"rdf: expected 2 bins or more, got {bins}")
+    check_number("rdf: cutoff", cutoff, above=0, unit="Å")
+    check_whole("rdf: bins", bins, least=2)
     values, distances = get_rdf(list(frames), cutoff, bins)
     return Rdf(distances, values)

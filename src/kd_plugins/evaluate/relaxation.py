@@ -12,6 +12,9 @@ from ase.calculators.abc import GetPropertiesMixin
 from ase.filters import FrechetCellFilter
 from ase.optimize import LBFGS
 
+from kd_plugins.core.numbers import check_number, check_whole
+from kd_plugins.evaluate.dynamics import check_moved
+
 LARGEST_GROWTH, LARGEST_SHRINKAGE = 2.0, 0.5
 """Volumes, relative to the start, beyond which a crystal counts as blown up or collapsed."""
 
@@ -72,6 +75,7 @@ def relax(
         ValueError: for a tolerance or number of steps that is not positive, or a cell to relax
             in a structure that is not periodic in three directions.
     """
+    check_moved("relax", atoms, calculator, timestep=1.0)
     _check(atoms, force_tolerance, max_steps, cell)
     path = _Path(atoms, calculator, cell)
     started = time.perf_counter()
@@ -139,11 +143,8 @@ def _bare(atoms: Atoms) -> Atoms:
 
 
 def _check(atoms: Atoms, force_tolerance: float, max_steps: int, cell: bool) -> None:
-    if not 0 < force_tolerance < np.inf or max_steps < 1:
-        raise ValueError(
-            "relax: expected force_tolerance > 0 and max_steps >= 1, got "
-            f"{force_tolerance} and {max_steps}"
-        )
+    check_number("relax: force_tolerance", force_tolerance, above=0, unit="eV/Å")
+    check_whole("relax: max_steps", max_steps, least=1)
     if cell and not (atoms.pbc.all() and atoms.cell.rank == 3):
         raise ValueError(
             f"relax: expected three periodic lattice vectors, got pbc {atoms.pbc.tolist()} and "

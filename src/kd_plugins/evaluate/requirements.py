@@ -38,7 +38,7 @@ class Requirement:
         Raises:
             ValueError: if it is none.
         """
-        found = WORDS.match(text)
+        found = WORDS.match(text) if isinstance(text, str) else None
         if found is None or not math.isfinite(bar := _number(found[3])):
             raise ValueError(
                 f"requirement {text!r}: expected a metric, one of < <= > >=, and a number, such as "

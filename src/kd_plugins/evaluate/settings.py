@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LARGEST_SEED = 2**32 - 1
-"""What every host's random generator takes."""
+from kd_plugins.core.numbers import LARGEST_SEED, check_number, check_whole
+
 MOST_BINS = 100_000
-HOTTEST = 1e6
+HOTTEST = 1_000_000
 """K."""
+LONGEST_STEP = 100
+"""fs; a bond of hydrogen swings in ten."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +55,18 @@ class DynamicsSettings:
 
     def __post_init__(self) -> None:
         _set(self, "structure", _at_home("dynamics.structure", self.structure))
-        if self.steps < 0 or 0 < self.steps < 40:
+        if check_whole("dynamics.steps", self.steps, least=0) in range(1, 40):
             raise ValueError(f"dynamics.steps: expected 0, or 40 or more, got {self.steps}")
-        if self.equilibration < 0:
+        check_whole("dynamics.equilibration", self.equilibration, least=0)
+        check_number("dynamics.temperature", self.temperature, above=0, most=HOTTEST, unit="K")
+        check_number("dynamics.timestep", self.timestep, above=0, most=LONGEST_STEP, unit="fs")
+        check_number("dynamics.cutoff", self.cutoff, above=0, unit="Å")
+        check_whole("dynamics.bins", self.bins, least=2, most=MOST_BINS)
+        for repeat in self.repeats:
+            check_whole("dynamics.repeats", repeat, least=1)
+        if not self.repeats or _repeats(self.repeats):
             raise ValueError(
-                f"dynamics.equilibration: expected 0 or more, got {self.equilibration}"
-            )
-        if not 0 < self.temperature <= HOTTEST:
-            raise ValueError(
-                f"dynamics.temperature: expected a number above 0 and up to {HOTTEST:g} K, got "
-                f"{self.temperature}"
-            )
-        for name, unit in (("timestep", "fs"), ("cutoff", "Å")):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"dynamics.{name}: expected a number above 0 {unit}, got {value}")
-        if not 2 <= self.bins <= MOST_BINS:
-            raise ValueError(f"dynamics.bins: expected 2 to {MOST_BINS}, got {self.bins}")
-        if not self.repeats or min(self.repeats) < 1 or _repeats(self.repeats):
-            raise ValueError(
-                "dynamics.repeats: expected one or more different numbers of 1 or more, got "
+                "dynamics.repeats: expected one or more different numbers, got "
                 f"{list(self.repeats)}"
             )
         check_seeds("dynamics.seeds", self.seeds)
@@ -102,13 +95,8 @@ class CrystalSettings:
         _set(self, "structures", _files("crystals.structures", self.structures))
         if not self.structures:
             raise ValueError("crystals.structures: expected one file or more, got none")
-        if not 0 < self.force_tolerance < math.inf:
-            raise ValueError(
-                "crystals.force_tolerance: expected a number above 0 eV/Å, got "
-                f"{self.force_tolerance}"
-            )
-        if self.max_steps < 1:
-            raise ValueError(f"crystals.max_steps: expected 1 or more, got {self.max_steps}")
+        check_number("crystals.force_tolerance", self.force_tolerance, above=0, unit="eV/Å")
+        check_whole("crystals.max_steps", self.max_steps, least=1)
 
 
 @dataclass(frozen=True)
@@ -170,6 +158,8 @@ def _repeats(values: Sequence[object]) -> bool:
 
 
 def _files(where: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise ValueError(f"{where}: expected several files, such as [{names!r}], got {names!r}")
     found = tuple(_at_home(where, name) for name in names)
     if _repeats(found):
         raise ValueError(f"{where}: expected each file once, got {list(found)}")

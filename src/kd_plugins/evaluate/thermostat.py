@@ -10,7 +10,8 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import Stationary
 from tqdm import tqdm
 
-from kd_plugins.evaluate.dynamics import thermal_velocities
+from kd_plugins.core.numbers import check_number, check_whole
+from kd_plugins.evaluate.dynamics import check_moved, check_speeds, thermal_velocities
 
 
 def equilibrated(
@@ -42,9 +43,10 @@ def equilibrated(
     Raises:
         ValueError: for a number that makes no sense, or positions that are no longer finite.
     """
-    for name, value in {"temperature": temperature, "friction": friction}.items():
-        if not value > 0:
-            raise ValueError(f"equilibrated: expected a {name} above 0, got {value}")
+    check_moved("equilibrated", atoms, calculator, timestep)
+    check_whole("equilibrated: steps", steps, least=0)
+    check_number("equilibrated: temperature", temperature, above=0, unit="K")
+    check_number("equilibrated: friction", friction, above=0, unit="1/fs")
     atoms = atoms.copy()
     atoms.calc = calculator
     atoms.set_velocities(thermal_velocities(atoms, temperature, seed))
@@ -58,6 +60,7 @@ def equilibrated(
     )
     for _ in tqdm(range(steps), "equilibration", disable=not progress, unit=" steps"):
         run.run(1)
+        check_speeds(atoms, timestep)
     if not np.isfinite(atoms.positions).all():
         raise ValueError(f"equilibrated: positions are not finite after {steps} steps")
     Stationary(atoms, preserve_temperature=False)

@@ -15,7 +15,7 @@ def volume_error_percent(relaxed: float, reference: float) -> float:
     """Return how much larger a volume is than its reference, in percent.
 
     Raises:
-        ValueError: for a reference that is not positive.
+        ValueError: for a volume that is not above 0.
 
     >>> volume_error_percent(110.0, 100.0)
     10.0

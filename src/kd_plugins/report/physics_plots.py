@@ -34,10 +34,11 @@ def packing(found: Mapping[str, Rdf], looks: Looks) -> Plot:
         looks: arm to its look.
     """
     figure, (axes,) = panels(1, height=3.8)
-    first = next(iter(found.values()))
-    axes.plot(
-        first.distances, first.teacher, color=INK, linewidth=3, alpha=0.35, label=_floor(first)
-    )
+    taught = [one for one in found.values() if one.teacher]
+    for first in taught[:1]:
+        axes.plot(
+            first.distances, first.teacher, color=INK, linewidth=3, alpha=0.35, label=_floor(first)
+        )
     for arm, one in found.items():
         look = looks[arm]
         label = plain(arm) + _away(one.distance)
@@ -48,7 +49,9 @@ def packing(found: Mapping[str, Rdf], looks: Looks) -> Plot:
     rows = [
         [arm, *line]
         for arm, one in found.items()
-        for line in zip(one.distances, one.student, one.teacher, strict=True)
+        for line in zip(
+            one.distances, one.student, one.teacher or [""] * len(one.student), strict=True
+        )
     ]
     caption = (
         "The first seed of each arm. The noise floor is how far apart two runs of the same "

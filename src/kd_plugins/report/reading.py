@@ -207,8 +207,10 @@ def _cell(raw: Raw, where: str) -> Cell:
 
 def _rdf(raw: object, where: str) -> Rdf:
     given = checks.mapping(raw, where)
+    names = ("distances", "student", *(("teacher",) if "teacher" in given else ()))
+    columns = checks.columns(raw, where, names)
     return Rdf(
-        *checks.columns(raw, where, ("distances", "student", "teacher")),
+        *(columns if len(columns) == 3 else (*columns, ())),
         distance=_maybe(checks.number, given.get("distance"), f"{where}.distance"),
         floor=_maybe(checks.number, given.get("floor"), f"{where}.floor"),
     )

@@ -37,7 +37,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Rdf:
-    """Two radial distribution functions, how far apart they are, and the noise of that, in Å."""
+    """Two radial distribution functions, how far apart they are, and the noise of that, in Å.
+
+    Args:
+        teacher: empty where there is none.
+    """
 
     distances: tuple[float, ...]
     student: tuple[float, ...]
