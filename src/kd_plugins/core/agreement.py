@@ -39,6 +39,11 @@ class Agreement:
         """The median of the ratios."""
         return float(np.exp(np.median(np.log(self.ratios))))
 
+    @property
+    def is_sized(self) -> bool:
+        """Whether the vectors are as large as the labels, within what teachers are soft by."""
+        return 1 / CLEAR_FACTOR < self.ratio < CLEAR_FACTOR
+
     def distance(self, factor: float | Values) -> float:
         """Return how far ratios are from what they should be, in natural logarithms.
 
@@ -111,9 +116,17 @@ def suspects(units: Mapping[str, float], ours: str) -> dict[str, float]:
     return {f"{what}, not {ours}": factor for what, factor in {**teacher, **labels}.items()}
 
 
-def likeliest(compared: Agreement, factors: Mapping[str, float | Values]) -> str | None:
-    """Return what explains the ratios best, with what explains them nearly as well, or None."""
-    distances = {words: compared.distance(factor) for words, factor in factors.items()}
+def likeliest(
+    compared: Agreement, factors: Mapping[str, float | Values], softness: float = 1.0
+) -> str | None:
+    """Return what explains the ratios best, with what explains them nearly as well, or None.
+
+    Args:
+        compared: two sets of vectors.
+        factors: words to the factor, teacher to label, that would then be found.
+        softness: by how much the teacher is known to be soft or hard besides.
+    """
+    distances = {words: compared.distance(softness * value) for words, value in factors.items()}
     best = min(distances.values())
     if best > NEAR:
         return None

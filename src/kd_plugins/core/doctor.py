@@ -51,22 +51,24 @@ def examine(cases: Sequence[Case]) -> list[Finding]:
     """Return what is wrong with a sample of structures and their values, errors first.
 
     A unit or a sign is called wrong only if that explains the labels, most of their spread and far
-    better than the values as they are; a poor or even random teacher gets a warning at most. Where
-    there is too little to tell, such as forces of relaxed crystals, nothing is said.
+    better than the values as they are, and if something else speaks for it: the zero of energies,
+    or forces and energies that belong to one teacher only then. A poor, hardly trained or even
+    random teacher gets a warning at most. Where there is too little to tell, such as forces of
+    relaxed crystals, nothing is said.
 
     >>> examine([])
     []
     """
     energies, forces = Energies.of(cases), force_agreement(cases)
     force_cosine = forces.cosine if forces else None
-    of_energies = energy_faults(energies, force_cosine)
-    trusted = energies.cases and all(finding.severity != "error" for finding in of_energies)
+    of_energies, slope = energy_faults(energies, forces)
+    softness = abs(slope) if slope is not None else forces.ratio if forces else None
     found = [
         *value_faults(cases),
         *structure_faults(cases),
         *of_energies,
-        *force_faults(cases, forces, energies.slope if trusted else None),
-        *stress_faults(cases, force_cosine),
+        *force_faults(cases, forces, slope),
+        *stress_faults(cases, force_cosine, softness),
     ]
     return sorted(found, key=lambda finding: finding.severity != "error")
 

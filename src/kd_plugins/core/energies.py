@@ -16,9 +16,11 @@ from kd_plugins.core.structure import Array
 
 FEWEST_FREE = 8
 """Structures beyond the elements to fit, below which nothing is said of energies."""
+FOLLOWS = 0.9
+"""Cosine of spreads above which it is said by how much one is larger."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation:
     """What may be wrong with energies.
 
@@ -111,11 +113,27 @@ class Energies:
         null = np.median(np.abs(label))
         return float(np.median(np.abs(teacher - label)) / null) if null > 1e-9 else np.inf
 
-    @cached_property
-    def slope(self) -> float | None:
-        """By how much the teacher's spread is larger than the labels', if it follows them."""
+    def slope(self, explanation: Explanation) -> float | None:
+        """By how much the teacher's spread is larger than the labels', if it follows them.
+
+        Negative if it goes against them.
+        """
         if not self.enough:
             return None
-        teacher, label = self.spreads(PLAIN)
-        follows = rms(label) > 1e-6 and cosine(teacher, label) > 0.95
-        return rms(teacher) / rms(label) if follows else None
+        teacher, label = self.spreads(explanation)
+        follows = cosine(teacher, label)
+        if rms(label) < 1e-6 or abs(follows) < FOLLOWS:
+            return None
+        return float(np.copysign(rms(teacher) / rms(label), follows))
+
+    def zero_miss(self, explanation: Explanation) -> float:
+        """Return how far total energies are apart under an explanation, in parts of the labels'.
+
+        Only what the elements explain is compared: a wrong unit scales the zero as well, and a
+        teacher that knows nothing but the zero has the same one.
+        """
+        teacher = self.teachers * explanation.teacher / self.n_atoms
+        label = self.labels * explanation.labels / self.n_atoms
+        explained = teacher - label - self.compositions.residuals(teacher - label)
+        size = np.median(np.abs(label))
+        return float(np.median(np.abs(explained)) / size) if size > 1e-9 else np.inf

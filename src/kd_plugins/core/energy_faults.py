@@ -7,46 +7,58 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool
 
-from kd_plugins.core.agreement import CLEAR_FACTOR, rank_correlation, rms
+from kd_plugins.core.agreement import CLEAR_FACTOR, Agreement, rank_correlation, rms
 from kd_plugins.core.cases import Finding, first_ids, share
-from kd_plugins.core.energies import FEWEST_FREE, PLAIN, Energies, Explanation
+from kd_plugins.core.energies import FEWEST_FREE, PLAIN, Energies
+from kd_plugins.core.explanations import Claim, explain, explanations
 from kd_plugins.core.references import References, find_outliers
 from kd_plugins.core.structure import Array
-from kd_plugins.core.units import ENERGY_UNITS
 
 SMALL_SPREAD = 0.02
 """eV/atom of spread in the labels below which a good teacher may fail to follow them."""
 LARGE_OFFSET = 0.5
 """eV/atom between teacher and labels above which an offset is worth a warning."""
-EXPLAINED, BETTER, FOLLOWS = 0.5, 2.0, 0.8
-"""An explanation must leave less than this part of the labels' spread, so many times less than
-plain agreement leaves, and correlate so well."""
 
 
-def energy_faults(energies: Energies, force_cosine: float | None) -> list[Finding]:
+def energy_faults(
+    energies: Energies, forces: Agreement | None
+) -> tuple[list[Finding], float | None]:
     """Compare a teacher's energies with the labels.
 
     Args:
         energies: of both.
-        force_cosine: how well forces follow, None if not known. Where they do not, nothing is
-            claimed of units, because such a teacher may agree with anything by chance.
+        forces: how they compare, None if not known. Where they do not follow, nothing is claimed of
+            units, because such a teacher may agree with anything by chance.
+
+    Returns:
+        What is wrong, and by how much the teacher's energies vary more than the labels once that
+        is mended; negative if they go against the labels, None if they do not follow.
     """
     if not energies.cases:
-        return []
+        return [], None
     if not energies.enough:
-        return [_too_few(energies)]
+        return [_too_few(energies)], None
     sound = energies.part(~_far_off(energies))
     if not sound.enough:
-        return [_too_few(sound)]
-    doubtful = force_cosine is not None and abs(force_cosine) < 0.5
-    found = None if doubtful else _explanation(sound)
-    found = found or _unrelated(sound, force_cosine)
-    return [found] if found else [*_offset(energies), *_outliers(energies)]
+        return [_too_few(sound)], None
+
+    doubtful = forces is not None and abs(forces.cosine) < 0.5
+    claim = None if doubtful else explain(sound, forces)
+    certain = claim is not None and claim.certain
+    slope = sound.slope(claim.best if claim is not None and certain else PLAIN)
+
+    if claim is not None and certain:
+        return [_wrong(claim)], slope
+    unrelated = _unrelated(sound, forces)
+    if unrelated:
+        return [unrelated], slope
+    scale = _scale(slope, claim)
+    return [*scale, *_offset(energies), *_outliers(energies)], slope
 
 
 def _far_off(energies: Energies) -> Bool[Array, " B"]:
     """Return the few structures, (B,), that are far off under the best of all explanations."""
-    best = min([PLAIN, *_explanations(energies)], key=energies.unexplained)
+    best = min([PLAIN, *explanations(energies)], key=energies.unexplained)
     differences = energies.teachers * best.teacher - energies.labels * best.labels
     return find_outliers(energies.compositions, differences / energies.n_atoms)
 
@@ -62,50 +74,27 @@ def _too_few(energies: Energies) -> Finding:
     )
 
 
-def _explanations(energies: Energies) -> Iterator[Explanation]:
-    n_atoms = energies.n_atoms
-    for sign, opposite in ((1.0, ""), (-1.0, " and of opposite sign")):
-        for unit, size in ENERGY_UNITS.items():
-            words = f"the teacher's energies are in {unit}{opposite}, not eV"
-            yield Explanation("energy-unit", words, teacher=sign * size)
-            words = f"the label energies are in {unit}{opposite}, not eV"
-            yield Explanation("energy-unit", words, teacher=sign, labels=size)
-    yield Explanation("energy-sign", "one side's energies have the wrong sign", teacher=-1.0)
-    words = "the {} energies are per atom, not total ones of the structure"
-    yield Explanation("energy-per-atom", words.format("teacher's"), teacher=n_atoms)
-    yield Explanation("energy-per-atom", words.format("label"), labels=n_atoms)
-
-
-def _explanation(energies: Energies) -> Finding | None:
-    """Return what explains the labels far better than plain agreement does, if anything."""
-    plain = energies.unexplained(PLAIN)
-    scores = [(energies.unexplained(one), one) for one in _explanations(energies)]
-    left, best = min(scores, key=lambda pair: pair[0])
-    if (
-        left >= EXPLAINED
-        or left * BETTER >= plain
-        or rank_correlation(*energies.spreads(best)) < FOLLOWS
-    ):
-        return None
-    others = [one.words for score, one in scores if score < 1.5 * left and one is not best]
-    also = f" (or: {'; '.join(others)})" if others else ""
+def _wrong(claim: Claim) -> Finding:
     return Finding(
-        best.code,
+        claim.best.code,
         "error",
         "energy",
-        f"{best.words}{also}: after a fit to the elements this leaves {left:.2g} of the labels' "
-        f"spread unexplained, and the values as they are {plain:.2g}; convert that side and write "
-        "it anew",
+        f"{claim.words}: after a fit to the elements this leaves {claim.left:.2g} of the labels' "
+        f"spread unexplained, and the values as they are {claim.plain:.2g}; {claim.evidence}. "
+        "Look which side it is, convert that side and write it anew",
     )
 
 
-def _unrelated(energies: Energies, force_cosine: float | None) -> Finding | None:
+def _unrelated(energies: Energies, forces: Agreement | None) -> Finding | None:
     teacher, label = energies.spreads(PLAIN)
     follows = rank_correlation(teacher, label)
     if np.median(np.abs(label)) < SMALL_SPREAD or follows > 0.5:
         return None
+
+    # An untrained network may have forces of the right direction, but not of the right size.
     ratio = rms(teacher) / rms(label)
-    wild, trained = ratio > 3, force_cosine is not None and force_cosine > 0.8
+    wild = ratio > 3 and (forces is None or forces.cosine > 0.5)
+    trained = forces is not None and forces.cosine > 0.8 and forces.is_sized
     hint = (
         "though forces do; energies stand beside the wrong structures or another set's"
         if trained
@@ -120,16 +109,22 @@ def _unrelated(energies: Energies, force_cosine: float | None) -> Finding | None
     )
 
 
-def _offset(energies: Energies) -> Iterator[Finding]:
-    slope = energies.slope
-    if slope is not None and not 1 / CLEAR_FACTOR < slope < CLEAR_FACTOR:
-        yield Finding(
-            "energy-scale",
-            "warning",
-            "energy",
-            f"the teacher's energies vary {slope:.3g} times as much as the labels, by no factor of "
-            "a common unit; look where both come from",
+def _scale(slope: float | None, claim: Claim | None) -> Iterator[Finding]:
+    """Warn of a teacher whose energies vary much more or less than the labels, or against them."""
+    if slope is None or 1 / CLEAR_FACTOR < slope < CLEAR_FACTOR:
+        return
+    if claim is None:
+        why = "by no factor of a common unit; look where both come from"
+    else:
+        why = (
+            f"near a unit's factor ({claim.words}), but {claim.evidence}: more likely the teacher "
+            "is poor or hardly trained. If it is the unit, convert that side"
         )
+    text = f"the teacher's energies vary {slope:.3g} times as much as the labels, {why}"
+    yield Finding("energy-scale", "warning", "energy", text)
+
+
+def _offset(energies: Energies) -> Iterator[Finding]:
     references = energies.references
     differences = (energies.teachers - energies.labels) / energies.n_atoms
     mean = float(np.mean(np.abs(differences - references.residuals)))

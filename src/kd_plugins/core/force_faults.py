@@ -21,6 +21,9 @@ LARGE_FORCE = 0.1
 """eV/Å, root mean square, below which forces say nothing: relaxed structures."""
 FOLLOWS, STRANGE = 0.6, 0.35
 """Cosine above which vectors follow each other, and below which they do not."""
+NEARLY_ONE, AT_FACTOR = 0.98, 0.1
+"""Cosine, and distance to a unit's factor in natural logarithms, of forces that need no energies to
+show a wrong unit."""
 WRONG_FORCE = 5.0
 """eV/Å off the label, below which no atom is called an outlier."""
 
@@ -39,8 +42,9 @@ def force_faults(
     Args:
         cases: with forces or without.
         compared: what `force_agreement` says of them.
-        energy_slope: by how much the teacher's energies vary more than the labels, if they follow:
-            how soft the teacher is, which tells eV/Bohr from a soft teacher.
+        energy_slope: by how much the teacher's energies vary more than the labels, if they follow,
+            negative if they go against them. Forces are derivatives of energies, so a teacher whose
+            energies are as soft as its forces, or as opposite, is poor and not in another unit.
     """
     if compared is None:
         return []
@@ -49,38 +53,64 @@ def force_faults(
         return [_strange(kept, teachers, labels, compared)]
     if abs(compared.cosine) < FOLLOWS:
         return []
-    scale = [*_sign(compared), *_unit(compared, energy_slope)]
+    scale = [*_sign(compared, energy_slope), *_unit(compared, energy_slope)]
     return scale or list(_outliers(kept, teachers, labels))
 
 
-def _sign(compared: Agreement) -> Iterator[Finding]:
-    if compared.cosine < 0:
-        yield Finding(
-            "forces-sign",
-            "error",
-            "forces",
-            f"the teacher's forces point against the labels (mean cosine {compared.cosine:.2f}): "
-            "one side holds gradients, which are minus the forces; turn its sign",
-        )
+def _sign(compared: Agreement, slope: float | None) -> Iterator[Finding]:
+    if compared.cosine > 0:
+        return
+    found = f"the teacher's forces point against the labels (mean cosine {compared.cosine:.2f})"
+    if slope is not None and slope < 0:
+        text = f"{found}, and so do its energies: a poor teacher, or do both have the wrong sign?"
+        yield Finding("forces-sign", "warning", "forces", text)
+    elif slope is None and not compared.is_sized:
+        text = f"{found} and are {compared.ratio:.3g} times as large: a poor teacher, or gradients?"
+        yield Finding("forces-sign", "warning", "forces", text)
+    else:
+        text = f"{found}: one side holds gradients, which are minus the forces; turn its sign"
+        yield Finding("forces-sign", "error", "forces", text)
 
 
 def _unit(compared: Agreement, slope: float | None) -> Iterator[Finding]:
     factors = suspects(FORCE_UNITS, "eV/Å")
-    ratio, words = compared.ratio, likeliest(compared, factors)
-    found = f"the teacher's forces are {ratio:.3g} times the labels"
-    clear = not 1 / CLEAR_FACTOR < ratio < CLEAR_FACTOR
-    if clear and words:
-        message = f"{found}: {words}; convert that side and write it anew"
-        yield Finding("forces-unit", "error", "forces", message)
-    elif words and slope is not None and _softer(compared, slope, factors.values()):
-        message = (
-            f"{found}, though its energies vary {slope:.3g} times as much as theirs: perhaps "
-            f"{words}; compare forces with differences of the energy"
+    found = f"the teacher's forces are {compared.ratio:.3g} times the labels"
+    softness = abs(slope) if slope is not None else 1.0
+    words, plain = likeliest(compared, factors, softness), likeliest(compared, factors)
+
+    if not compared.is_sized and words and _is_certain(compared, slope, factors.values()):
+        text = f"{found}: {words}; convert that side and write it anew"
+        yield Finding("forces-unit", "error", "forces", text)
+    elif not compared.is_sized and plain:
+        energies = (
+            "energies say nothing of it" if slope is None else f"energies vary {slope:.3g} times"
         )
-        yield Finding("forces-unit", "warning", "forces", message)
-    elif not 0.5 < ratio < 2:
-        message = f"{found}, by no factor of a common unit; look where both come from"
-        yield Finding("forces-scale", "warning", "forces", message)
+        text = (
+            f"{found}, near a unit's factor ({plain}), but {energies}: more likely the teacher is "
+            "poor or hardly trained. If it is the unit, convert that side"
+        )
+        yield Finding("forces-scale", "warning", "forces", text)
+    elif plain and slope is not None and _softer(compared, abs(slope), factors.values()):
+        text = (
+            f"{found}, though its energies vary {slope:.3g} times as much as theirs: perhaps "
+            f"{plain}; compare forces with differences of the energy"
+        )
+        yield Finding("forces-unit", "warning", "forces", text)
+    elif not 0.5 < compared.ratio < 2:
+        text = f"{found}, by no factor of a common unit; look where both come from"
+        yield Finding("forces-scale", "warning", "forces", text)
+
+
+def _is_certain(compared: Agreement, slope: float | None, factors: Iterable[float]) -> bool:
+    """Return whether a unit is the reason, and not a poor teacher, for forces of a wrong size.
+
+    Energies of the right size say so, as then nothing else explains the forces; without energies,
+    only forces that follow almost perfectly and lie at the very factor.
+    """
+    if slope is not None:
+        return 1 / CLEAR_FACTOR < abs(slope) < CLEAR_FACTOR
+    nearest = min(compared.distance(factor) for factor in factors)
+    return abs(compared.cosine) > NEARLY_ONE and nearest < AT_FACTOR
 
 
 def _softer(compared: Agreement, slope: float, factors: Iterable[float]) -> bool:

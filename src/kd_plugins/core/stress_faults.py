@@ -23,19 +23,25 @@ LARGE_STRESS = 0.003
 FOLLOWS, STRANGE = 0.5, 0.3
 """Cosine and rank correlation of pressures above which stress follows, and below which it does
 not; both, because pressures of one sign agree in direction without following."""
+AT_FACTOR = 0.2
+"""Distance to a unit's factor, in natural logarithms, of stress that alone shows a wrong unit."""
 FEWEST_SHEARED = 3
 """Structures with shear, below which nothing is said of its order."""
 _ORDERS = {"teacher's": [0, 1, 2, 4, 5, 3], "label": [0, 1, 2, 5, 3, 4]}
 """What makes ASE's order of the teacher's components, if that or the label is in VASP's."""
 
 
-def stress_faults(cases: Sequence[Case], force_cosine: float | None) -> list[Finding]:
+def stress_faults(
+    cases: Sequence[Case], force_cosine: float | None, softness: float | None
+) -> list[Finding]:
     """Compare a teacher's stress with the labels, in structures that are periodic all around.
 
     Args:
         cases: with stress or without.
         force_cosine: how well forces follow, None if not known. Where they do not, nothing is
             claimed of units: any teacher's pressure goes with the density, one way or the other.
+        softness: by how much the teacher's energies or forces are larger than the labels, None if
+            not known. Stress of a teacher that is soft all over is in no other unit.
     """
     periodic = [case for case in cases if case.structure.pbc.all()]
     kept, teachers, labels = paired(periodic, "stress")
@@ -52,7 +58,8 @@ def stress_faults(cases: Sequence[Case], force_cosine: float | None) -> list[Fin
     if not (min(follows) > FOLLOWS or max(follows) < -FOLLOWS):
         return []
     order = _order(list(zip(teachers, labels, strict=True)), np.sign(compared.cosine))
-    return [*_sign(follows), *_scale(compared, volumes), *order]
+    is_sound = softness is None or 1 / CLEAR_FACTOR < softness < CLEAR_FACTOR
+    return [*_sign(follows, is_sound), *_scale(compared, volumes, softness), *order]
 
 
 def _measure(compared: Agreement, volumes: Values) -> Values:
@@ -82,31 +89,42 @@ def _unrelated(follows: tuple[float, float]) -> Finding:
     )
 
 
-def _sign(follows: tuple[float, float]) -> Iterator[Finding]:
+def _sign(follows: tuple[float, float], is_sound: bool) -> Iterator[Finding]:
     if max(follows) < 0:
         yield Finding(
             "stress-sign",
-            "error",
+            "error" if is_sound else "warning",
             "stress",
             f"the teacher's stress is opposite to the labels (mean cosine {follows[0]:.2f}): one "
             "side has pressure positive, as VASP does, but tension must be; turn its sign",
         )
 
 
-def _scale(compared: Agreement, volumes: Values) -> Iterator[Finding]:
+def _scale(compared: Agreement, volumes: Values, softness: float | None) -> Iterator[Finding]:
+    if compared.is_sized:
+        return
     factors: dict[str, float | Values] = dict(suspects(STRESS_UNITS, "eV/Å³"))
     factors["the teacher's values are virials (stress times volume)"] = volumes
     factors["the labels are virials (stress times volume)"] = 1 / volumes
     words = likeliest(compared, factors)
-    if 1 / CLEAR_FACTOR < compared.ratio < CLEAR_FACTOR:
-        return
-    yield Finding(
-        "stress-unit" if words else "stress-scale",
-        "error" if words else "warning",
-        "stress",
-        f"the teacher's stress is {compared.ratio:.3g} times the labels: "
-        + (f"{words}; convert that side and write it anew" if words else "no common unit's factor"),
-    )
+    found = f"the teacher's stress is {compared.ratio:.3g} times the labels: "
+
+    # Without energies and forces, only stress at the very factor shows a wrong unit.
+    if softness is None:
+        is_certain = min(compared.distance(factor) for factor in factors.values()) < AT_FACTOR
+        known = "nothing else speaks for it"
+    else:
+        is_certain = 1 / CLEAR_FACTOR < softness < CLEAR_FACTOR
+        known = f"its energies and forces vary {softness:.3g} times as much as the labels"
+
+    if words and is_certain:
+        text = f"{found}{words}; convert that side and write it anew"
+        yield Finding("stress-unit", "error", "stress", text)
+    elif words:
+        text = f"{found}perhaps {words}, but {known}: more likely the teacher is poor"
+        yield Finding("stress-scale", "warning", "stress", text)
+    else:
+        yield Finding("stress-scale", "warning", "stress", f"{found}no common unit's factor")
 
 
 def _order(pairs: Sequence[tuple[Values, Values]], sign: float) -> Iterator[Finding]:

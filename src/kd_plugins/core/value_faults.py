@@ -11,8 +11,12 @@ from kd_plugins.core.cases import Case, Finding, Severity, Values, first_ids, sh
 
 MANY_MISSING = 0.1
 """Share of structures without a teacher's value above which that is an error."""
-PLACEHOLDER = {"energy": 0.0, "forces": 0.05, "stress": 1e-3}
-"""What the other side must at least say, largest component in our units, where one says 0."""
+PLACEHOLDER = {"energy": 0.01, "forces": 0.05, "stress": 1e-3}
+"""What the other side must at least say, largest component in our units and energies per atom,
+where one says 0."""
+OF_USUAL = 0.03
+"""Part of what it says of most structures that it must at least say there: the noise of a teacher
+in another unit may be large in itself where symmetry lets forces vanish."""
 SUM_TOLERANCE = 0.01
 """eV/atom by which atomic energies may miss the energy."""
 _FLOAT16 = 1e-3
@@ -114,21 +118,40 @@ def _may_have(case: Case, name: str) -> bool:
 
 
 def _placeholders(column: _Column, other: _Column) -> Iterator[Finding]:
-    """Find exact zeros where the other side says otherwise; no energy is 0 anyway."""
-    if column.name not in PLACEHOLDER:
+    """Find exact zeros where the other side says otherwise.
+
+    Energies may be 0 for a reason, such as an element's formation energy or the frame that all
+    others are relative to; forces vanish by symmetry, on a single atom always.
+    """
+    name = column.name
+    if name not in PLACEHOLDER:
         return iter(())
-    rows = zip(column.cases, column.usable, other.usable, strict=True)
+    sizes = [_size(case, name, told) for case, told in zip(other.cases, other.usable, strict=True)]
+    usual = float(np.median([size for size in sizes if size] or [0.0]))
+    least = max(PLACEHOLDER[name], OF_USUAL * usual)
     bad = [
         case
-        for case, value, told in rows
-        if value is not None and case.n_atoms > 0 and not value.any() and _says(column.name, told)
+        for case, value, size in zip(column.cases, column.usable, sizes, strict=True)
+        if value is not None
+        and not value.any()
+        and (size is None and name == "energy" or size is not None and size > least)
+        and not (name == "forces" and case.n_atoms < 2)
     ]
+    if name == "energy":
+        words = (
+            "are exactly 0: if these are placeholders for missing ones, leave them out; energies "
+            "relative to a frame or to the elements may be 0"
+        )
+        return column.finding("zeros", "warning", bad, words)
     words = "are exactly 0 where they should not be: placeholders for missing ones? Leave them out"
     return column.finding("zeros", "error", bad, words)
 
 
-def _says(name: str, told: Values | None) -> bool:
-    return name == "energy" if told is None else bool(np.abs(told).max() > PLACEHOLDER[name])
+def _size(case: Case, name: str, told: Values | None) -> float | None:
+    """Return the largest component, of an energy per atom; None where there is none."""
+    if told is None or told.size == 0:
+        return None
+    return float(np.abs(told).max()) / (case.n_atoms if name == "energy" else 1)
 
 
 def _sums(columns: dict[str, _Column]) -> Iterator[Finding]:
