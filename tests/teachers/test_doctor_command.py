@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with labels and a store of targets that are those labels."""
     monkeypatch.chdir(tmp_path)
     ase.io.write("labels.extxyz", crystals(16))
-    assert cli.main("label labels.extxyz --teacher emt --store targets".split()) == 0
+    assert cli.main(["label", "labels.extxyz", "--teacher", "emt", "--store", "targets"]) == 0
     return tmp_path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -11,7 +12,7 @@ import ase.db
 from kd_plugins.teachers.compressed import decompressed, open_binary, plain_name
 from kd_plugins.teachers.mptrj import is_mptrj
 from kd_plugins.teachers.structures import DATABASES
-from kd_plugins.teachers.xyz import XYZ, count_xyz
+from kd_plugins.teachers.xyz import XYZ, count_xyz, lines_of
 
 _LATTICE = b'"lattice"'
 """Stands once in each structure of an MPtrj JSON."""
@@ -25,7 +26,7 @@ def count_structures(paths: Sequence[str | Path]) -> int:
     format counts as one, and so does one that cannot be read: whoever reads it will say why.
     """
     given = [paths] if isinstance(paths, str | Path) else paths
-    return sum(_count(Path(path)) for path in given)
+    return sum(_count(Path(os.path.expanduser(path))) for path in given)
 
 
 def _count(path: Path) -> int:
@@ -33,7 +34,7 @@ def _count(path: Path) -> int:
     try:
         if suffix in XYZ:
             with open_binary(path) as file:
-                return count_xyz(file)
+                return count_xyz(lines_of(file))
         if suffix == ".json" and is_mptrj(path):
             with open_binary(path) as file:
                 return count_lattices(file)

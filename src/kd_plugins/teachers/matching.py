@@ -26,19 +26,21 @@ class Matching:
         seed: of the sample.
 
     Raises:
-        ValueError: for a limit below one.
+        ValueError: for a limit below one or a seed that is none.
     """
 
     def __init__(self, store: TargetStore, limit: int, seed: int) -> None:
         if limit < 1:
             raise ValueError(f"limit: expected at least one structure to examine, got {limit}")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed: expected a whole number from 0 to 2**63 - 1, got {seed!r:.40}")
         self.store, self.limit = store, limit
         self.sample: list[Case] = []
         self.n_labels = 0
         self._generator = np.random.default_rng(seed)
         self._n_matched = 0
-        self._seen: set[str] = set()
-        self._twice: list[str] = []
+        self._seen: dict[str, str] = {}
+        self._twice: list[tuple[str, str]] = []
         self._without: list[str] = []
         self._damaged: list[tuple[str, str]] = []
         self._different: list[tuple[str, str]] = []
@@ -49,9 +51,9 @@ class Matching:
         name = frame.structure_id
         self.n_labels += 1
         if name in self._seen:
-            self._twice.append(name)
+            self._twice.append((name, f"{self._seen[name]} and {frame.place}"))
             return
-        self._seen.add(name)
+        self._seen[name] = frame.place
         try:
             record = self.store.record(name)
         except KeyError:
@@ -87,12 +89,13 @@ class Matching:
         targets = list(self.store.ids())
         alone = [name for name in targets if name not in self._seen]
         yield from self._missing(targets, alone)
+        where = f" ({self._twice[0][0]!r}: {self._twice[0][1]})" if self._twice else ""
         yield from _finding(
             "id-twice",
             "error",
-            self._twice,
-            "labels have an id that another one has, and only the first was examined; give each "
-            "structure its own",
+            [name for name, _ in self._twice],
+            f"labels have an id that another one has{where}, and only the first was examined; give "
+            "each structure its own",
         )
         damaged = [name for name, _ in self._damaged]
         reason = self._damaged[0][1] if self._damaged else ""

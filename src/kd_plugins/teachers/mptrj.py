@@ -13,6 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from kd_plugins.teachers.compressed import open_binary
+from kd_plugins.teachers.limits import MATERIAL, BoundedJson, largest
 
 FIELDS = frozenset(
     {
@@ -40,10 +41,13 @@ def is_mptrj(path: Path) -> bool:
     """Return whether a JSON file opens as MPtrj does: material, frame, a field of a frame."""
     depth = 0
     with open_binary(path) as file:
-        for event, value in ijson.basic_parse(file):
+        bounded = BoundedJson(file, largest(MATERIAL), "its beginning")
+        for event, value in ijson.basic_parse(bounded):
             depth += (event == "start_map") - (event == "end_map")
             if depth == 3 and event == "map_key":
                 return value in FIELDS
+            if event not in ("start_map", "map_key", "end_map"):
+                return False
     return False
 
 
@@ -58,21 +62,28 @@ def read_mptrj(path: Path) -> Iterator[Atoms]:
 
     Raises:
         ValueError: naming the frame, for a disordered site, a field that is missing or has another
-            shape, or corrected energies that contradict each other.
+            shape, or corrected energies that contradict each other; for a material that would fill
+            the memory.
     """
     with open_binary(path) as file:
-        for material, frames in ijson.kvitems(file, "", use_float=True, buf_size=1 << 20):
+        bounded = BoundedJson(file, largest(MATERIAL), "one material")
+        for material, frames in ijson.kvitems(bounded, "", use_float=True, buf_size=1 << 20):
+            bounded.next_record()
+            if not isinstance(frames, Mapping):
+                raise ValueError(f"material {material!r}: expected its frames, got {frames!r:.40}")
             for frame_id, frame in frames.items():
                 yield _atoms(material, frame_id, frame)
 
 
 def _atoms(material: str, frame_id: str, frame: Mapping[str, Any]) -> Atoms:
     try:
+        if not isinstance(frame, Mapping):
+            raise TypeError(f"expected an object, got {frame!r:.40}")
         atoms = _structure(frame["structure"])
         atoms.calc = SinglePointCalculator(atoms, **_labels(frame, len(atoms)))
     except KeyError as error:
         raise ValueError(f"frame {frame_id!r}: {error} is missing, or no element") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"frame {frame_id!r}: {error}") from error
     atoms.info = {"frame_id": frame_id, "mp_id": material}
     return atoms

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import os
+import stat
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import ase.db
-import ase.io
 import numpy as np
 from ase import Atoms
 from ase.db.core import Database
@@ -22,13 +25,16 @@ from numpy.typing import NDArray
 from kd_plugins.core.quantities import QUANTITIES
 from kd_plugins.core.structure import Structure
 from kd_plugins.teachers.compressed import decompressed, plain_name
+from kd_plugins.teachers.formats import read_by_ase
+from kd_plugins.teachers.limits import STRUCTURE, BoundedJson, largest
 from kd_plugins.teachers.mptrj import is_mptrj, read_mptrj
-from kd_plugins.teachers.xyz import XYZ, check_whole
+from kd_plugins.teachers.xyz import XYZ, read_xyz
 
 DATABASES = (".db", ".json", ".aselmdb")
 PAGE = 1000
 """Rows of an SQLite database that are held at once."""
 _ID_KEYS = ("structure_id", "frame_id")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +47,13 @@ class Frame:
         labels: quantity name to float64 array, those that the source holds: energy () in eV of the
             whole structure, forces (N, 3) in eV/Å as computed, whatever the constraints, stress
             (6,) in eV/Å³ with ASE's order and sign, and so on. NaN is passed on as it came.
+        place: the file and the structure's number in it, for messages.
     """
 
     structure_id: str
     atoms: Atoms
     labels: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    place: str = ""
 
 
 def to_structure(atoms: Atoms) -> Structure:
@@ -71,8 +79,9 @@ def read_structures(paths: Sequence[str | Path], ids: str = "auto") -> Iterator[
     """Return the structures of some files one after another, in flat memory.
 
     A file may be anything that ASE reads, an ASE database (``.db``, ``.json``) or MPtrj's JSON,
-    and compressed (``.gz``, ``.xz``, ``.bz2``). ASE keeps the place of each frame of an extended
-    xyz, and the whole of a JSON database.
+    and compressed (``.gz``, ``.xz``, ``.bz2``). ASE keeps the whole of a JSON database. How much a
+    file may unpack to and how large one structure may be has a limit, see
+    `kd_plugins.teachers.limits`.
 
     ``ids`` says how a structure gets its identity:
 
@@ -90,42 +99,81 @@ def read_structures(paths: Sequence[str | Path], ids: str = "auto") -> Iterator[
 
     Raises:
         FileNotFoundError: at once, for a path that is not there.
+        OSError: at once, for one that may not be read.
         ValueError: at once, for a folder or an empty file; while reading, for a format that is not
-            known or content that cannot be read; a disordered site is one.
+            known or content that cannot be read; a disordered site is one. So are no atoms, what
+            is no element, a number that is not finite, and a periodic cell without a volume.
         KeyError: for a structure without one of the keys of ``ids``.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
-    for path in given:
-        check_file(Path(path))
-    return chain.from_iterable(_frames(path, ids) for path in given)
+    found = [Path(os.path.expanduser(path)) for path in given]
+    for path in found:
+        check_file(path)
+    return chain.from_iterable(_frames(path, ids) for path in found)
 
 
 def check_file(path: Path) -> None:
-    """Raise a FileNotFoundError or ValueError for a path that is no file with something in it."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; expected one with structures")
-    if path.is_dir():
+    """Raise an OSError or ValueError for a path that is no file with something to read in it."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; expected one with structures") from None
+    except OSError as error:
+        raise OSError(f"{path}: expected a file with structures: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is no name of a file: {error}") from error
+    if stat.S_ISDIR(found.st_mode):
         raise ValueError(f"{path} is a folder; name the files in it")
-    if path.stat().st_size == 0:
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} is a pipe or device; expected a file, which is read twice")
+    if found.st_size == 0:
         raise ValueError(f"{path} is empty; expected structures")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{path}: you may not read it; change its permissions")
 
 
-def _frames(given: str | Path, ids: str) -> Iterator[Frame]:
-    path = Path(given)
+def _frames(path: Path, ids: str) -> Iterator[Frame]:
     stem = Path(plain_name(path)).stem
     place = str(path.parent / stem) if ids == "path" else stem
-    rows = _readable(path)
-    first = list(islice(rows, 2))
-    for index, (row_id, atoms) in enumerate(chain(first, rows)):
-        number = index if row_id is None else row_id
-        alone = row_id is None and len(first) == 1
-        structure_id = _identity(atoms, ids, place if alone else f"{place}:{number}", path)
-        labels = _labels(atoms)
-        atoms.calc = None
-        yield Frame(structure_id, atoms, labels)
+    told = set[str]()
+    with closing(_readable(path)) as rows:  # a temporary copy goes with it, whatever happens
+        first = list(islice(rows, 2))
+        for index, (row_id, atoms) in enumerate(chain(first, rows)):
+            number = index if row_id is None else row_id
+            alone = row_id is None and len(first) == 1
+            structure_id = _identity(atoms, ids, place if alone else f"{place}:{number}", path)
+            where = f"{path}:{number}"
+            try:
+                _check_sound(atoms)
+                labels = _labels(atoms)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            _warn_of_case(atoms, where, told)
+            atoms.calc = None
+            yield Frame(structure_id, atoms, labels, where)
 
 
-def _readable(path: Path) -> Iterator[tuple[int | None, Atoms]]:
+def _check_sound(atoms: Atoms) -> None:
+    """Raise a ValueError for a structure of which no calculator could say anything."""
+    to_structure(atoms)
+    vectors = atoms.cell.array[atoms.pbc]
+    if len(vectors) and np.linalg.matrix_rank(vectors) < len(vectors):
+        raise ValueError(
+            f"it is periodic along {atoms.pbc.tolist()}, but its cell {vectors.tolist()} has no "
+            "volume there; mend the lattice or pbc"
+        )
+
+
+def _warn_of_case(atoms: Atoms, where: str, told: set[str]) -> None:
+    """Say once a file which keys are labels but for capital letters, and so are not read."""
+    for key in {*atoms.info, *atoms.arrays} - set(QUANTITIES) - told:
+        told.add(key)
+        if str(key).lower() in QUANTITIES:
+            name = str(key).lower()
+            logger.warning(f"{where}: {key!r} is not read; if it is the label, call it {name!r}")
+
+
+def _readable(path: Path) -> Generator[tuple[int | None, Atoms], None, None]:
     """Yield what `_atoms` does, and say of every error where it came from."""
     n_read = 0
     try:
@@ -136,11 +184,24 @@ def _readable(path: Path) -> Iterator[tuple[int | None, Atoms]]:
         raise ValueError(f"{path}: ASE knows no format for it ({error})") from error
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read beyond its first {n_read} structures: "
-            f"{type(error).__name__}: {error}"
+            f"{path} cannot be read beyond its first {n_read} structures: {_reason(error)}"
         ) from error
     if n_read == 0:
         raise ValueError(f"{path} holds no structure")
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line why a file cannot be read."""
+    text = " ".join(str(error).split())[:400]
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 text (byte 0x{error.object[error.start]:02x})"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else f"its reader ended in {type(error)!r}"
 
 
 def _atoms(path: Path) -> Iterator[tuple[int | None, Atoms]]:
@@ -151,17 +212,10 @@ def _atoms(path: Path) -> Iterator[tuple[int | None, Atoms]]:
     with decompressed(path) as plain:
         if plain.suffix in DATABASES:
             yield from _rows(plain)
+        elif plain.suffix in XYZ:
+            yield from ((None, atoms) for atoms in read_xyz(plain))
         else:
-            yield from _from_ase(plain)
-
-
-def _from_ase(path: Path) -> Iterator[tuple[None, Atoms]]:
-    n_read = 0
-    for atoms in ase.io.iread(str(path), ":", do_not_split_by_at_sign=True):
-        yield None, _ordered(atoms)
-        n_read += 1
-    if path.suffix in XYZ:
-        check_whole(path, n_read)
+            yield from ((None, _ordered(atoms)) for atoms in read_by_ase(plain))
 
 
 def _ordered(atoms: Atoms) -> Atoms:
@@ -176,6 +230,11 @@ def _ordered(atoms: Atoms) -> Atoms:
 
 
 def _rows(path: Path) -> Iterator[tuple[int | None, Atoms]]:
+    if path.suffix == ".json":
+        with path.open("rb") as file:
+            bounded = BoundedJson(file, largest(STRUCTURE), "an ASE JSON database")
+            while bounded.read(1 << 20):
+                pass
     database: Any = ase.db.connect(path, use_lock_file=False, serial=True)
     with database:
         for row in _selected(database):
@@ -223,11 +282,17 @@ def _labels(atoms: Atoms) -> dict[str, NDArray[np.float64]]:
     results = atoms.calc.results if atoms.calc is not None else {}
     held = {**atoms.info, **atoms.arrays, **results}
     held.setdefault("atomic_energies", results.get("energies"))
-    labels = {
-        name: np.asarray(held[name], dtype=np.float64)
-        for name in QUANTITIES
-        if held.get(name) is not None
-    }
+    labels = {name: _real(name, held[name]) for name in QUANTITIES if held.get(name) is not None}
     if "stress" in labels and labels["stress"].shape == (3, 3):
         labels["stress"] = full_3x3_to_voigt_6_stress(labels["stress"])
     return labels
+
+
+def _real(name: str, value: Any) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "iufO":
+            return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):  # ragged, or no numbers
+        pass
+    raise ValueError(f"{name}: expected real numbers, got {value!r:.60}")
