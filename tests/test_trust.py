@@ -226,8 +226,8 @@ TEACHERS = [
     for name, key, host in (
         ("chgnet", "model", "chgnet"),
         ("chgnet+d3", "model", "chgnet"),
-        ("eqv2", "checkpoint", "fairchem"),
-        ("fairchem", "checkpoint", "fairchem"),
+        ("eqv2", "checkpoint", "fairchem-core"),
+        ("fairchem", "checkpoint", "fairchem-core"),
     )
     for there in (is_installed(host),)
 ]

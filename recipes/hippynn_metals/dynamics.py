@@ -19,14 +19,13 @@ from typing import Any
 import ase.io
 import torch
 from ase import units
-from hippynn.experiment.serialization import load_model_from_cwd
 from hippynn.interfaces.ase_interface import calculator_from_model
-from hippynn.tools import active_directory
 from liquid import crystal, molten
 from study import Study, open_study, write_json
 from tqdm import tqdm
 
 from kd_plugins.evaluate import autograd_bytes, equilibrated, nve, rdf
+from kd_plugins.hippynn.folder import load_model
 
 SKIN = 0.5
 """Å; hippynn's default of 1 gives a solid three times the pairs that it needs."""
@@ -38,9 +37,7 @@ EQUILIBRATION, STEPS = 500, 2000
 
 def calculator(folder: Path) -> Any:
     """Return a run's model as an ASE calculator."""
-    with active_directory(str(folder), create=False):
-        model = load_model_from_cwd(map_location="cpu")
-    made = calculator_from_model(model, en_unit=units.eV, skin=SKIN)
+    made = calculator_from_model(load_model(folder), en_unit=units.eV, skin=SKIN)
     made.to(torch.float32)
     return made
 
