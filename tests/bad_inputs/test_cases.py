@@ -20,7 +20,8 @@ def test_it_is_refused_clearly(case: Case, folder: Path, names: dict[str, Any]) 
     """By a message that names what is wrong; nothing is left behind."""
     if case.needs in ABSENT_HOSTS:
         pytest.skip(f"{case.needs} is not installed")
-    assert complaint(case, names) is None
+    found = complaint(case, names)
+    assert found is None
 
 
 @pytest.fixture(scope="session")

@@ -94,6 +94,10 @@ def _quantities(words: Sequence[str] | None) -> dict[str, str] | None:
     from kd_plugins.teachers.precision import DEFAULT_DTYPES
 
     pairs = [word.partition(":") for word in words or ()]
+    names = [name for name, _, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"--quantities: {twice[0]!r} is named twice; name each once")
     chosen = {name: dtype or DEFAULT_DTYPES[quantity(name).name] for name, _, dtype in pairs}
     return chosen or None
 
@@ -147,7 +151,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from kd_plugins.teachers import load_teacher, read_structures
     from kd_plugins.teachers.align import align
     from kd_plugins.teachers.doctor import diagnose, frames_of
-    from kd_plugins.teachers.verdict import render
+    from kd_plugins.teachers.verdict import added, render
 
     store = TargetStore.open(arguments.store)
     teacher = _asked(arguments.ask_teacher, store.manifest.teacher)
@@ -163,8 +167,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.fix is None:
         return diagnosis.exit_code
     diagnosis.check_fixable()
-    align(store, diagnosis.references, arguments.fix)
+    aligned = align(store, diagnosis.references, arguments.fix)
     print(f"{arguments.fix} holds the same targets with the labels' energy zero")
+    print(added(aligned.manifest))
     return diagnosis.exit_code
 
 

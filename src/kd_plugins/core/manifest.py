@@ -46,6 +46,8 @@ class Manifest:
         """Check the quantities and their dtypes."""
         for name, expected in _EXPECTED.items():
             _check(name, getattr(self, name), expected)
+        if not self.teacher.strip():
+            raise ValueError("teacher: expected a name, got an empty one")
         if not self.dtypes:
             raise ValueError("a store needs at least one quantity")
         for name, dtype in self.dtypes.items():
@@ -149,7 +151,8 @@ def _read(text: str | bytes, where: str) -> dict[str, Any]:
     try:
         content = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        why: object = "nested too deeply" if isinstance(error, RecursionError) else error
+        why = "not UTF-8" if isinstance(error, UnicodeDecodeError) else why
         raise StoreError(
             f"{where}: its manifest.json is not JSON ({why}); restore it from a copy"
         ) from error

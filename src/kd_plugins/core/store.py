@@ -278,6 +278,8 @@ class TargetStore:
             StoreError: if a store has another teacher or other quantities, or if one id stands for
                 different records; what was copied before stays.
         """
+        if isinstance(others, TargetStore):
+            raise ValueError("expected a list of stores to merge, got one; write merge([store])")
         for other in others:
             if not isinstance(other, TargetStore):
                 raise ValueError(

@@ -16,9 +16,11 @@ from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 from tqdm import tqdm
 
 from kd_plugins.core.files import whole_file
+from kd_plugins.core.numbers import shown
 from kd_plugins.core.quantities import quantity
 from kd_plugins.core.record import Record
 from kd_plugins.core.store import TargetStore
+from kd_plugins.teachers.given import check_names
 from kd_plugins.teachers.structures import to_atoms
 
 SUFFIXES = (".extxyz", ".xyz")
@@ -41,13 +43,19 @@ def export_extxyz(store: TargetStore, path: str | Path, ids: Iterable[str] | Non
             order in which its workers happened to be done.
 
     Raises:
-        ValueError: for another suffix, or an id that extended xyz cannot hold.
+        ValueError: for another suffix, no structure, what is no store, or an id that extended xyz
+            cannot hold.
         KeyError: for an id that the store has not.
         OSError: naming the file, if it cannot be written; nothing is then left of it.
 
     Warns:
         UserWarning: naming quantities such as embeddings, which are left out.
     """
+    if not isinstance(store, TargetStore):
+        raise ValueError(
+            f"store: expected a TargetStore, got {shown(store)}; open it with TargetStore.open"
+        )
+    check_names("ids", ids)
     path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path.name}: expected a name that ends in {' or '.join(SUFFIXES)}")
@@ -56,6 +64,8 @@ def export_extxyz(store: TargetStore, path: str | Path, ids: Iterable[str] | Non
     if left_out:
         warnings.warn(f"{path.name} goes without {', '.join(left_out)}", stacklevel=2)
     ids = sorted(store.ids()) if ids is None else list(ids)
+    if not ids:
+        raise ValueError(f"{store.folder}: there is no structure to export; label some first")
     with whole_file(path) as file:
         for structure_id in tqdm(ids, desc="export", unit=" structures", disable=None):
             text = io.StringIO()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from kd_plugins.core.numbers import shown
 from kd_plugins.core.shard import StoreError
 from kd_plugins.core.store import TargetStore
 
@@ -59,6 +60,10 @@ def failures(store: TargetStore) -> dict[str, str]:
     Raises:
         StoreError: if the file holds something else, or cannot be read.
     """
+    if not isinstance(store, TargetStore):
+        raise ValueError(
+            f"store: expected a TargetStore, got {shown(store)}; open it with TargetStore.open"
+        )
     return {name: why for name, why in _read(store.folder / FAILURES).items() if name not in store}
 
 

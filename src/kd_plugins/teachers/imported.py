@@ -11,8 +11,10 @@ import torch
 from tqdm import tqdm
 
 from kd_plugins.core.manifest import DTYPES, Manifest
+from kd_plugins.core.numbers import shown
 from kd_plugins.core.record import BATCH_RECORDS, Record, batches, pack
 from kd_plugins.core.store import TargetStore
+from kd_plugins.teachers.given import check_names
 from kd_plugins.teachers.precision import default_dtypes
 from kd_plugins.teachers.structures import Frame, read_structures, to_structure
 from kd_plugins.teachers.table import read_table
@@ -52,8 +54,12 @@ def import_labels(
             wrong shape, or if its id was already given to another structure or other labels.
         StoreError: if the folder holds another teacher's targets.
     """
-    if not teacher.strip():
-        raise ValueError("teacher is empty; name it, with its version and mode")
+    if not isinstance(teacher, str) or not teacher.strip():
+        raise ValueError(
+            f"teacher is empty or no text, {shown(teacher)}; name it, with its version and mode"
+        )
+    check_names("quantities", quantities)
+    check_names("optional", optional)
     frames = _frames(paths, ids)
     first = next(frames)
     required = [name for name in quantities or first.labels if name not in optional]

@@ -6,15 +6,17 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from tqdm import tqdm
 
 from kd_plugins.core.manifest import Manifest
+from kd_plugins.core.numbers import check_whole, shown
 from kd_plugins.core.shard import key
 from kd_plugins.core.store import MANIFEST, TargetStore
 from kd_plugins.teachers.calculator import check_quantities
 from kd_plugins.teachers.engines import Engine, SerialEngine
+from kd_plugins.teachers.given import check_names, checked
 from kd_plugins.teachers.label_run import LabelReport, LabelRun
 from kd_plugins.teachers.precision import DEFAULT_DTYPES
 from kd_plugins.teachers.process_engine import ProcessEngine
@@ -64,8 +66,15 @@ def label(
         TeacherError: if the teacher cannot be made or lacks a quantity, or if workers keep dying.
         StoreError: if the store has another teacher or other quantities, cannot be written, or is
             being written.
-        ValueError: if one id stands for two different structures.
+        ValueError: if one id stands for two different structures, there is no structure, or what
+            was given is something else.
     """
+    _check_given(teacher, quantities)
+    if engine not in get_args(EngineName):
+        raise ValueError(
+            f"engine: expected {' or '.join(get_args(EngineName))}, got {shown(engine)}"
+        )
+    check_whole("workers", workers)
     if engine != "serial" and not isinstance(teacher, str):
         raise TeacherError(
             f"engine {engine!r}: give the teacher by name, each worker makes its own"
@@ -80,10 +89,11 @@ def label(
     manifest = _manifest(name, made, store, quantities)
 
     # Before there is a store, so that none is left of a file that cannot be read.
-    found = iter(frames)
+    found = checked(frames)
     first = list(islice(found, 1))
-    for frame in first:
-        key(frame.structure_id)
+    if not first:
+        raise ValueError("there is no structure to label; expected one Frame or more")
+    key(first[0].structure_id)
 
     opened = TargetStore.create(store, manifest)
     _warn_of_versions(opened.manifest, manifest)
@@ -95,6 +105,16 @@ def label(
         finally:
             running.close()
             bar.close()
+
+
+def _check_given(teacher: object, quantities: object) -> None:
+    """Refuse what is no teacher, and one text in the place of a list of quantities."""
+    if not isinstance(teacher, str) and not hasattr(teacher, "quantities"):
+        raise ValueError(
+            "teacher: expected its name, as for kd-plugins label, or a Teacher, got "
+            f"{shown(teacher)}; wrap an ASE calculator as CalculatorTeacher(calculator)"
+        )
+    check_names("quantities", quantities)
 
 
 def _manifest(
