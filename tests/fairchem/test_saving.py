@@ -92,7 +92,13 @@ def with_code(path: Path) -> None:
     torch.save({**tiny.load(path), "extra": Code()}, path)
 
 
+def with_another_file(path: Path) -> None:
+    """Name a file of scale factors, which fairchem would unpickle."""
+    torch.save({**tiny.load(path), "scale_dict": "scales.pt"}, path)
+
+
 BAD = {
+    "another file": ("checkpoint.pt", with_another_file, "scale_dict: expected numbers by name"),
     "cut": ("checkpoint.pt", cut, r"checkpoint .*checkpoint.pt: is (cut short|damaged)"),
     "a web page": ("checkpoint.pt", web_page, "checkpoint.pt: is a web page"),
     "empty": ("checkpoint.pt", lambda path: path.write_bytes(b""), "checkpoint.pt: is empty"),

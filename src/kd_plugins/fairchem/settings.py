@@ -11,6 +11,7 @@ from kd_plugins.config import ConfigError, distance, read_config, reader, weight
 from kd_plugins.core.distances import Distance
 from kd_plugins.core.doctor import check_allow
 from kd_plugins.core.loss import CrackTerm, DistanceTerm, DistillationLoss, InstanceTerm, Term
+from kd_plugins.core.numbers import check_seed
 from kd_plugins.core.relations import Crack, Instance
 from kd_plugins.core.schedules import Schedule
 
@@ -244,6 +245,7 @@ class DistillSettings:
                 "student.initialize: teacher copies the teacher's weights, which targets do not "
                 "hold; give teacher.checkpoint as well, which is then read for that only"
             )
+        check_seed("seed", self.seed)
         if self.preflight < 1:
             raise ValueError(f"preflight must be >= 1, got {self.preflight}")
 

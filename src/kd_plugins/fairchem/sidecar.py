@@ -11,6 +11,7 @@ import torch
 
 from kd_plugins.config import ConfigError
 from kd_plugins.core.files import whole_file
+from kd_plugins.core.numbers import shown
 from kd_plugins.core.torch_files import load_torch_file
 
 LEAVE = "delete it and start under a new --timestamp-id"
@@ -83,6 +84,12 @@ def read_checkpoint_file(path: Path, trust_pickle: bool) -> Mapping[str, Any]:
     ]
     if missing:
         raise ConfigError(f"checkpoint {path}: not of a fairchem trainer, it has no {missing[0]}")
+    # fairchem opens, and unpickles, a file that stands in the place of the scale factors.
+    if not isinstance(state.get("scale_dict") or {}, Mapping):
+        raise ConfigError(
+            f"checkpoint {path}: scale_dict: expected numbers by name, got "
+            f"{shown(state['scale_dict'])}; save it without"
+        )
     return state
 
 

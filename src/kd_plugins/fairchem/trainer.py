@@ -44,6 +44,8 @@ class DistillMixin:
             raise ConfigError("gp_gpus: distillation needs whole graphs on each rank; leave it out")
         check_host(kwargs)
         self.settings = read_settings(task)
+        if not self.settings.terms.loss().terms:
+            logging.warning("task.distill.terms is empty: this run learns from the labels alone")
         self._source = Source.of(self.settings, kwargs.get("dataset") or {})
         self._needs = Needs()
         with naming_setup():
