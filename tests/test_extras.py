@@ -142,6 +142,7 @@ METALS = "".join(
 TRAINING = """
 train: {structures: [train.extxyz], store: taught}
 validation: {structures: [valid.extxyz], store: taught}
+student: {align: true}
 loss: {soft: {energy: 1, forces: 1}}
 optim: {learning_rate: 0.01, batch_size: 2, epochs: 1}
 out: run

@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -315,7 +316,10 @@ class DistillTrainer(Trainer):
         if OURS not in state:
             raise ValueError(f"{file} was not written by DistillTrainer; load it with CHGNet's")
         try:
-            trainer = super().load(str(file))
+            with warnings.catch_warnings():
+                # CHGNet reads the file once more, without the restriction it was read under above
+                warnings.simplefilter("ignore", FutureWarning)
+                trainer = super().load(str(file))
             trainer._restore(state[OURS])
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise ValueError(
