@@ -88,7 +88,7 @@ def _of_the_system(error: OSError) -> str:
     """Say what the system has refused, of which file, and what to do."""
     name = error.filename2 if error.filename2 is not None else error.filename
     where = _where(error) if name is None else str(name)
-    said = f"[Errno {error.errno}] {error.strerror}"
+    said = str(error.strerror)
     remedy = REMEDIES.get(error.errno or 0)
     return f"{where}: {remedy} ({said})" if remedy else f"{where}: {said}"
 

@@ -65,7 +65,7 @@ def test_what_is_refused() -> None:
     atoms, broken = at_rest(4), Springs(wrong=float("nan"))
     with pytest.raises(ValueError, match="temperature: expected a number above 0 K, got 0"):
         equilibrated(atoms, Springs(), 5, temperature=0, seed=0)
-    with pytest.raises(ValueError, match="expected a friction above 0, got -1"):
+    with pytest.raises(ValueError, match="friction: expected a number above 0 1/fs, got -1"):
         equilibrated(atoms, Springs(), 5, temperature=300, seed=0, friction=-1)
     with pytest.raises(ValueError, match="not finite after 5 steps"):
         equilibrated(atoms, broken, 5, temperature=300, seed=0, progress=False)

@@ -53,7 +53,7 @@ def test_what_has_no_volume_is_named_but_has_no_error() -> None:
 
 @pytest.mark.parametrize("reference", [0.0, -1.0, float("nan")])
 def test_a_reference_that_is_no_volume_is_refused(reference: float) -> None:
-    with pytest.raises(ValueError, match=r"a reference volume above 0 Å³, got"):
+    with pytest.raises(ValueError, match=r"reference volume: expected a number above 0 Å³, got"):
         volume_error_percent(1.0, reference)
 
 

@@ -139,8 +139,8 @@ class Experiment:
             _check_near(where, changes)
         if not set(self.arms) - {self.control, *self.unjudged}:
             raise ValueError(
-                f"arms: expected one beside the control {self.control!r} that is measured; there "
-                "is none to compare with it"
+                f"arms: expected one beside the control {self.control!r} that is measured, got "
+                f"none to compare with it (unjudged: {list(self.unjudged)})"
             )
 
 

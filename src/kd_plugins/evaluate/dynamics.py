@@ -84,7 +84,8 @@ def nve(
         progress: show a bar.
 
     Raises:
-        ValueError: for fewer steps than two notes need, or forces that are not finite.
+        ValueError: for fewer steps than two notes need, a calculator that fails on the structure,
+            forces that are not finite, or atoms that fly apart.
     """
     check_whole("nve: every", every, least=1)
     check_whole("nve: steps", steps)
@@ -96,6 +97,12 @@ def nve(
     if temperature is not None:
         atoms.set_velocities(thermal_velocities(atoms, temperature, seed))
     run = VelocityVerlet(atoms, timestep * units.fs)
+    try:
+        atoms.get_forces()
+    except Exception as error:  # whatever a foreign calculator raises, as of an element
+        why = f"{type(error).__name__}: {error}"
+        formula = atoms.get_chemical_formula()
+        raise ValueError(f"nve: the calculator fails on {formula}: {why}") from error
     for _ in range(WARM):
         run.run(1)
         check_speeds(atoms, timestep)
@@ -141,9 +148,18 @@ def check_moved(what: str, atoms: Atoms, calculator: Any, timestep: float) -> No
     """
     if not len(atoms):
         raise ValueError(f"{what}: expected a structure with atoms, got one without")
-    if not hasattr(calculator, "get_property"):
-        raise ValueError(f"{what}: expected an ASE calculator, got {shown(calculator)}")
+    check_calculator(what, calculator)
     check_number(f"{what}: timestep", timestep, above=0, unit="fs")
+
+
+def check_calculator(what: str, calculator: Any) -> None:
+    """Refuse what is no calculator of ASE's kind.
+
+    Raises:
+        ValueError: saying what came.
+    """
+    if not hasattr(calculator, "get_potential_energy"):
+        raise ValueError(f"{what}: expected an ASE calculator, got {shown(calculator)}")
 
 
 def check_speeds(atoms: Atoms, timestep: float) -> None:

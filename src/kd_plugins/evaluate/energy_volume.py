@@ -11,10 +11,16 @@ from numpy.typing import NDArray
 
 from kd_plugins.crystals.molecules import Molecules, find_molecules
 from kd_plugins.crystals.volume_scan import LINEAR_SCALES, Minimum, minimum_volume, volume_scan
+from kd_plugins.evaluate.dynamics import check_calculator
 
 
 def energies(structures: Sequence[Atoms], calculator: GetPropertiesMixin) -> NDArray[np.float64]:
-    """Return the energy of each structure in eV; the structures are not changed."""
+    """Return the energy of each structure in eV; the structures are not changed.
+
+    Raises:
+        ValueError: for what is no calculator.
+    """
+    check_calculator("energies", calculator)
     found = []
     for atoms in structures:
         trial = atoms.copy()

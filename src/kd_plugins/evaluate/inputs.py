@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.geometry.rdf import CellTooSmall
 
 from kd_plugins.evaluate.rdf import rdf
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
@@ -144,5 +143,5 @@ def _check_dynamics(settings: DynamicsSettings) -> None:
         return
     try:
         rdf([start], settings.cutoff, settings.bins)
-    except (CellTooSmall, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"dynamics: {settings.structure}: {error}") from None

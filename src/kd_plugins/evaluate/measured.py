@@ -68,6 +68,8 @@ class Measured:
         if settings.dynamics or settings.crystals:
             self.calculator()
         self.settings = planned(folder, settings, self.model.fingerprint)
+        if self.settings.dynamics and not (folder / "measured.json").exists():
+            self._check_moves(self.settings.dynamics.structure)
 
     @cached_property
     def _claimed(self) -> bool:
@@ -82,6 +84,13 @@ class Measured:
             _ = self._claimed
             write_json(path, found)
         return read_part(path, kind)
+
+    def _check_moves(self, structure: str) -> None:
+        """Refuse a structure that the potential cannot compute, before anything is written."""
+        atoms = one_structure(structure)
+        atoms.calc = self.calculator()
+        with self._moving(structure):
+            atoms.get_forces()
 
     def all_but_speed(self) -> None:
         """Measure what does not depend on the clock."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
-from ase.geometry.rdf import get_rdf
+from ase.geometry.rdf import CellTooSmall, get_rdf
 from jaxtyping import Float
 
 from kd_plugins.core.numbers import check_number, check_whole
@@ -56,8 +56,8 @@ def rdf(frames: Sequence[Atoms], cutoff: float, bins: int = 100) -> Rdf:
         bins: up to the cutoff, two or more.
 
     Raises:
-        ValueError: for no frame, a frame that is not periodic, or fewer than two bins.
-        ase.geometry.rdf.CellTooSmall: if the cutoff is more than half a cell's height.
+        ValueError: for no frame, a frame that is not periodic, fewer than two bins, or a cutoff
+            that is more than half a cell's height.
 
     >>> from ase.build import bulk
     >>> found = rdf([bulk("Cu", cubic=True) * (4, 4, 4)], cutoff=5.0)
@@ -70,5 +70,8 @@ def rdf(frames: Sequence[Atoms], cutoff: float, bins: int = 100) -> Rdf:
         raise ValueError("rdf: a frame is not periodic in three directions, so has no density")
     check_number("rdf: cutoff", cutoff, above=0, unit="Å")
     check_whole("rdf: bins", bins, least=2)
-    values, distances = get_rdf(list(frames), cutoff, bins)
+    try:
+        values, distances = get_rdf(list(frames), cutoff, bins)
+    except CellTooSmall as error:
+        raise ValueError(f"{error} (rdf: cutoff {cutoff} Å)") from None
     return Rdf(distances, values)

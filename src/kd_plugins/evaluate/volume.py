@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kd_plugins.core.numbers import check_number
 from kd_plugins.evaluate.relaxation import Relaxation
 
 
@@ -20,8 +21,8 @@ def volume_error_percent(relaxed: float, reference: float) -> float:
     >>> volume_error_percent(110.0, 100.0)
     10.0
     """
-    if not 0 < reference < np.inf:
-        raise ValueError(f"expected a reference volume above 0 Å³, got {reference}")
+    check_number("reference volume", reference, above=0, unit="Å³")
+    check_number("relaxed volume", relaxed, above=0, unit="Å³")
     return 100 * (relaxed - reference) / reference
 
 
@@ -61,6 +62,8 @@ class VolumeErrors:
         return cls(
             {
                 name: volume_error_percent(relaxation.volume, references[name])
+                if np.isfinite(relaxation.volume)
+                else float("nan")
                 for name, relaxation in relaxations.items()
             },
             {name: found.reason for name, found in relaxations.items() if not found.converged},
