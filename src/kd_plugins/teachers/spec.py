@@ -75,18 +75,28 @@ class TeacherSpec:
         Raises:
             TeacherError: if there is none of that name, or it does not take these arguments.
         """
-        signature = inspect.signature(_factory(self.name))
-        known = signature.parameters
-        unknown = [key for key in self.arguments if key not in known]
-        takes_any = any(one.kind is one.VAR_KEYWORD for one in known.values())
-        if unknown and not takes_any:
-            raise TeacherError(
-                f"teacher {self.name!r} takes no {unknown[0]!r}{suggestion(unknown[0], known)}"
-            )
+        signature = self._signature()
+        if signature is None:
+            return
         try:
             signature.bind(**self.arguments)
         except TypeError as error:
             raise TeacherError(f"teacher {str(self)!r} cannot be made: {error}") from None
+
+    def _signature(self) -> inspect.Signature | None:
+        """Return that of the factory, which takes these arguments; some compiled ones have none."""
+        factory = _factory(self.name)
+        try:
+            signature = inspect.signature(factory)
+        except ValueError:
+            return None
+        known = signature.parameters
+        unknown = [key for key in self.arguments if key not in known]
+        takes_any = any(one.kind is one.VAR_KEYWORD for one in known.values())
+        if unknown and not takes_any:
+            others = suggestion(unknown[0], known) if known else ", nor any other argument"
+            raise TeacherError(f"teacher {self.name!r} takes no {unknown[0]!r}{others}")
+        return signature
 
     def load(self) -> Teacher:
         """Return the teacher.
@@ -94,6 +104,7 @@ class TeacherSpec:
         Raises:
             TeacherError: if it cannot be found, or its factory fails.
         """
+        self._signature()
         made = self._make(_factory(self.name))
         if hasattr(made, "fingerprint") and hasattr(made, "quantities"):
             return made
