@@ -61,6 +61,13 @@ def test_pickled_code_needs_trust(write, tmp_path: Path, name: str) -> None:
     assert (tmp_path / "mark").exists()
 
 
+def test_the_identity_is_that_of_fairchem_s_own_reading(teacher: Path) -> None:
+    """So that stores which were labelled before go on."""
+    checked, as_ever = (load(NAMES[1], teacher, more) for more in ("", " trust_pickle=true"))
+    assert checked.fingerprint == as_ever.fingerprint
+    assert checked.quantities == as_ever.quantities
+
+
 def popen(mark: Path) -> dict[str, Any]:
     """Return the settings of a part of a model that would start a program."""
     return {"args": ["touch", str(mark)]}
