@@ -12,6 +12,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from kd_plugins import cli
+from kd_plugins.core.manifest import Manifest
+from kd_plugins.core.store import TargetStore
 
 DOCTOR = "doctor --labels labels.extxyz --store targets"
 
@@ -63,6 +65,29 @@ def test_an_error_is_overruled_by_name(folder: Path, capsys: pytest.CaptureFixtu
     assert code == 0
     assert "warning forces-sign: " in said
     assert "overruled by allow: [forces_sign]" in " ".join(said.split())
+
+
+def test_the_fix_prints_what_it_added(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An offset an element, as the manifest of the new store has it."""
+    moved = crystals(16)
+    for atoms in moved:
+        results = dict(atoms.calc.results)
+        results["energy"] -= 2.0 * len(atoms)
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    ase.io.write("labels.extxyz", moved)
+    code, said, _ = run(capsys, f"{DOCTOR} --fix aligned")
+    assert code == 0
+    assert said.endswith("added to each energy, eV an atom: Cu -2.000000\n")
+    offsets = TargetStore.open("aligned").manifest.energy_offsets
+    assert offsets["Cu"] == pytest.approx(-2.0)
+
+
+def test_a_store_without_targets_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is nothing to find, which is no clean bill."""
+    TargetStore.create("empty", Manifest("t", "f", {"energy": "float64"}))
+    code, said, complaint = run(capsys, "doctor --labels labels.extxyz --store empty")
+    assert (code, said) == (2, "")
+    assert "empty holds no targets to examine; label structures first" in complaint
 
 
 def test_a_name_that_no_error_has_is_refused(

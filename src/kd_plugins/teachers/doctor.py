@@ -111,10 +111,13 @@ def diagnose(
         progress: show a bar.
 
     Raises:
-        ValueError: for a limit below one, what is no seed, or a name that no error has.
+        ValueError: for a limit below one, what is no seed, a name that no error has, or a store
+            without targets.
         StoreError: if the store as a whole cannot be read.
     """
     allow = check_allow(allow)
+    if not len(store):
+        raise ValueError(f"{store.folder} holds no targets to examine; label structures first")
     check_whole("limit", limit, least=1)
     check_seed("seed", seed)
     matching = Matching(store, limit, seed)

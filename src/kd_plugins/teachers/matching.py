@@ -26,14 +26,12 @@ class Matching:
         seed: of the sample.
 
     Raises:
-        ValueError: for a limit below one or a seed that is none.
+        ValueError: for a limit below one.
     """
 
     def __init__(self, store: TargetStore, limit: int, seed: int) -> None:
         if limit < 1:
             raise ValueError(f"limit: expected at least one structure to examine, got {limit}")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed: expected a whole number from 0 to 2**63 - 1, got {seed!r:.40}")
         self.store, self.limit = store, limit
         self.sample: list[Case] = []
         self.n_labels = 0

@@ -8,6 +8,7 @@ from textwrap import fill
 from ase.data import chemical_symbols
 
 from kd_plugins.core.cases import Finding
+from kd_plugins.core.manifest import Manifest
 from kd_plugins.core.quantities import quantity
 from kd_plugins.core.references import References
 from kd_plugins.teachers.doctor import Comparison, Diagnosis
@@ -18,6 +19,19 @@ WIDTH = 100
 def render(diagnosis: Diagnosis) -> str:
     """Return a table, the findings and a last line, at most 100 columns wide."""
     return "\n".join(_lines(diagnosis)) + "\n"
+
+
+def added(manifest: Manifest) -> str:
+    """Return the offsets that `kd_plugins.teachers.align.align` added to a teacher's energies.
+
+    >>> added(Manifest("t", "f", {"energy": "float64"}, energy_offsets={"Cu": -4.0}))
+    'added to each energy, eV an atom: Cu -4.000000'
+    """
+    pairs = manifest.energy_offsets.items()
+    listed = ", ".join(f"{symbol} {offset:+.6f}" for symbol, offset in pairs)
+    return fill(
+        f"added to each energy, eV an atom: {listed}", width=WIDTH, subsequent_indent="    "
+    )
 
 
 def _lines(diagnosis: Diagnosis) -> Iterator[str]:
