@@ -24,7 +24,7 @@ from kd_plugins.core.record import Record, pack
 from kd_plugins.core.shard import ShardBusy, ShardWriter, StoreError
 from kd_plugins.core.store import TargetStore
 from kd_plugins.core.walk import payload_digest
-from kd_plugins.core.written import SUFFIX, Total, WrittenLog
+from kd_plugins.core.written import SUFFIX, Look, Total, WrittenLog
 from tests.core.test_damage import in_a_fork
 from tests.core.test_store import MANIFEST, record, structure
 from tests.house import ROOT
@@ -241,6 +241,18 @@ def test_one_id_is_written_once(store: TargetStore) -> None:
         writer.append({"new": b"", "structure-3": b"other"})
     assert "new" not in store
     assert store.verify() == []
+
+
+def test_a_copy_is_examined_once(store: TargetStore, tmp_path: Path) -> None:
+    """The reader who did so writes down what it looks like; who may not write need not."""
+    copy = tmp_path / "copy"
+    shutil.copytree(store.folder, copy)
+    os.utime(copy / "main.lmdb", ns=(1, 1))
+    log = WrittenLog(copy / "main.lmdb")
+    assert log.read().look != Look.at(copy / "main.lmdb")
+    assert len(TargetStore.open(copy)) == 10
+    assert log.read().look == Look.at(copy / "main.lmdb")
+    assert TargetStore.open(copy).verify() == []
 
 
 # Stores of format 1, in which checksums did not cover ids, and nobody counted.

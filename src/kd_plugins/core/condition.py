@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kd_plugins.core import walk as walk_script
@@ -43,10 +43,10 @@ def is_unborn(path: Path, entry: Entry | None) -> bool:
 def check(path: Path, form: int) -> Walk | None:
     """Refuse a shard that is not what its last writer left.
 
-    If its file looks as it did then, that is all; otherwise, as in a copy, it is read from end to
-    end in a process of its own. A shard whose writer is at work or was killed can look like
-    anything, and LMDB knows how to deal with it. Records that are damaged by themselves are let
-    pass: they say so when they are read.
+    If its file looks as it did then, that is all; otherwise, as in a copy, its ids are read from
+    end to end in a process of its own, and counted. A shard whose writer is at work or was killed
+    can look like anything, and LMDB knows how to deal with it. Records that are damaged by
+    themselves are let pass: they say so when they are read.
 
     Args:
         path: of the shard.
@@ -65,7 +65,7 @@ def check(path: Path, form: int) -> Walk | None:
     if is_unborn(path, entry) or (entry is not None and entry.look in (None, Look.at(path))):
         return None
 
-    found, faults = _examine(path, form)
+    found, faults = _examine(path, form, ids_only=True)
     for fault in faults:
         raise StoreError(fault)
     return found
@@ -87,7 +87,7 @@ def shard_faults(path: Path, form: int) -> list[str]:
         return [fault]
     if is_unborn(path, entry):
         return []
-    faults = list(_examine(path, form)[1])
+    faults = list(_examine(path, form, ids_only=False)[1])
     if entry is None and form > 1:
         faults.append(
             f"{path.name}{SUFFIX} is missing, so that nobody knows how many records {path.name} "
@@ -120,10 +120,13 @@ def _at_first_sight(path: Path, entry: Entry | None) -> str | None:
     return None
 
 
-def _examine(path: Path, form: int) -> tuple[Walk, Iterator[str]]:
+def _examine(path: Path, form: int, *, ids_only: bool) -> tuple[Walk, Iterator[str]]:
     log = WrittenLog(path)
     before = log.read()
-    found = walk(path, form)
+    found = walk(path, form, ids_only=ids_only)
+    if ids_only and before is not None:  # what the records hold is seen when they are read
+        counts = {before.before.records: before.before, before.after.records: before.after}
+        found = replace(found, total=counts.get(found.total.records, found.total))
     looks = Look.at(path)
     still = log.read() == before  # if not, somebody writes, and what we read is of several states
     return found, _faults(path, found, before if still else None, looks)
@@ -162,12 +165,13 @@ def _faults(path: Path, found: Walk, entry: Entry | None, looks: Look) -> Iterat
         yield f"{path.name} holds other records than those that were written; {salvage}"
 
 
-def walk(path: Path, form: int) -> Walk:
+def walk(path: Path, form: int, *, ids_only: bool = False) -> Walk:
     """Read a shard from end to end in a process of its own, which damage may end.
 
     Args:
         path: of the shard.
         form: format of its store.
+        ids_only: leave the records unread, which may be all but little of the file.
 
     Raises:
         StoreError: if there is no such process to be had.
@@ -176,6 +180,7 @@ def walk(path: Path, form: int) -> Walk:
     start = f"{START}{walk_script.__file__!r}, run_name='__main__')"
     # Without the site's start-up and what an environment variable may bring in.
     words = [sys.executable, "-ISc", start, json.dumps(sys.path), str(path), str(form), locked]
+    words.append("ids" if ids_only else "all")
     try:
         done = subprocess.run(words, capture_output=True, check=False)
     except OSError as error:

@@ -71,7 +71,7 @@ class ShardWriter:
 
     def _take_up(self) -> Total:
         """Make the shard, or go on with it; return what it holds."""
-        entry, found = self._log.read(), None
+        entry = self._log.read()
         if entry is None and not self.path.exists():
             self._log.begin(Total(), Total())  # before there is a shard, so that one may be missed
         elif entry is None and self.form > 1:
@@ -81,14 +81,14 @@ class ShardWriter:
                 "another store (kd-plugins merge STORE --into NEW)"
             )
         else:
-            found = check(self.path, self.form)
+            check(self.path, self.form)
         if is_unborn(self.path, self._log.read()) and self.path.exists():
             self.path.unlink()  # what a full disk or a kill left of its making
 
         recover(self.path)
         entry, n_records = self._log.read(), handle_of(self.path, write=True).stat()["entries"]
         if entry is None:  # of a version that did not count: from now on it is
-            total = found.total if found else walk(self.path, self.form).total
+            total = walk(self.path, self.form).total
             self._log.begin(total, total)
         else:
             counts = {entry.before.records: entry.before, entry.after.records: entry.after}
@@ -175,7 +175,8 @@ class ShardReader:
 
     def __init__(self, path: Path, form: int = FORMAT) -> None:
         self.path, self.form = path.resolve(), form
-        check(self.path, form)
+        if check(self.path, form) is not None:
+            _remember(self.path)
         handle_of(self.path, write=False)
 
     def get(self, structure_id: str) -> bytes | None:
@@ -287,6 +288,18 @@ def _lock(path: Path, kind: int, patience: float) -> IO[str]:
                     "shard"
                 ) from None
         time.sleep(0.01)
+
+
+def _remember(shard: Path) -> None:
+    """Write down how a shard looks that was just examined, so that the next reader need not.
+
+    Not where nothing may be written, or somebody writes: he does so himself.
+    """
+    log = WrittenLog(shard)
+    with suppress(StoreError, OSError), exclusive_lock(shard):
+        entry = log.read()
+        if entry is not None and entry.look is not None and entry.look.head == Look.at(shard).head:
+            log.end(entry.after, Look.at(shard))
 
 
 def take_over(shard: Path, patience: float, form: int) -> None:

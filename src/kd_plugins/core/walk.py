@@ -59,8 +59,8 @@ def announced(path: str, locked: bool) -> Iterator[None]:
 class Walk:
     """Goes through a shard in the order of its ids and adds up what it finds."""
 
-    def __init__(self, path: str, form: int, locked: bool) -> None:
-        self.path, self.form, self.locked = path, form, locked
+    def __init__(self, path: str, form: int, locked: bool, ids_only: bool) -> None:
+        self.path, self.form, self.locked, self.ids_only = path, form, locked, ids_only
         self.records = self.total = 0
         self.damaged: list[str] = []
         self.unfound: list[str] = []
@@ -94,13 +94,17 @@ class Walk:
             cursor, lookup, size = reading.cursor(), reading.cursor(), 0
             if not cursor.set_range(self.last + b"\0"):
                 return None
-            for number, item in enumerate(cursor):
-                structure_id, stored = bytes(item[0]), bytes(item[1])
+            for number, (name, value) in enumerate(cursor):
+                structure_id, stored = bytes(name), value
                 if number == PAGE_RECORDS or size > PAGE_BYTES:
                     return None
                 if structure_id <= self.last:  # a loop, or a key that lookups will not find
                     return f"its ids are out of order at {structure_id!r}"
-                self._add(structure_id, stored)
+                if not self.ids_only:
+                    self._add(structure_id, bytes(stored))
+                elif len(stored):
+                    _ = stored[-1]  # a length that is damaged leads out of the file, and ends us
+                self.records, self.last = self.records + 1, structure_id
                 if not lookup.set_key(structure_id):
                     self.unfound.append(structure_id.decode("utf-8", "backslashreplace"))
                 size += len(stored)
@@ -108,25 +112,23 @@ class Walk:
 
     def _begin(self, environment: lmdb.Environment) -> lmdb.Transaction:
         try:
-            return environment.begin()
+            return environment.begin(buffers=True)
         except lmdb.MapResizedError:  # another process has made the file larger
             environment.set_mapsize(0)
-            return environment.begin()
+            return environment.begin(buffers=True)
 
     def _add(self, structure_id: bytes, stored: bytes) -> None:
         check, payload = stored[:DIGEST_SIZE], stored[DIGEST_SIZE:]
         own = digest(structure_id, payload)
         if check != (payload_digest(payload) if self.form == 1 else own):
             self.damaged.append(structure_id.decode("utf-8", "backslashreplace"))
-        self.records += 1
         self.total = (self.total + int.from_bytes(own, "big")) % MODULUS
-        self.last = structure_id
 
 
 def main(words: list[str]) -> None:
     """Walk through the shard that the words name, and print what was found as JSON."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    walk = Walk(words[0], int(words[1]), words[2] == "locked")
+    walk = Walk(words[0], int(words[1]), words[2] == "locked", words[3] == "ids")
     fault = walk.all()
     found: dict[str, Any] = {"records": walk.records, "total": f"{walk.total:x}"}
     print(json.dumps({**found, "damaged": walk.damaged[:1000], "fault": fault}), flush=True)
