@@ -187,7 +187,7 @@ def test_a_sample_is_drawn_evenly_and_by_its_seed(
     assert first.n_compared == 20
     assert first.findings == again.findings
     assert first.comparisons != other.comparisons
-    with pytest.raises(ValueError, match="limit: expected at least one structure"):
+    with pytest.raises(ValueError, match="limit: expected a whole number of 1 or more, got 0"):
         examined(copper, store, limit=0)
 
 
@@ -197,6 +197,9 @@ def test_structures_without_labels_serve_as_well(copper: list[Case], make_store:
     diagnosis = examined(bare, make_store(copper))
     assert diagnosis.findings == ()
     assert diagnosis.references is None
+    assert "there are no labels to compare with" in render(diagnosis)
+    with pytest.raises(ValueError, match="store: expected a TargetStore"):
+        diagnose([], "targets")
 
 
 def test_an_isolated_atom_is_warned_of(make_store: MakeStore) -> None:

@@ -116,6 +116,10 @@ def diagnose(
         StoreError: if the store as a whole cannot be read.
     """
     allow = check_allow(allow)
+    if not isinstance(store, TargetStore):
+        raise ValueError(
+            f"store: expected a TargetStore, such as of TargetStore.open, got {store!r:.60}"
+        )
     if not len(store):
         raise ValueError(f"{store.folder} holds no targets to examine; label structures first")
     check_whole("limit", limit, least=1)

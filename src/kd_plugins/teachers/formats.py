@@ -15,7 +15,6 @@ FORMATS = frozenset(
         "abinit-out",
         "aims",
         "aims-output",
-        "castep-castep",
         "castep-geom",
         "castep-md",
         "cfg",

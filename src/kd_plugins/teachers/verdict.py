@@ -75,8 +75,12 @@ def _offsets(references: References) -> str:
 def _last(diagnosis: Diagnosis) -> str:
     n_errors = sum(finding.severity == "error" for finding in diagnosis.findings)
     n_warnings = len(diagnosis.findings) - n_errors
+    if not diagnosis.findings and not diagnosis.n_compared:
+        return "nothing to examine"
+    if not diagnosis.findings and not any(row.n_labels for row in diagnosis.comparisons):
+        return "nothing found, but there are no labels to compare with: only targets were examined"
     if not diagnosis.findings:
-        return "nothing found" if diagnosis.n_compared else "nothing to examine"
+        return "nothing found"
     counts = f"{_count(n_errors, 'error')}, {_count(n_warnings, 'warning')}"
     return f"{counts}: mend the errors before training" if n_errors else counts
 
