@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import locale
 import os
 import shlex
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_plugins.ending import ended
+from kd_plugins.ending import ended, speak_utf_8
 
 DESCRIPTION = "Knowledge distillation of interatomic potentials: its targets, and what came of it."
 DEBUG = "--debug"
@@ -20,7 +19,7 @@ DEBUG = "--debug"
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 fine, 1 faults were found, 2 it could not run."""
     if words is None:
-        _speak_utf_8()
+        speak_utf_8()
         words = sys.argv[1:]
     given = [word for word in words if word != DEBUG]
     return ended(lambda: _run(given), debug=DEBUG in words)
@@ -34,20 +33,6 @@ def _run(words: Sequence[str]) -> int:
         setattr(arguments, name, _at_home(value))
     arguments.typed = shlex.join(["kd-plugins", *words])
     return arguments.run(arguments)
-
-
-def _speak_utf_8() -> None:
-    """Start anew where the locale is not UTF-8: others open files by the locale, too, as ASE does.
-
-    What a terminal cannot show is written as an escape.
-    """
-    encoding = locale.getpreferredencoding(False).lower().replace("-", "")
-    if encoding != "utf8" and not sys.flags.utf8_mode:
-        os.environ["PYTHONUTF8"] = "1"  # for trainings and workers
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _at_home(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import locale
 import os
 import signal
 import sys
@@ -53,6 +54,20 @@ def ended(run: Callable[[], int], debug: bool = False) -> int:
                 return 2
         print(STOPPED, file=sys.stderr)
         return 130
+
+
+def speak_utf_8() -> None:
+    """Start anew where the locale is not UTF-8: others open files by the locale, too, as ASE does.
+
+    What a terminal cannot show is written as an escape.
+    """
+    encoding = locale.getpreferredencoding(False).lower().replace("-", "")
+    if encoding != "utf8" and not sys.flags.utf8_mode:
+        os.environ["PYTHONUTF8"] = "1"  # for trainings and workers
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def sentence(error: BaseException) -> str:
