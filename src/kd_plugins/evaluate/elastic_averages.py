@@ -34,8 +34,8 @@ class Moduli:
         Raises:
             ValueError: for a modulus that is not above 0.
         """
-        check_number("bulk", float(bulk), above=0, unit="GPa")
-        check_number("shear", float(shear), above=0, unit="GPa")
+        check_number("bulk", bulk, above=0, unit="GPa")
+        check_number("shear", shear, above=0, unit="GPa")
         return cls(float(bulk), float(shear), float(1 / (1 / (3 * shear) + 1 / (9 * bulk))))
 
     def mean(self, other: Moduli) -> Moduli:
