@@ -35,8 +35,8 @@ PARTS = {"chgnet": ("command",), "hippynn": ("calculator", "targets"), "fairchem
 """Of each host's adapter, what imports all of it."""
 KINDS = (StoreError, TeacherError, ValueError, KeyError, TypeError, OSError, ImportError)
 """Exceptions that a user may meet; TypeError only where our own code raises it."""
-LOCKS = ("*.lmdb-lock", "*.writer")
-"""Locks of files that were there; they hold nothing."""
+LOCKS = ("*.lmdb-lock", "*.writer", "*.lmdb.written")
+"""Locks, which hold nothing, and the journal in which a store notes how it looked when read."""
 ACCEPTED = "accepted"
 """What is answered where nothing is refused."""
 LONGEST, MOST_LINES = 900, 6

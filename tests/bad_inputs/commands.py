@@ -144,7 +144,7 @@ TEACHERS = [
     Case("label_argument_without_value", LABEL.replace("emt", "emt asap_cutoff"), ("asap_cutoff", "key=value")),
     Case("label_argument_twice", LABEL.replace("emt", "ase.calculators.lj:LennardJones rc=3 rc=4"), ("rc",)),
     Case("label_file_as_argument", LABEL.replace("emt", "emt test.extxyz"), ("test.extxyz", "key=value")),
-    Case("label_teacher_lacks_quantity", f"{LABEL} --quantities magmoms", ("emt|EMT", "magmoms")),
+    Case("label_teacher_lacks_quantity", f"{LABEL} --quantities magmoms", ("emt|EMT", "magmoms"), leaves=("out", "out/*")),
     Case("label_unknown_quantity", f"{LABEL} --quantities enrgy", ("enrgy", "did you mean", "energy")),
     Case("label_unknown_dtype", f"{LABEL} --quantities forces:float8", ("forces", "float8", "float16")),
     Case("label_quantity_twice", f"{LABEL} --quantities forces forces:float16", ("forces", "twice|once")),

@@ -59,11 +59,11 @@ FILES: dict[str, tuple[bytes | str | Callable[[Path], object], tuple[str, ...]]]
     "text": ("hello\n", ()),
     "cut": (TENSORS[:2000], ()),
     "zip": (zipped(), ()),
-    "folder": (into_folder, ("folder|directory|nor is that a file|is no file",)),
+    "folder": (into_folder, ("folder|directory|nor is that a file|is no file|no such checkpoint",)),
     "number": (saved(3), ()),
     "other_tensors": (TENSORS, ()),
     "bomb": (saved({"model": Bomb()}), ("trust_pickle|code",)),
-    "bomb_of_old": (old({"model": Bomb()}), ("trust_pickle|code|pickle",)),
+    "bomb_of_old": (old({"model": Bomb()}), ("trust_pickle|code|pickle|damaged",)),
     "bomb_bare": (pickle.dumps(Bomb()), ()),
     "missing": (lambda path: None, ("no such|not there|missing|nor is that a file|there is no|has no",)),
 }

@@ -200,7 +200,7 @@ def test_a_deformation_that_is_none_is_refused(bad: NDArray[np.float64]) -> None
 def test_bad_counts_and_crystals_are_refused() -> None:
     with pytest.raises(ValueError, match="count: expected a whole number of 1 or more, got 0"):
         deformed_frames([], count=0, seed=1)
-    with pytest.raises(ValueError, match="seed: expected a whole number from 0 to 4294967295, got -1"):
+    with pytest.raises(ValueError, match="seed: .* from 0 to 4294967295, got -1"):
         deformed_frames([], count=1, seed=-1)
     with pytest.raises(ValueError, match="copper: Cu: expected separate molecules"):
         list(deformed_frames([Frame("copper", bulk("Cu"))], 1, 0))

@@ -142,6 +142,11 @@ def _verify(arguments: argparse.Namespace) -> int:
             print(f"{shard}: how many records it should hold was not kept by its version")
     except StoreError as error:  # a damaged shard stands among the faults already
         faults += [] if str(error) in faults else [str(error)]
+    if not faults and not any(True for _ in store.ids()):
+        faults.append(
+            f"{arguments.store} holds no record: nothing was labelled yet, or its shards, *.lmdb, "
+            "were removed; restore them from a copy, or label its structures again"
+        )
     print("\n".join(faults) or "every record is whole")
     return 1 if faults else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from numbers import Integral, Real
 from typing import TypeGuard
 
@@ -111,7 +112,7 @@ def shown(value: object) -> str:
     """
     if isinstance(value, int) and abs(value) >= 10**40:
         return "a whole number of 40 digits or more"  # Python refuses to write thousands of them
-    text = " ".join(repr(value).split())
+    text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(value).split()))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

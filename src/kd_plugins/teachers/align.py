@@ -11,6 +11,7 @@ from ase.data import chemical_symbols
 from tqdm import tqdm
 
 from kd_plugins.core.manifest import Manifest
+from kd_plugins.core.numbers import shown
 from kd_plugins.core.record import BATCH_RECORDS, Record, batches
 from kd_plugins.core.references import References
 from kd_plugins.core.store import TargetStore
@@ -44,6 +45,10 @@ def align(
             known; nothing is then written.
         StoreError: if the folder holds something else or a record is damaged.
     """
+    if not isinstance(references, References):
+        raise ValueError(
+            f"references: expected what fit_references returns, got {shown(references)}"
+        )
     folder = Path(folder).expanduser()
     if folder.resolve() == store.folder.resolve():
         raise ValueError(f"{folder} is the store itself; choose another folder for the aligned one")

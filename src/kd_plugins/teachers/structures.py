@@ -22,6 +22,7 @@ from ase.io.formats import UnknownFileTypeError
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
+from kd_plugins.core.numbers import shown
 from kd_plugins.core.quantities import QUANTITIES
 from kd_plugins.core.structure import Structure
 from kd_plugins.teachers.compressed import decompressed, plain_name
@@ -100,12 +101,20 @@ def read_structures(paths: Sequence[str | Path], ids: str = "auto") -> Iterator[
     Raises:
         FileNotFoundError: at once, for a path that is not there.
         OSError: at once, for one that may not be read.
-        ValueError: at once, for a folder or an empty file; while reading, for a format that is not
-            known or content that cannot be read; a disordered site is one. So are no atoms, what
-            is no element, a number that is not finite, and a periodic cell without a volume.
+        ValueError: at once, for no file, a folder or an empty file; while reading, for a format that
+            is not known or content that cannot be read; a disordered site is one. So are no atoms,
+            what is no element, a number that is not finite, and a periodic cell without a volume.
         KeyError: for a structure without one of the keys of ``ids``.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
+    strange = [path for path in given if not isinstance(path, str | Path)]
+    if strange or not given:
+        raise ValueError(
+            "paths: expected one file with structures or more, got "
+            f"{shown(strange[0]) if strange else 'none'}"
+        )
+    if not isinstance(ids, str):
+        raise ValueError(f"ids: expected auto, path or keys of info, as text, got {shown(ids)}")
     found = [Path(os.path.expanduser(path)) for path in given]
     for path in found:
         check_file(path)
