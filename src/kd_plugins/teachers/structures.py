@@ -102,8 +102,9 @@ def read_structures(paths: Sequence[str | Path], ids: str = "auto") -> Iterator[
         FileNotFoundError: at once, for a path that is not there.
         OSError: at once, for one that may not be read.
         ValueError: at once, for no file, a folder or an empty file; while reading, for a format
-            that is not known or content that cannot be read; a disordered site is one. So are no atoms,
-            what is no element, a number that is not finite, and a periodic cell without a volume.
+            that is not known or content that cannot be read; a disordered site is one. So are no
+            atoms, what is no element, a number that is not finite, and a periodic cell without a
+            volume.
         KeyError: for a structure without one of the keys of ``ids``.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
