@@ -13,6 +13,9 @@ from jaxtyping import Float
 from kd_plugins.core.numbers import check_number, check_whole
 from kd_plugins.core.structure import Array
 
+SHORTEST = 0.01
+"""Å of a cutoff; no two atoms are nearer."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rdf:
@@ -69,6 +72,7 @@ def rdf(frames: Sequence[Atoms], cutoff: float, bins: int = 100) -> Rdf:
     if not all(frame.pbc.all() and frame.cell.rank == 3 for frame in frames):
         raise ValueError("rdf: a frame is not periodic in three directions, so has no density")
     check_number("rdf: cutoff", cutoff, above=0, unit="Å")
+    check_number("rdf: cutoff", cutoff, least=SHORTEST, unit="Å")
     check_whole("rdf: bins", bins, least=2)
     try:
         values, distances = get_rdf(list(frames), cutoff, bins)
