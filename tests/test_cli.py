@@ -140,7 +140,10 @@ def test_quantities_and_names(folder: Path, capsys: pytest.CaptureFixture[str]) 
         ("label metals.extxyz --teacher emt --store own_teacher.py", "own_teacher.py"),
         ("label metals.extxyz --teacher no_module:f --store s", "'no_module' cannot be imported"),
         ("label metals.extxyz --teacher own_teacher:pick --store s", "did you mean 'picky'?"),
-        ("label metals.extxyz --teacher own_teacher:picky x=1 --store s", "takes no 'x'; known: asap_cutoff"),
+        (
+            "label metals.extxyz --teacher own_teacher:picky x=1 --store s",
+            "takes no 'x'; known: asap_cutoff",
+        ),
         ("label metals.extxyz --teacher emt metals.extxyz --store s", "expected key=value, got"),
         ("import metals.extxyz --teacher PFP --store s", "has no labels; nothing to import"),
         ("import nowhere.extxyz --teacher PFP --store s", "nowhere.extxyz: no such file"),
