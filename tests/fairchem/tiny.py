@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -199,14 +200,32 @@ def without_weights(terms: dict[str, Any]) -> dict[str, Any]:
 def run(settings: dict[str, Any], then: Any = None) -> Any:
     """Run fairchem's own train (or validate) task; return ``then(trainer)``."""
     try:
-        with new_trainer_context(config=settings) as context:
-            context.task.setup(context.trainer)
-            context.task.run()
-            return then(context.trainer) if then else None
+        return _run(settings, then)
+    except BaseException as error:
+        _forget_trainer(error)
+        raise
     finally:
         if gp_utils.initialized():
             gp_utils.cleanup_gp()
         distutils.cleanup()  # fairchem leaves its process groups open after an error
+
+
+def _run(settings: dict[str, Any], then: Any) -> Any:
+    with new_trainer_context(config=settings) as context:
+        context.task.setup(context.trainer)
+        context.task.run()
+        return then(context.trainer) if then else None
+
+
+def _forget_trainer(error: BaseException | None) -> None:
+    """Free the trainer, which the error's frames hold, while its process group is still open.
+
+    Where DistributedDataParallel is the last to let a group of torch 2.4 go, it waits for the
+    group's threads, and they may wait for the interpreter, which is waiting.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def run_rank(rank: int, port: int, settings: dict[str, Any], then: Any = None) -> None:
