@@ -32,7 +32,7 @@ from kd_plugins.config import read_config
 from kd_plugins.core.names import suggestion
 from kd_plugins.evaluate.requirements import Requirement
 from kd_plugins.fairchem.settings import DistillSettings
-from kd_plugins.teachers.spec import TeacherSpec
+from kd_plugins.teachers.spec import GROUP, TeacherSpec
 from tests.hosts import HOSTS, is_installed
 from tests.house import ROOT
 
@@ -262,8 +262,11 @@ def _teacher_faults(given: Any) -> list[str]:
     found: list[str] = []
     for words in several:
         spec = TeacherSpec.parse(words)
-        if spec.name not in PLACEHOLDERS:
-            found += _said(spec.check)
+        if spec.name in PLACEHOLDERS:
+            continue
+        for point in metadata.entry_points(group=GROUP, name=spec.name):
+            _require("kd_plugins", point.module)
+        found += _said(spec.check)
     return found
 
 

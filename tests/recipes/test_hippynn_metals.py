@@ -97,12 +97,13 @@ def test_from_structures_to_tables(tmp_path: Path, shared_file: Callable[[str], 
 
 
 def compared(folder: Path, data: Path, study: Path) -> None:
-    """Give two runs of a study that are there to compare."""
+    """Give three runs of a study that are there to compare."""
     experiment = yaml.safe_load((RECIPE / "compare.yml").read_text())
     few = {"study": str(study), "data": str(data), "settings": str(folder / "few.yml")}
     experiment["settings"] |= {**few, "share": 0.1}
     arms = {name: experiment["arms"][name] for name in ("teacher", "control_10")}
     arms["teacher"]["share"] = 1
+    arms["student_extra"] = {"method": "student_extra"}
     liquid = {"structure": str(study / "liquids" / "seed0.extxyz"), "steps": 0, "repeats": [1]}
     measure = {"structures": [str(data / "mlearn_Mo_test.extxyz.xz")]}
     measure["dynamics"] = {**experiment["measure"]["dynamics"], **liquid}

@@ -158,7 +158,7 @@ def spoil(name: str, number: float) -> Callable[[Atoms], object]:
         (spoil("forces", np.nan), "'run:4': its forces holds NaN or inf"),
         (spoil("stress", np.inf), "'run:4': its stress holds NaN or inf"),
         (lambda atoms: atoms.info.update(energy_per_atom=1.0), "has energy_per_atom and the first"),
-        (lambda atoms: atoms.info.update(energy_per_atom="x"), "could not convert"),
+        (lambda atoms: atoms.info.update(energy_per_atom="x"), "expected real numbers, got 'x'"),
     ],
 )
 def test_bad_labels_leave_no_trace(source: Path, tmp_path: Path, change: Any, message: str) -> None:
