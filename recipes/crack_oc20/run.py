@@ -165,6 +165,7 @@ def write_configs(study: Study, manifest: dict[str, Any]) -> None:
     teacher = {
         "includes": [str(study.config)],
         "trainer": "equiformerv2_forces",
+        "task": {"distill": None},  # takes the included block away
         "model": {"backbone": {"num_layers": study.teacher_layers}},
         "optim": {"max_epochs": study.teacher_epochs},
     }

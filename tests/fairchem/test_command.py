@@ -129,6 +129,7 @@ def test_trainers_that_do(tmp_path: Path) -> None:
         check_config({"trainer": f"kd_plugins.fairchem.{name}", "task": {"distill": {}}})
     check_config({"trainer": "tests.fairchem.stopping.StoppingTrainer", "task": {"distill": 1}})
     check_config({"trainer": "ocp", "task": {"strict_load": True}})
+    check_config({"trainer": "equiformerv2_forces", "task": {"distill": None}})
     check_config({})
 
 
