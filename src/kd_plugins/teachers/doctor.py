@@ -13,7 +13,7 @@ from tqdm import tqdm
 from kd_plugins.core.cases import Case, Finding, first_ids, paired, share
 from kd_plugins.core.doctor import check_allow, examine, split_allowed
 from kd_plugins.core.energies import Energies
-from kd_plugins.core.numbers import check_seed, check_whole, shown
+from kd_plugins.core.numbers import check_seed, check_whole
 from kd_plugins.core.references import References
 from kd_plugins.core.store import TargetStore
 from kd_plugins.teachers.differences import difference_faults
@@ -122,10 +122,6 @@ def diagnose(
         )
     if not len(store):
         raise ValueError(f"{store.folder} holds no targets to examine; label structures first")
-    if not isinstance(store, TargetStore):
-        raise ValueError(
-            f"store: expected a TargetStore, got {shown(store)}; open it with TargetStore.open"
-        )
     check_whole("limit", limit, least=1)
     check_seed("seed", seed)
     matching = Matching(store, limit, seed)
