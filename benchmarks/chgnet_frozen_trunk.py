@@ -36,8 +36,9 @@ from kd_plugins.chgnet import (
     fit,
     freeze_except,
 )
-from kd_plugins.crystals import deformed_frames
-from kd_plugins.teachers import label, read_structures
+from kd_plugins.sampling import deformed_frames
+from kd_plugins.structures import read_structures
+from kd_plugins.teachers import label
 
 CRYSTALS = ("urea", "formamide", "ethylcarbamate", "acetic_acid")
 SOFT = {"energy": 1, "forces": 1, "stress": 0.1}

@@ -22,9 +22,10 @@ from ase.build import bulk
 from tqdm import tqdm
 
 from kd_plugins import TargetStore
-from kd_plugins.core import Manifest, Record
-from kd_plugins.teachers import CalculatorTeacher, Frame, label, load_teacher
-from kd_plugins.teachers.structures import to_structure
+from kd_plugins.store import Manifest, Record
+from kd_plugins.structures import Frame
+from kd_plugins.structures.readers import to_structure
+from kd_plugins.teachers import CalculatorTeacher, label, load_teacher
 
 QUANTITIES = ("energy", "forces", "stress")
 

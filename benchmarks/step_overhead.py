@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from ase.build import bulk
 
-from kd_plugins.teachers import Frame
+from kd_plugins.structures import Frame
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 16
@@ -47,7 +47,8 @@ def fairchem(folder: Path, layers: int) -> Steps:
     sys.path.insert(0, str(ROOT))
     from fairchem.core.common.utils import new_trainer_context
 
-    from kd_plugins.teachers import label, read_structures
+    from kd_plugins.structures import read_structures
+    from kd_plugins.teachers import label
     from tests.fairchem import tiny
 
     data = tiny.write_database(folder / "train.db", [tiny.slab(index) for index in range(BATCH)])

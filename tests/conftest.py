@@ -1,7 +1,7 @@
 """Fixtures, and the two things that must happen before a test module is imported.
 
-beartype checks shapes and types of `kd_plugins.core` in every test, and the tests of a host that is
-not installed are left out, which the head of the report says.
+beartype checks shapes and types of the core, the store and the doctor in every test, and the tests
+of a host that is not installed are left out, which the head of the report says.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ os.environ.setdefault("HIPPYNN_USE_CUSTOM_KERNELS", "_pytorch_raw")
 os.environ.setdefault("HIPPYNN_PROGRESS", "none")
 os.environ.setdefault("HIPPYNN_WARN_LOW_DISTANCES", "False")
 
-jaxtyping.install_import_hook("kd_plugins.core", "beartype.beartype")
+for room in ("core", "store", "doctor"):
+    jaxtyping.install_import_hook(f"kd_plugins.{room}", "beartype.beartype")
 
 collect_ignore_glob = [f"{host}/*" for host in ABSENT_HOSTS]
 
@@ -48,3 +49,9 @@ def shared_data() -> Path:
 def shared_file(shared_data: Path) -> Callable[[str], Path]:
     """Find a file of the reference data: ``shared_file("metals/mlearn_Mo_test.extxyz.xz")``."""
     return lambda name: require_shared(shared_data / name)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run as for a user: without the shape checks of beartype, our own messages are seen."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -29,9 +29,9 @@ import yaml
 
 from kd_plugins.compare.experiment import Experiment, read_experiment
 from kd_plugins.config import read_config
-from kd_plugins.core.names import suggestion
 from kd_plugins.evaluate.requirements import Requirement
 from kd_plugins.fairchem.settings import DistillSettings
+from kd_plugins.names import suggestion
 from kd_plugins.teachers.spec import GROUP, TeacherSpec
 from tests.hosts import HOSTS, is_installed
 from tests.house import ROOT
@@ -114,8 +114,8 @@ def faults(block: Block, defined: Sequence[str] = ()) -> list[str]:
     Raises:
         Absent: if a host is needed that is not installed.
     """
-    if "## Map" in block.text or block.text.startswith("src/"):
-        return []  # tests.house looks at the map
+    if block.language == "mermaid":
+        return []  # tests.architecture makes it
     if block.language == "python":
         return [f"{block.place}: {fault}" for fault in python_faults(block.text, defined)]
     if block.language == "yaml":
@@ -399,4 +399,3 @@ def inline_commands(text: str) -> list[str]:
     spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
     whole = r"python (-m kd_plugins\.\w+ \S|\S+\.py)|kd-plugins \S+ \S|pip install \S|make \w"
     return [span for span in spans if re.match(whole, span) and "..." not in span]
-

@@ -18,16 +18,30 @@ PACKAGE = SRC / "kd_plugins"
 FRAMEWORKS = ("fairchem", "hippynn", "chgnet", "ase", "torch_geometric", "e3nn", "pymatgen")
 LONGEST_FUNCTION, LONGEST_MODULE = 60, 500
 
-CORE = {"torch", "numpy", "jaxtyping", "lmdb", "safetensors", "kd_plugins.core"}
-TEACHERS = CORE | {"ase", "ijson", "tqdm", "kd_plugins.config", "kd_plugins.teachers"}
-ADAPTER = TEACHERS | {"yaml"}
+GROUND = {
+    "kd_plugins.files",
+    "kd_plugins.names",
+    "kd_plugins.numbers",
+    "kd_plugins.torch_files",
+}
+CORE = {"torch", "numpy", "jaxtyping", "kd_plugins.core"} | GROUND
+STORE = CORE | {"lmdb", "safetensors", "kd_plugins.store"}
+STRUCTURES = STORE | {"ase", "ijson", "tqdm", "kd_plugins.config", "kd_plugins.structures"}
+TEACHERS = STRUCTURES | {"kd_plugins.teachers"}
+DOCTOR = TEACHERS | {"kd_plugins.doctor"}
+ADAPTER = DOCTOR | {"yaml"}
 ALLOWED_IMPORTS = {
-    "kd_plugins/__init__.py": {"kd_plugins.core"},
-    "kd_plugins/config.py": {"yaml", "kd_plugins.core"},
+    "kd_plugins/__init__.py": {"kd_plugins.core", "kd_plugins.store"},
+    "kd_plugins/crystals.py": {"kd_plugins.sampling"},
+    "kd_plugins/config.py": {"yaml", "kd_plugins.core", "kd_plugins.names"},
+    "kd_plugins/files.py": set(),
+    "kd_plugins/names.py": set(),
+    "kd_plugins/numbers.py": {"torch", "numpy"},
+    "kd_plugins/torch_files.py": {"torch"},
     "kd_plugins/cli.py": {"kd_plugins"},
     "kd_plugins/ending.py": set(),
     "kd_plugins/commands/": {"kd_plugins"},
-    "kd_plugins/compare/": CORE
+    "kd_plugins/compare/": STORE
     | {
         "yaml",
         "tqdm",
@@ -35,23 +49,26 @@ ALLOWED_IMPORTS = {
         "kd_plugins.config",
         "kd_plugins.compare",
         "kd_plugins.evaluate",
-    }
-    | {"kd_plugins.report"},
+        "kd_plugins.report",
+    },
     "kd_plugins/testing.py": TEACHERS | {"pytest"},
     "kd_plugins/core/": CORE,
+    "kd_plugins/store/": STORE,
+    "kd_plugins/structures/": STRUCTURES,
     "kd_plugins/teachers/": TEACHERS,
     "kd_plugins/teachers/builtin.py": TEACHERS | {"pfp_api_client"},
     "kd_plugins/teachers/ray_engine.py": TEACHERS | {"ray"},
+    "kd_plugins/doctor/": DOCTOR,
+    "kd_plugins/sampling/": TEACHERS | {"kd_plugins.sampling", "scipy"},
     "kd_plugins/fairchem/": ADAPTER
     | {"kd_plugins.fairchem", "kd_plugins.ending", "fairchem", "torch_geometric"},
     "kd_plugins/fairchem/standins/scatter/": {"torch", "torch_scatter"},
     "kd_plugins/fairchem/standins/sparse/": set(),
     "kd_plugins/hippynn/": ADAPTER | {"kd_plugins.hippynn", "hippynn"},
     "kd_plugins/chgnet/": ADAPTER
-    | {"kd_plugins", "kd_plugins.chgnet", "kd_plugins.crystals", "chgnet", "dftd3", "pymatgen"},
-    "kd_plugins/crystals/": TEACHERS | {"kd_plugins.crystals", "scipy"},
-    "kd_plugins/evaluate/": TEACHERS
-    | {"kd_plugins.evaluate", "kd_plugins.crystals", "scipy", "pymatgen"},
+    | {"kd_plugins", "kd_plugins.chgnet", "kd_plugins.sampling", "chgnet", "dftd3", "pymatgen"},
+    "kd_plugins/evaluate/": DOCTOR
+    | {"kd_plugins.evaluate", "kd_plugins.sampling", "scipy", "pymatgen"},
     "kd_plugins/report/": CORE | {"kd_plugins.report", "matplotlib", "jinja2"},
 }
 """What a room may import besides the standard library; the longest path that fits counts."""
@@ -143,21 +160,6 @@ def commandless(text: str, path: str) -> list[str]:
     return [f"{path}: its command names {name}" for name in named if not (ROOT / name).exists()]
 
 
-def off_the_map(readme: str, root: Path = ROOT) -> list[str]:
-    """Paths of the README's map that do not exist, and modules that it forgets.
-
-    A folder that is no package, such as one of stand-ins, is on the map as a whole.
-    """
-    block = re.search(r"^## Map\n.*?^```\w*\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    if block is None:
-        return ["README.md: no fenced block under the heading '## Map'"]
-    listed = {line.split()[0].rstrip("/") for line in block[1].splitlines() if line.strip()}
-    missing = [f"{path}: on the map only" for path in sorted(listed) if not (root / path).exists()]
-    modules = sorted((root / "src" / "kd_plugins").rglob("*.py"))
-    forgotten = [module for module in modules if not _is_listed(module, listed, root)]
-    return missing + [f"{module.relative_to(root)}: not on the map" for module in forgotten]
-
-
 def loaded_frameworks(statement: str, frameworks: tuple[str, ...] = FRAMEWORKS) -> list[str]:
     """Frameworks that a fresh interpreter has loaded after the statement."""
     code = f"{statement}; import sys; print(*sorted(sys.modules))"
@@ -206,10 +208,3 @@ def _length(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> i
 def _n_code(lines: list[str]) -> int:
     """Count the lines that are neither blank nor a comment."""
     return sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in lines)
-
-
-def _is_listed(module: Path, listed: set[str], root: Path) -> bool:
-    folders = [folder for folder in module.parents if not (folder / "__init__.py").exists()]
-    inside = [folder for folder in folders if (root / "src" / "kd_plugins") in folder.parents]
-    names = {str(path.relative_to(root)) for path in (module, *inside)}
-    return module.name == "__init__.py" or bool(names & listed)

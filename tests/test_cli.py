@@ -15,7 +15,7 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from kd_plugins import cli
-from kd_plugins.core.store import TargetStore
+from kd_plugins.store.store import TargetStore
 
 COMMAND = Path(sys.executable).with_name("kd-plugins")
 TEACHERS = '''
@@ -251,7 +251,7 @@ def test_a_stop_by_hand(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("kd_plugins.teachers.counting.count_structures", stop)
+        patched.setattr("kd_plugins.structures.counting.count_structures", stop)
         code, _, complaint = run(capsys, LABEL)
     assert code == 130
     assert complaint == "stopped; what was written is kept, the same command goes on\n"

@@ -71,7 +71,7 @@ def test_a_command_within_a_sentence_is_right(line: str) -> None:
 def test_every_page_has_been_looked_at() -> None:
     """Blocks of all kinds are found where a reader sees them."""
     assert {"README.md", "docs/targets.md", "recipes/crack_oc20/README.md"} <= set(PAGES)
-    assert {block.language for block in BLOCKS} == {"", "bash", "python", "yaml"}
+    assert {block.language for block in BLOCKS} == {"", "bash", "mermaid", "python", "yaml"}
     assert len(BLOCKS) >= 30
 
 

@@ -157,7 +157,7 @@ EVERYWHERE = (
     "kd-plugins export targets labelled.extxyz",
     "kd-plugins doctor --labels labelled.extxyz --store targets",
     "kd-plugins evaluate --student emt --reference labelled.extxyz --out measured",
-    "python -c 'from kd_plugins import *; import kd_plugins.config, kd_plugins.crystals'",
+    "python -c 'from kd_plugins import *; import kd_plugins.config, kd_plugins.sampling'",
 )
 COMMANDS = {
     "none": (),

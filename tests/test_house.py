@@ -13,7 +13,7 @@ import pytest
 
 import kd_plugins
 from kd_plugins.core import QUANTITIES
-from tests import house
+from tests import architecture, house
 from tests.house import PACKAGE, ROOT, SRC
 
 Check = Callable[[str, str], list[str]]
@@ -113,26 +113,35 @@ def test_no_file_tells_of_one_machine() -> None:
     assert found == []
 
 
-def test_the_readmes_map_is_the_tree() -> None:
-    assert house.off_the_map((ROOT / "README.md").read_text()) == []
+def test_the_page_on_architecture_is_the_tree() -> None:
+    page = architecture.PAGE.read_text()
+    assert architecture.rewritten(page) == page, "python -m tests.architecture writes it anew"
 
 
-def test_the_map_can_be_wrong(tmp_path: Path) -> None:
-    package = tmp_path / "src" / "kd_plugins"
-    for path in ("__init__.py", "a.py", "b.py", "core/__init__.py", "core/c.py", "standins/d.py"):
-        (package / path).parent.mkdir(parents=True, exist_ok=True)
-        (package / path).touch()
-    lines = ["src/kd_plugins/a.py  first", "src/kd_plugins/core/  folder", "src/gone.py"]
-    readme = "\n".join(["# Title", "## Map", "", "```text", *lines, "```", ""])
-    assert house.off_the_map(readme, tmp_path) == [
-        "src/gone.py: on the map only",
-        "src/kd_plugins/b.py: not on the map",
-        "src/kd_plugins/core/c.py: not on the map",
-        "src/kd_plugins/standins/d.py: not on the map",
-    ]
-    whole = readme.replace("src/gone.py", "src/kd_plugins/standins/")
-    assert not any("standins" in violation for violation in house.off_the_map(whole, tmp_path))
-    assert "no fenced block" in house.off_the_map("# Title", tmp_path)[0]
+def test_the_map_and_the_diagram_follow_the_tree(tmp_path: Path) -> None:
+    package = tmp_path / "kd_plugins"
+    texts = {
+        "__init__.py": '"""All of it."""',
+        "names.py": '"""Names.\n\nMore."""',
+        "core/__init__.py": '"""Losses."""',
+        "core/c.py": '"""A loss."""\nfrom kd_plugins.names import x',
+        "host/__init__.py": '"""A host."""',
+        "host/d.py": '"""Its trainer."""\nimport kd_plugins.core.c\nimport kd_plugins.names',
+        "host/standins/x/e.py": "",
+    }
+    for name, text in texts.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+
+    drawn = architecture.map_of(package)
+    assert "**core/**: Losses\n\n- `c.py`: A loss" in drawn
+    assert "- `names.py`: Names\n" in drawn and "- `standins/`:" in drawn
+    assert architecture.imports_of_rooms(package) == {
+        "core": {architecture.TOP},
+        "host": {"core"},
+    }
+    with pytest.raises(ValueError, match="no place for the part 'rooms'"):
+        architecture.rewritten("# Title", package)
 
 
 @pytest.mark.parametrize("module", ["kd_plugins", "kd_plugins.fairchem"])

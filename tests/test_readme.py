@@ -17,8 +17,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from kd_plugins.cli import main
 from kd_plugins.config import read_config
 from kd_plugins.fairchem.settings import DistillSettings
+from kd_plugins.structures.readers import Frame, read_structures
 from kd_plugins.teachers import label, load_teacher
-from kd_plugins.teachers.structures import Frame, read_structures
 from tests.house import ROOT
 from tests.teachers import slow
 

@@ -19,8 +19,9 @@ from evaluate import calculator, models
 from study import Study, open_study, write_json
 from tqdm import tqdm
 
-from kd_plugins.crystals import nested_subset, of_kind
-from kd_plugins.teachers import CalculatorTeacher, Frame, read_structures
+from kd_plugins.sampling import nested_subset, of_kind
+from kd_plugins.structures import Frame, read_structures
+from kd_plugins.teachers import CalculatorTeacher
 
 COUNT, LARGEST = 40, 16
 

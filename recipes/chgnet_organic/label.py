@@ -15,8 +15,9 @@ from pathlib import Path
 
 from study import HERE, Study, open_study
 
-from kd_plugins.crystals import deformed_frames
-from kd_plugins.teachers import export_extxyz, label, read_structures
+from kd_plugins.sampling import deformed_frames
+from kd_plugins.structures import export_extxyz, read_structures
+from kd_plugins.teachers import label
 
 QUANTITIES = ("energy", "forces", "stress")
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from kd_plugins.chgnet import FrozenTrunk, freeze_except
 from kd_plugins.chgnet.convert import to_pymatgen
-from kd_plugins.crystals import find_molecules, minimum_volume, volume_scan
+from kd_plugins.sampling import find_molecules, minimum_volume, volume_scan
 from kd_plugins.teachers import load_teacher
 
 

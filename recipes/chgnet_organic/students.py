@@ -21,8 +21,8 @@ from kd_plugins.chgnet import (
     freeze_except,
 )
 from kd_plugins.chgnet.preflight import check_student
-from kd_plugins.crystals import nested_subset
-from kd_plugins.teachers import read_structures
+from kd_plugins.sampling import nested_subset
+from kd_plugins.structures import read_structures
 
 FORCE_SHARE = 1 / 3
 """Of the force components that the cache has: an unbiased third of the forces, at a third of the

@@ -13,8 +13,8 @@ import yaml
 
 from kd_plugins import TargetStore
 from kd_plugins.config import read_config
-from kd_plugins.core.files import write_bytes
-from kd_plugins.teachers import Frame, read_structures
+from kd_plugins.files import write_bytes
+from kd_plugins.structures import Frame, read_structures
 
 HERE = Path(__file__).resolve().parent
 GROUPS = ("train", "selection", "test")

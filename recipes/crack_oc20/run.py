@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from kd_plugins.core.files import write_bytes
+from kd_plugins.files import write_bytes
 
 HERE = Path(__file__).resolve().parent
 ARM_FILES = HERE.parents[1] / "configs" / "fairchem" / "arms"

@@ -16,7 +16,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.data import atomic_numbers
 
-from kd_plugins.teachers import Frame
+from kd_plugins.structures import Frame
 
 KEYS = ("species", "coordinates", "cell", "energy", "force")
 UNITS = {"Hartree": units.Hartree, "eV": units.eV}

@@ -18,8 +18,8 @@ from ase.calculators.lj import LennardJones
 from ase.data import chemical_symbols
 from study import HERE, Study, open_study
 
-from kd_plugins.core.files import write_bytes
 from kd_plugins.evaluate import equilibrated
+from kd_plugins.files import write_bytes
 
 MELTING = 500
 """Steps of 1 fs."""

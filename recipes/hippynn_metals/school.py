@@ -28,7 +28,7 @@ from kd_plugins.hippynn import (
     distillation_loss,
     to_arrays,
 )
-from kd_plugins.teachers.structures import Frame
+from kd_plugins.structures.readers import Frame
 
 COMMON: Mapping[str, float] = {"l2": 1e-6, "hierarchicality": 0.01}
 ASKED = {"atomic_energies": "atomic_energies", "teacher_forces": "forces"}

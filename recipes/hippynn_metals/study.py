@@ -13,9 +13,9 @@ import yaml
 from ani_al import Convention, read_ani_al
 
 from kd_plugins.config import read_config
-from kd_plugins.core.files import write_bytes
-from kd_plugins.crystals import nested_subset
-from kd_plugins.teachers import Frame, read_structures
+from kd_plugins.files import write_bytes
+from kd_plugins.sampling import nested_subset
+from kd_plugins.structures import Frame, read_structures
 
 HERE = Path(__file__).resolve().parent
 

@@ -29,7 +29,7 @@ from kd_plugins.hippynn import (
     to_arrays,
     write_curves,
 )
-from kd_plugins.teachers import read_structures
+from kd_plugins.structures import read_structures
 
 
 def hipnn(model: dict[str, Any], elements: list[int]) -> tuple[Any, Any]:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from kd_plugins.core import DistillationLoss as DistillationLoss
     from kd_plugins.core import Instance as Instance
     from kd_plugins.core import InstanceTerm as InstanceTerm
-    from kd_plugins.core import TargetStore as TargetStore
     from kd_plugins.core import TeacherTargets as TeacherTargets
     from kd_plugins.core import crack_loss as crack_loss
     from kd_plugins.core import instance_loss as instance_loss
     from kd_plugins.core import masked_mean as masked_mean
+    from kd_plugins.store import TargetStore as TargetStore
 
 __version__ = "0.1.0"
 __all__ = [
@@ -47,7 +47,8 @@ def __getattr__(name: str) -> Any:
         return import_module("kd_plugins.core")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("kd_plugins.core"), name)
+    room = "kd_plugins.store" if name == "TargetStore" else "kd_plugins.core"
+    return getattr(import_module(room), name)
 
 
 def __dir__() -> list[str]:

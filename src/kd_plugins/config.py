@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from kd_plugins.core.distances import DISTANCES, Distance, Huber
-from kd_plugins.core.names import suggestion
 from kd_plugins.core.schedules import SCHEDULES, Constant, Schedule
+from kd_plugins.names import suggestion
 
 T = TypeVar("T")
 
@@ -156,7 +156,6 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):  # an integer of more digits than Python prints
         text = f"a {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:97]}..."
-
 
 
 def read_config(kind: type[T], raw: object, path: str) -> T:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kd_plugins.core.store import StoreError
+from kd_plugins.store.store import StoreError
 from kd_plugins.teachers import TeacherError
 
 COMMANDS = {

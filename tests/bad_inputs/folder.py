@@ -18,7 +18,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from kd_plugins.cli import main
-from kd_plugins.teachers import import_labels, label, read_structures
+from kd_plugins.structures import import_labels, read_structures
+from kd_plugins.teachers import label
 from tests.report import samples
 
 SCRIPT = """
@@ -125,4 +126,3 @@ def changed(source: str, key: str, value: object) -> str:
     else:
         inner[int(last) if isinstance(inner, list) else last] = value
     return json.dumps(raw)
-

@@ -63,7 +63,9 @@ SCALARS = st.one_of(
 )
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -112,7 +114,9 @@ def anew(folder: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
 @pytest.mark.parametrize("record", RECORDS)
 @FEW
 @given(data=st.data())
-def test_a_value_of_another_type(record: str, data: st.DataObject, anew: Callable[[], Path]) -> None:
+def test_a_value_of_another_type(
+    record: str, data: st.DataObject, anew: Callable[[], Path]
+) -> None:
     """It is refused clearly, or it is of a kind that may stand there."""
     anew()
     file, call = RECORDS[record]
@@ -122,7 +126,11 @@ def test_a_value_of_another_type(record: str, data: st.DataObject, anew: Callabl
     changed, before = replaced(content, way, value)
     found = answered(Case("random", call, (), {file: json.dumps(changed)}, code=(1, 2)), {})
     if found == "accepted":
-        free = any(step in (*FREE, *ANEW.get(record, ())) for step in way) or value is None or before is None
+        free = (
+            any(step in (*FREE, *ANEW.get(record, ())) for step in way)
+            or value is None
+            or before is None
+        )
         assert free or kind(value) is kind(before), f"{way}: {before!r} became {value!r}"
     else:
         assert found is None
@@ -157,7 +165,9 @@ def test_a_cut(record: str, share: float, anew: Callable[[], Path]) -> None:
 def test_any_line_of_failures(value: object, anew: Callable[[], Path]) -> None:
     """A whole line is an entry or damage."""
     anew()
-    case = Case("line", VERIFY, ("failures.jsonl",), {FAILED: json.dumps(value) + "\n"}, code=(1, 2))
+    case = Case(
+        "line", VERIFY, ("failures.jsonl",), {FAILED: json.dumps(value) + "\n"}, code=(1, 2)
+    )
     assert complaint(case, {}) is None
 
 

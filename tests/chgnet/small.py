@@ -30,8 +30,9 @@ from kd_plugins.chgnet import (
     fit,
     freeze_except,
 )
-from kd_plugins.core.record import Record
-from kd_plugins.teachers import Frame, label, read_structures
+from kd_plugins.store.record import Record
+from kd_plugins.structures import Frame, read_structures
+from kd_plugins.teachers import label
 
 HEAD_SIZE, SIZE = 12_545, 412_525
 """Weights of CHGNet's readout MLP, and in all."""

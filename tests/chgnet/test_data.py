@@ -11,7 +11,7 @@ from chgnet.data.dataset import collate_graphs
 from kd_plugins.chgnet import DistillData, DistillLoss, Ratios, align_references
 from kd_plugins.chgnet.convert import to_pymatgen
 from kd_plugins.chgnet.data import DataError
-from kd_plugins.teachers import Frame
+from kd_plugins.structures import Frame
 from tests.chgnet import small
 from tests.chgnet.small import Labelled
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kd_plugins.core.store import TargetStore
-from kd_plugins.teachers import failures, label, load_teacher, read_structures
-from kd_plugins.teachers.doctor import diagnose
+from kd_plugins.doctor.examine import diagnose
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures import read_structures
+from kd_plugins.teachers import failures, label, load_teacher
 from tests.house import ROOT
 from tests.teachers.slow import content
 

@@ -11,8 +11,8 @@ from ase import units
 from chgnet.data.dataset import StructureData, collate_graphs
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from kd_plugins.core.structure import Structure
-from tests.teachers.exported import exported
+from kd_plugins.store.structure import Structure
+from tests.structures.exported import exported
 
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
 

@@ -26,10 +26,10 @@ from kd_plugins.chgnet import (
     Ratios,
 )
 from kd_plugins.chgnet.data import DataError
-from kd_plugins.core.manifest import Manifest
-from kd_plugins.core.record import Record
-from kd_plugins.teachers import Frame, read_structures
-from kd_plugins.teachers.structures import to_structure
+from kd_plugins.store.manifest import Manifest
+from kd_plugins.store.record import Record
+from kd_plugins.structures import Frame, read_structures
+from kd_plugins.structures.readers import to_structure
 from tests.chgnet import small
 from tests.chgnet.small import Labelled
 

@@ -15,7 +15,8 @@ from chgnet.model import CHGNet
 from dftd3.ase import DFTD3
 
 from kd_plugins.chgnet.teacher import EmbeddingCalculator, chgnet
-from kd_plugins.teachers import CalculatorTeacher, TeacherError, load_teacher, read_structures
+from kd_plugins.structures import read_structures
+from kd_plugins.teachers import CalculatorTeacher, TeacherError, load_teacher
 
 SINGLE = {"rtol": 1e-4, "atol": 1e-4}
 """Of energies (eV), forces, stress and embeddings that differ by float32's rounding."""

@@ -25,9 +25,9 @@ from kd_plugins.chgnet import (
 )
 from kd_plugins.chgnet.preflight import check_student
 from kd_plugins.chgnet.validation import check_apart, other_zero
-from kd_plugins.core.cases import Case
-from kd_plugins.core.structure import Structure
-from kd_plugins.teachers import Frame
+from kd_plugins.doctor.inputs import Case
+from kd_plugins.store.structure import Structure
+from kd_plugins.structures import Frame
 from tests.chgnet import small
 from tests.chgnet.small import Labelled
 

@@ -21,7 +21,7 @@ from kd_plugins.compare import Comparison, read_experiment
 from kd_plugins.compare.experiment import filled
 from kd_plugins.compare.trainers import TRAINERS
 from kd_plugins.config import ConfigError
-from kd_plugins.core.files import write_json
+from kd_plugins.files import write_json
 from tests.hosts import in_one_environment
 from tests.house import ROOT
 

@@ -20,7 +20,7 @@ from kd_plugins.compare import Comparison, read_experiment
 from kd_plugins.compare.trainers import TRAINERS
 from kd_plugins.compare.training import Trainings
 from kd_plugins.config import ConfigError
-from kd_plugins.core.files import write_json
+from kd_plugins.files import write_json
 from tests.compare.test_compare import SOFTER, aluminium, experiment
 
 LINES = "import sys, time, yaml; given = yaml.safe_load(open(sys.argv[1]))"

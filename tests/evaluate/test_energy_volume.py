@@ -11,8 +11,8 @@ from ase import Atoms
 from ase.calculators.lj import LennardJones
 
 from kd_plugins.evaluate import energies, scanned_volume
-from tests.crystals.x23 import crystal
 from tests.evaluate.calculators import Failing, Pressed
+from tests.sampling.x23 import crystal
 
 
 def test_argon_finds_its_volume() -> None:

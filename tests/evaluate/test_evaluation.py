@@ -150,7 +150,7 @@ def test_another_potential_is_further_away(files: dict[str, str], tmp_path: Path
 
 
 def _forces(files: dict[str, str]) -> list[np.ndarray]:
-    from kd_plugins.teachers import read_structures
+    from kd_plugins.structures import read_structures
 
     return [frame.labels["forces"] for frame in read_structures([files["labelled"]])]
 

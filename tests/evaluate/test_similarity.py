@@ -11,9 +11,9 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from scipy.spatial.transform import Rotation
 
-from kd_plugins.crystals import Deformation, deformed, find_molecules, scale_rigidly
 from kd_plugins.evaluate import rmsd15
-from tests.crystals.x23 import NAMES, crystal, rewrapped
+from kd_plugins.sampling import Deformation, deformed, find_molecules, scale_rigidly
+from tests.sampling.x23 import NAMES, crystal, rewrapped
 
 SharedFile = Callable[[str], Path]
 SMALL = ["urea", "co2", "hexamine", "pyrazole", "ammonia"]

@@ -39,7 +39,8 @@ def labelled(
     teacher: Path, databases: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A store with everything that a teacher says of all structures."""
-    from kd_plugins.teachers import label, read_structures
+    from kd_plugins.structures import read_structures
+    from kd_plugins.teachers import label
     from tests.fairchem import tiny
 
     folder = tmp_path_factory.mktemp("store") / "targets"

@@ -14,13 +14,14 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from kd_plugins.config import ConfigError
-from kd_plugins.core.manifest import FORMAT, Manifest
-from kd_plugins.core.record import Record
-from kd_plugins.core.store import TargetStore
 from kd_plugins.fairchem.cached import structures
 from kd_plugins.fairchem.checkpoint import read_checkpoint
 from kd_plugins.fairchem.settings import TeacherSettings
-from kd_plugins.teachers import label, load_teacher, read_structures
+from kd_plugins.store.manifest import FORMAT, Manifest
+from kd_plugins.store.record import Record
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures import read_structures
+from kd_plugins.teachers import label, load_teacher
 from tests.fairchem import tiny
 from tests.fairchem.test_laws import equal, first_batch
 from tests.fairchem.test_refusals import block

@@ -17,8 +17,8 @@ from torch_geometric.data import Data
 
 from kd_plugins.cli import main
 from kd_plugins.config import ConfigError
-from kd_plugins.core.store import TargetStore
 from kd_plugins.fairchem import read_datasets
+from kd_plugins.store.store import TargetStore
 from tests.fairchem import tiny
 from tests.fairchem.test_cached import TERMS, cached
 from tests.fairchem.test_filling import filling

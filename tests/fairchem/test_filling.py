@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from kd_plugins.config import ConfigError
-from kd_plugins.core.store import TargetStore
+from kd_plugins.store.store import TargetStore
 from tests.fairchem import tiny
 from tests.fairchem.stopping import Killed, StoppingTrainer
 from tests.fairchem.test_cached import QUANTITIES, TERMS, another_database, cached, edited, move

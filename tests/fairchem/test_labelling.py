@@ -13,12 +13,13 @@ from ase import Atoms
 from ase.build import molecule
 from torch_geometric.data import Batch
 
-from kd_plugins.core.store import TargetStore
 from kd_plugins.fairchem.checkpoint import read_checkpoint
 from kd_plugins.fairchem.labelling import SEED, EqV2Teacher
 from kd_plugins.fairchem.settings import TeacherSettings
 from kd_plugins.fairchem.teacher import Teacher
-from kd_plugins.teachers import Frame, TeacherError, label, load_teacher, read_structures
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures import Frame, read_structures
+from kd_plugins.teachers import TeacherError, label, load_teacher
 from tests.fairchem import tiny
 from tests.tolerances import REORDERED
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from fairchem.core.datasets import AseReadMultiStructureDataset, data_list_collater
 
-from kd_plugins.core.structure import Structure
 from kd_plugins.fairchem.convert import structure_ids
-from tests.teachers.exported import exported
+from kd_plugins.store.structure import Structure
+from tests.structures.exported import exported
 
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
 

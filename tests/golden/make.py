@@ -183,7 +183,7 @@ def hippynn_database() -> Any:
 
     from kd_plugins import TargetStore
     from kd_plugins.hippynn import add_teacher_targets, to_arrays
-    from kd_plugins.teachers import read_structures
+    from kd_plugins.structures import read_structures
 
     arrays = to_arrays(read_structures(["store.extxyz"]))
     database = Database(arrays, None, None, seed=0, test_size=1, valid_size=1, quiet=True)

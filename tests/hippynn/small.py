@@ -20,7 +20,7 @@ from hippynn.tools import active_directory
 
 from kd_plugins.core.schedules import Schedule
 from kd_plugins.hippynn import LossSchedule, distillation_loss, to_arrays
-from kd_plugins.teachers.structures import Frame, read_structures
+from kd_plugins.structures.readers import Frame, read_structures
 
 MO = "metals/mlearn_Mo_train.extxyz.xz"
 INPUTS = (SpeciesNode, PositionsNode, CellNode)

@@ -13,7 +13,8 @@ import torch
 from ase.build import bulk
 
 from kd_plugins.hippynn import HippynnTeacher, export_student, to_arrays, write_curves
-from kd_plugins.teachers import Frame, TeacherError, load_teacher
+from kd_plugins.structures import Frame
+from kd_plugins.teachers import TeacherError, load_teacher
 from tests.hippynn import small
 
 

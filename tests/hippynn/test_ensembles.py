@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from kd_plugins.core.manifest import Manifest
-from kd_plugins.core.record import Record
-from kd_plugins.core.store import TargetStore
 from kd_plugins.hippynn import DataError, add_teacher_targets
-from kd_plugins.teachers.structures import Frame, to_structure
+from kd_plugins.store.manifest import Manifest
+from kd_plugins.store.record import Record
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures.readers import Frame, to_structure
 from tests.hippynn import small
 from tests.hippynn.test_targets import EVERYTHING, PerAtom, labelled
 

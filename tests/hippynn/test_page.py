@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from kd_plugins.teachers.structures import read_structures
+from kd_plugins.structures.readers import read_structures
 from tests.hippynn import small
 from tests.house import ROOT
 from tests.test_readme import write_frames

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from hippynn.interfaces.ase_interface import AseDatabase
 
-from kd_plugins.core.structure import Structure
-from tests.teachers.exported import QUANTITIES, exported
+from kd_plugins.store.structure import Structure
+from tests.structures.exported import QUANTITIES, exported
 
 
 def test_sorted_rows_have_the_same_numbers(

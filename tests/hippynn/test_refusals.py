@@ -15,9 +15,6 @@ from ase.calculators.emt import EMT
 from hippynn.databases import Database
 from hippynn.graphs import inputs, networks, targets
 
-from kd_plugins.core.manifest import Manifest
-from kd_plugins.core.record import Record
-from kd_plugins.core.store import TargetStore
 from kd_plugins.hippynn import (
     ArrayNames,
     DataError,
@@ -26,7 +23,10 @@ from kd_plugins.hippynn import (
     structure_keys,
     to_arrays,
 )
-from kd_plugins.teachers.structures import Frame, to_structure
+from kd_plugins.store.manifest import Manifest
+from kd_plugins.store.record import Record
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures.readers import Frame, to_structure
 from tests.hippynn import small
 
 Change = Callable[[dict[str, torch.Tensor]], None]

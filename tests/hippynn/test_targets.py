@@ -16,9 +16,6 @@ from hippynn.graphs.gops import swap_pairfinders
 from hippynn.graphs.nodes.pairs import DynamicPeriodicPairs
 from hippynn.interfaces.ase_interface import HippynnCalculator
 
-from kd_plugins.core.manifest import Manifest
-from kd_plugins.core.record import Record
-from kd_plugins.core.store import TargetStore
 from kd_plugins.hippynn import (
     ArrayNames,
     DataError,
@@ -28,7 +25,10 @@ from kd_plugins.hippynn import (
     distillation_loss,
     to_arrays,
 )
-from kd_plugins.teachers.structures import Frame, to_structure
+from kd_plugins.store.manifest import Manifest
+from kd_plugins.store.record import Record
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures.readers import Frame, to_structure
 from tests.hippynn import small
 
 EVERYTHING = ("atomic_energies", "energy", "forces")

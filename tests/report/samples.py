@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_plugins.core.files import write_json
+from kd_plugins.files import write_json
 
 Raw = dict[str, object]
 

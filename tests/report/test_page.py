@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
-from kd_plugins.core.files import write_json
+from kd_plugins.files import write_json
 from kd_plugins.report import write_report
 from kd_plugins.report.figures import GREY, INK, PALETTE, Plot, looks, panels, styled
 from kd_plugins.report.records import Series

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_plugins.core.files import read_json, write_json
+from kd_plugins.files import read_json, write_json
 from kd_plugins.report.reading import read_experiment
 from tests.report.samples import ARMS, evaluation, plan, write_experiment
 

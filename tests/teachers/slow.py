@@ -12,10 +12,11 @@ import ase.io
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from kd_plugins.core.manifest import Manifest
-from kd_plugins.core.record import pack
-from kd_plugins.core.store import TargetStore
-from kd_plugins.teachers import Frame, load_teacher
+from kd_plugins.store.manifest import Manifest
+from kd_plugins.store.record import pack
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures import Frame
+from kd_plugins.teachers import load_teacher
 
 NAME = "tests.teachers.slow:SlowEMT"
 

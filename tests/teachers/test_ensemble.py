@@ -12,8 +12,9 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from kd_plugins.core.quantities import QUANTITIES
-from kd_plugins.core.store import TargetStore
-from kd_plugins.teachers import Ensemble, Frame, TeacherError, label, load_teacher
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures import Frame
+from kd_plugins.teachers import Ensemble, TeacherError, label, load_teacher
 
 LJ = "ase.calculators.lj:LennardJones rc=4.0 sigma={}"
 NAMES = ["emt", LJ.format(2.2), LJ.format(2.4)]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from kd_plugins.core.manifest import Manifest
-from kd_plugins.core.record import Record
-from kd_plugins.core.store import TargetStore
-from kd_plugins.core.structure import Structure
+from kd_plugins.store.manifest import Manifest
+from kd_plugins.store.record import Record
+from kd_plugins.store.store import TargetStore
+from kd_plugins.store.structure import Structure
 from kd_plugins.teachers.failures import FAILURES, FailureLog, failures
 
 AWKWARD = {

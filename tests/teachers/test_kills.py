@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
-from kd_plugins.core.store import TargetStore
+from kd_plugins.store.store import TargetStore
 from kd_plugins.teachers import label
 from kd_plugins.teachers.label_run import LabelRun
 from kd_plugins.teachers.process_engine import ProcessEngine

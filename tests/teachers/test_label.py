@@ -15,11 +15,11 @@ import pytest
 from ase.build import molecule
 from ase.calculators.emt import EMT
 
-from kd_plugins.core.shard import ShardBusy, StoreError
-from kd_plugins.core.store import TargetStore
+from kd_plugins.store.shard import ShardBusy, StoreError
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures import Frame
 from kd_plugins.teachers import (
     CalculatorTeacher,
-    Frame,
     LabelReport,
     TeacherError,
     failures,

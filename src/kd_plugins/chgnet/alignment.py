@@ -12,7 +12,7 @@ from chgnet.model import CHGNet
 from kd_plugins.chgnet.data import DistillData, check_kind
 from kd_plugins.chgnet.freezing import check_module
 from kd_plugins.chgnet.loss import Source
-from kd_plugins.core.references import References, fit_references
+from kd_plugins.doctor.references import References, fit_references
 
 logger = logging.getLogger(__name__)
 

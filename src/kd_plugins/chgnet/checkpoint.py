@@ -6,7 +6,7 @@ from pathlib import Path
 
 from chgnet.model import CHGNet
 
-from kd_plugins.core.torch_files import load_torch_file
+from kd_plugins.torch_files import load_torch_file
 
 
 def read_model(path: str | Path, *, trust_pickle: bool, remedy: str) -> CHGNet:

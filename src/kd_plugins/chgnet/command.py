@@ -17,10 +17,10 @@ from kd_plugins.chgnet.loss import Source
 from kd_plugins.chgnet.run_folder import check_free
 from kd_plugins.chgnet.settings import DataSettings, StudentSettings, TrainingSettings
 from kd_plugins.chgnet.weights import Ratios
-from kd_plugins.core.shard import StoreError
-from kd_plugins.crystals import crystal_of, nested_subset, of_kind, split
 from kd_plugins.ending import sentence
-from kd_plugins.teachers import Frame, read_structures
+from kd_plugins.sampling import crystal_of, nested_subset, of_kind, split
+from kd_plugins.store.shard import StoreError
+from kd_plugins.structures import Frame, read_structures
 
 PARTS = {"train": 0.9, "validation": 0.1}
 """What a file is split into, by whole materials."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kd_plugins.core.files import write_json
+from kd_plugins.files import write_json
 
 QUANTITIES = {"e": "energy", "f": "forces", "s": "stress", "m": "magmoms"}
 

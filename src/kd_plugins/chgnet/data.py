@@ -18,12 +18,12 @@ from tqdm import tqdm
 from kd_plugins.chgnet.convert import LETTERS, to_host, to_pymatgen
 from kd_plugins.chgnet.loss import PREFIX
 from kd_plugins.chgnet.weights import HARD, SOFT
-from kd_plugins.core.cases import Case
-from kd_plugins.core.names import suggestion
 from kd_plugins.core.quantities import quantity
-from kd_plugins.core.shard import StoreError
-from kd_plugins.core.store import TargetStore
-from kd_plugins.teachers.structures import Frame, to_structure
+from kd_plugins.doctor.inputs import Case
+from kd_plugins.names import suggestion
+from kd_plugins.store.shard import StoreError
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures.readers import Frame, to_structure
 
 logger = logging.getLogger(__name__)
 NAMED = 8

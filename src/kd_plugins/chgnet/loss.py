@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from kd_plugins.chgnet.convert import LETTERS
 from kd_plugins.chgnet.weights import Ratios, plain
-from kd_plugins.core.names import suggestion
-from kd_plugins.core.numbers import check_number
+from kd_plugins.names import suggestion
+from kd_plugins.numbers import check_number
 
 Criterion = Literal["MAE", "MSE", "Huber"]
 Source = Literal["hard", "soft"]

@@ -17,8 +17,8 @@ from kd_plugins.chgnet.freezing import HEAD, trainable
 from kd_plugins.chgnet.loss import PREFIX, DistillLoss
 from kd_plugins.chgnet.validation import other_zero
 from kd_plugins.chgnet.weights import Ratios
-from kd_plugins.core.cases import Case, Finding, paired
-from kd_plugins.core.doctor import check_allow, examine, split_allowed
+from kd_plugins.doctor.diagnosis import check_allow, examine, split_allowed
+from kd_plugins.doctor.inputs import Case, Finding, paired
 
 logger = logging.getLogger(__name__)
 EXAMINED = 32

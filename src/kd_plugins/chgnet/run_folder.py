@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from kd_plugins.core.shard import ShardBusy, exclusive_lock
-from kd_plugins.core.torch_files import load_torch_file
+from kd_plugins.store.shard import ShardBusy, exclusive_lock
+from kd_plugins.torch_files import load_torch_file
 
 LAST, BEST = "last.pth.tar", "best.pth.tar"
 _LOCK = "run"

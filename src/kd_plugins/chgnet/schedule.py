@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from kd_plugins.chgnet.weights import plain
-from kd_plugins.core.numbers import check_number, check_seed, check_whole
+from kd_plugins.numbers import check_number, check_seed, check_whole
 
 Schedule = Literal["finishing", "chgnet"]
 """``chgnet``: CHGNet 0.4.2's cosine over 10 steps an epoch, which stays near its start where an

@@ -16,8 +16,8 @@ from kd_plugins.chgnet.schedule import FitSettings, Schedule
 from kd_plugins.chgnet.trunk_cache import check_share
 from kd_plugins.chgnet.weights import HARD, Ratios
 from kd_plugins.config import ConfigError, read_config, read_yaml, reader, shown
-from kd_plugins.core.names import suggestion
-from kd_plugins.core.numbers import check_whole
+from kd_plugins.names import suggestion
+from kd_plugins.numbers import check_whole
 
 
 def _mapping(raw: object) -> Mapping[str, Any]:
@@ -50,7 +50,7 @@ class DataSettings:
     """Where structures, labels and teacher targets come from.
 
     Args:
-        structures: files, see `kd_plugins.teachers.read_structures`.
+        structures: files, see `kd_plugins.structures.read_structures`.
         store: folder of the teacher's targets; none for labels alone.
         ids: how structures are named, see `read_structures`.
         part: keep one of two disjoint parts, 90 and 10 %, with no material in both; a material is

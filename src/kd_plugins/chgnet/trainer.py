@@ -32,8 +32,8 @@ from kd_plugins.chgnet.run_folder import (
 from kd_plugins.chgnet.schedule import Schedule, cosine_length
 from kd_plugins.chgnet.validation import check_apart
 from kd_plugins.chgnet.weights import Ratios, plain
-from kd_plugins.core.names import suggestion
-from kd_plugins.core.numbers import check_number, check_seed, check_whole
+from kd_plugins.names import suggestion
+from kd_plugins.numbers import check_number, check_seed, check_whole
 
 OURS = "distillation"
 """Under which a checkpoint keeps what is not CHGNet's; CHGNet does not look there."""

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kd_plugins.chgnet.data import DistillData, Row, check_kind
 from kd_plugins.chgnet.run_folder import check_folder, write_whole
 from kd_plugins.chgnet.trunk import Features, FrozenTrunk
-from kd_plugins.core.numbers import is_number, shown
+from kd_plugins.numbers import is_number, shown
 
 _FORCES = ("f", "soft_f")
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from kd_plugins.chgnet.data import DataError, DistillData
-from kd_plugins.core.cases import Case, Finding, first_ids, paired
-from kd_plugins.core.doctor import split_allowed
-from kd_plugins.core.references import fit_references
-from kd_plugins.core.structure import SAME_POSITION, Structure
+from kd_plugins.doctor.diagnosis import split_allowed
+from kd_plugins.doctor.inputs import Case, Finding, first_ids, paired
+from kd_plugins.doctor.references import fit_references
+from kd_plugins.store.structure import SAME_POSITION, Structure
 
 logger = logging.getLogger(__name__)
 

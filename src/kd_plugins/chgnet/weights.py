@@ -10,8 +10,8 @@ import numpy as np
 
 from kd_plugins.chgnet.convert import LETTERS
 from kd_plugins.config import weight
-from kd_plugins.core.names import suggestion
 from kd_plugins.core.schedules import Constant, Schedule
+from kd_plugins.names import suggestion
 
 HARD = tuple(LETTERS)
 """Quantities that labels may teach."""

@@ -68,11 +68,11 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from kd_plugins.core.files import write_json
     from kd_plugins.evaluate.claim import alone, planned
     from kd_plugins.evaluate.evaluation import evaluation
     from kd_plugins.evaluate.inputs import check_potential
     from kd_plugins.evaluate.measured import Measured
+    from kd_plugins.files import write_json
     from kd_plugins.teachers.spec import TeacherSpec
 
     student_spec = str(TeacherSpec.parse(arguments.student))
@@ -175,10 +175,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _check_arm(arguments: argparse.Namespace, experiment: Any) -> None:
     """Refuse an arm that is not measured, and bars for what nothing will measure."""
-    from kd_plugins.core.names import suggestion
     from kd_plugins.evaluate.expected import check_metrics
     from kd_plugins.evaluate.inputs import shared_labels
     from kd_plugins.evaluate.requirements import Requirement
+    from kd_plugins.names import suggestion
 
     judged = [arm for arm in experiment.arms if arm not in experiment.unjudged]
     bars = [Requirement.parse(text) for text in arguments.require]

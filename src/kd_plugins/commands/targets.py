@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kd_plugins.teachers.structures import Frame
+    from kd_plugins.structures.readers import Frame
 
 IDS = (
     "how structures are named: auto (structure_id, frame_id, sid/fid, or the file's name), path, "
@@ -81,8 +81,8 @@ def _to_label(arguments: argparse.Namespace) -> tuple[Iterable[Frame], int | Non
         raise ValueError(
             "--trust-pickle is for data sets of fairchem; give them as --fairchem DATA"
         )
-    from kd_plugins.teachers import read_structures
-    from kd_plugins.teachers.counting import count_structures
+    from kd_plugins.structures import read_structures
+    from kd_plugins.structures.counting import count_structures
 
     frames = read_structures(arguments.structures, arguments.ids)
     return frames, count_structures(arguments.structures)
@@ -91,7 +91,7 @@ def _to_label(arguments: argparse.Namespace) -> tuple[Iterable[Frame], int | Non
 def _quantities(words: Sequence[str] | None) -> dict[str, str] | None:
     """Read ``energy node_embeddings:float16``."""
     from kd_plugins.core.quantities import quantity
-    from kd_plugins.teachers.precision import DEFAULT_DTYPES
+    from kd_plugins.store.precision import DEFAULT_DTYPES
 
     pairs = [word.partition(":") for word in words or ()]
     names = [name for name, _, _ in pairs]
@@ -103,7 +103,7 @@ def _quantities(words: Sequence[str] | None) -> dict[str, str] | None:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from kd_plugins.teachers import import_labels
+    from kd_plugins.structures import import_labels
 
     store = import_labels(
         arguments.labels,
@@ -119,7 +119,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from kd_plugins import TargetStore
-    from kd_plugins.teachers import export_extxyz
+    from kd_plugins.structures import export_extxyz
 
     export_extxyz(TargetStore.open(arguments.store), arguments.file)
     return 0
@@ -127,7 +127,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from kd_plugins import TargetStore
-    from kd_plugins.core.shard import StoreError
+    from kd_plugins.store.shard import StoreError
     from kd_plugins.teachers import failures
 
     store = TargetStore.open(arguments.store)
@@ -153,10 +153,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from kd_plugins import TargetStore
-    from kd_plugins.teachers import load_teacher, read_structures
-    from kd_plugins.teachers.align import align
-    from kd_plugins.teachers.doctor import diagnose, frames_of
-    from kd_plugins.teachers.verdict import added, render
+    from kd_plugins.doctor.align import align
+    from kd_plugins.doctor.examine import diagnose, frames_of
+    from kd_plugins.doctor.report import added, render
+    from kd_plugins.structures import read_structures
+    from kd_plugins.teachers import load_teacher
 
     store = TargetStore.open(arguments.store)
     teacher = _asked(arguments.ask_teacher, store.manifest.teacher)
@@ -209,7 +210,7 @@ def _asked(words: Sequence[str] | None, made_by: str) -> str | None:
 
 def _merge(arguments: argparse.Namespace) -> int:
     from kd_plugins import TargetStore
-    from kd_plugins.core.manifest import check_same
+    from kd_plugins.store.manifest import check_same
 
     stores = [TargetStore.open(folder) for folder in arguments.stores]
     for store in stores:

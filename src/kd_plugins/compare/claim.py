@@ -11,7 +11,7 @@ from typing import Any
 from kd_plugins.compare.experiment import Experiment
 from kd_plugins.compare.trainers import TRAINERS
 from kd_plugins.config import shown
-from kd_plugins.core.files import check_folder, file_hash, read_json
+from kd_plugins.files import check_folder, file_hash, read_json
 
 SETTINGS, TRAINED = "settings.json", "trained.json"
 KINDS = {

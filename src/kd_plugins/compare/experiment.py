@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from kd_plugins.compare.trainers import TRAINERS, check_options
 from kd_plugins.config import LARGEST_WHOLE, read_config, read_yaml, reader, shown
-from kd_plugins.core.names import suggestion
 from kd_plugins.evaluate.expected import check_metrics
 from kd_plugins.evaluate.settings import Measure, check_seeds
+from kd_plugins.names import suggestion
 
 Settings = Mapping[str, Any]
 

@@ -19,7 +19,6 @@ from kd_plugins.compare.measuring import measure_at_once, threads_each
 from kd_plugins.compare.trainers import TRAINERS
 from kd_plugins.compare.training import LOG, TRAINING, Trainings, said
 from kd_plugins.config import ConfigError, read_config
-from kd_plugins.core.files import read_json, write_json
 from kd_plugins.evaluate.claim import alone, read_held
 from kd_plugins.evaluate.evaluation import evaluation
 from kd_plugins.evaluate.expected import check_metrics
@@ -31,6 +30,7 @@ from kd_plugins.evaluate.inputs import (
 )
 from kd_plugins.evaluate.measured import Measured
 from kd_plugins.evaluate.provenance import provenance
+from kd_plugins.files import read_json, write_json
 
 COSTS, EVALUATION, COMPARE = "costs.json", "evaluation.json", "compare"
 

@@ -16,8 +16,8 @@ import yaml
 
 from kd_plugins.compare.curves import Curves, from_files, from_tensorboard
 from kd_plugins.config import read_yaml, shown
-from kd_plugins.core.files import write_bytes
-from kd_plugins.core.names import suggestion
+from kd_plugins.files import write_bytes
+from kd_plugins.names import suggestion
 
 Settings = Mapping[str, Any]
 FAIRCHEM_ID = "run"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from kd_plugins.core.shard import ShardBusy, exclusive_lock
+from kd_plugins.store.shard import ShardBusy, exclusive_lock
 
 LOG, TRAINING = "training.log", "training"
 """What a host says, and the lock."""

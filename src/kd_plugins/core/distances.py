@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd_plugins.core.numbers import is_number, shown
+from kd_plugins.numbers import is_number, shown
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 Items = Float[Tensor, "I ..."]

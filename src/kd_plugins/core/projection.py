@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kd_plugins.core.numbers import check_seed, check_whole
+from kd_plugins.numbers import check_seed, check_whole
 
 
 class Projection(nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from kd_plugins.core.names import look_up
+from kd_plugins.names import look_up
 
 Scope = Literal["atom", "structure"]
 

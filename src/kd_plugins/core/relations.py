@@ -16,11 +16,11 @@ from torch import Tensor
 
 from kd_plugins.core.edges import EdgeIndex, Edges
 from kd_plugins.core.edges import choose_edges as choose_edges
-from kd_plugins.core.names import suggestion
-from kd_plugins.core.numbers import is_number, shown
 from kd_plugins.core.pairing import Anchor, Comparison, Pairing, choose_form
 from kd_plugins.core.reduction import masked_mean
 from kd_plugins.core.union import counts_of_ranks, gather, place
+from kd_plugins.names import suggestion
+from kd_plugins.numbers import is_number, shown
 
 NodeEmbeddings = Float[Tensor, "N D"]
 Negatives = Literal["local", "global"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kd_plugins.core.names import look_up
 from kd_plugins.core.quantities import QUANTITIES
 from kd_plugins.core.targets import TeacherTargets
+from kd_plugins.names import look_up
 
 
 @dataclass(frozen=True, eq=False)

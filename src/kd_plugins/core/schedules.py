@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from kd_plugins.core.numbers import is_number, shown
+from kd_plugins.numbers import is_number, shown
 
 Schedule = Callable[[int], float]
 

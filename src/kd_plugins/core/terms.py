@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from kd_plugins.core.distances import Distance
-from kd_plugins.core.numbers import shown
 from kd_plugins.core.pairing import Comparison
 from kd_plugins.core.quantities import quantity
 from kd_plugins.core.relations import Crack, Instance
 from kd_plugins.core.sample import Sample
 from kd_plugins.core.schedules import Schedule
+from kd_plugins.numbers import shown
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kd_plugins.config import ConfigError, read_config, reader, shown
-from kd_plugins.core.files import check_folder, file_hash, read_json, write_json
-from kd_plugins.core.shard import ShardBusy, exclusive_lock
 from kd_plugins.evaluate.inputs import check_inputs
 from kd_plugins.evaluate.settings import Measure
+from kd_plugins.files import check_folder, file_hash, read_json, write_json
+from kd_plugins.store.shard import ShardBusy, exclusive_lock
 
 PARTS = {"structures": ("structures", "ids"), "dynamics": ("dynamics",), "crystals": ("crystals",)}
 """What may be measured one after another, and its settings."""

@@ -12,8 +12,8 @@ from ase.md.verlet import VelocityVerlet
 from jaxtyping import Float
 from tqdm import tqdm
 
-from kd_plugins.core.numbers import check_number, check_seed, check_whole, shown
-from kd_plugins.core.structure import Array
+from kd_plugins.numbers import check_number, check_seed, check_whole, shown
+from kd_plugins.store.structure import Array
 
 WARM = 3
 """Steps before the clock runs: compiled kernels and first neighbour lists."""

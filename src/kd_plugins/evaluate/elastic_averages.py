@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_plugins.core.numbers import check_number
+from kd_plugins.numbers import check_number
 
 SYMMETRIC = 1e-6
 """By how much a stiffness may be asymmetric, relative to its largest number."""

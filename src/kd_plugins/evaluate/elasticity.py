@@ -12,8 +12,8 @@ from ase.units import GPa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from kd_plugins.core.numbers import check_number, check_whole
 from kd_plugins.evaluate.relaxation import relax
+from kd_plugins.numbers import check_number, check_whole
 
 VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
 STRAINS = (-0.01, -0.005, 0.005, 0.01)

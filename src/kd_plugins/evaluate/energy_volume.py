@@ -9,9 +9,9 @@ from ase import Atoms
 from ase.calculators.abc import GetPropertiesMixin
 from numpy.typing import NDArray
 
-from kd_plugins.crystals.molecules import Molecules, find_molecules
-from kd_plugins.crystals.volume_scan import LINEAR_SCALES, Minimum, minimum_volume, volume_scan
 from kd_plugins.evaluate.dynamics import check_calculator
+from kd_plugins.sampling.molecules import Molecules, find_molecules
+from kd_plugins.sampling.volume_scan import LINEAR_SCALES, Minimum, minimum_volume, volume_scan
 
 
 def energies(structures: Sequence[Atoms], calculator: GetPropertiesMixin) -> NDArray[np.float64]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from kd_plugins.core.names import suggestion
 from kd_plugins.evaluate.predictions import ERRORS
 from kd_plugins.evaluate.settings import Measure
+from kd_plugins.names import suggestion
 
 QUANTITY = {"energy_per_atom": "energy", "forces": "forces", "stress": "stress"}
 

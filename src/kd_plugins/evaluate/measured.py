@@ -13,8 +13,6 @@ import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
-from kd_plugins.core.files import write_json
-from kd_plugins.core.store import TargetStore
 from kd_plugins.evaluate.claim import claim, planned
 from kd_plugins.evaluate.dynamics import nve
 from kd_plugins.evaluate.elastic_averages import ElasticAverages
@@ -33,9 +31,11 @@ from kd_plugins.evaluate.rdf import rdf
 from kd_plugins.evaluate.relaxation import relax
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
 from kd_plugins.evaluate.thermostat import equilibrated
+from kd_plugins.files import write_json
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures.readers import Frame, read_structures
 from kd_plugins.teachers.labelling import label
 from kd_plugins.teachers.spec import load_teacher
-from kd_plugins.teachers.structures import Frame, read_structures
 from kd_plugins.teachers.teacher import Teacher
 
 COMPARED = ("energy", "forces", "stress", "node_embeddings")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_plugins.config import ConfigError, read_config, reader, shown
-from kd_plugins.core.files import read_json
+from kd_plugins.files import read_json
 
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 """Ids that are the names of their files."""

@@ -11,10 +11,10 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
-from kd_plugins.core.store import TargetStore
 from kd_plugins.evaluate.accuracy import Accuracy, compare
 from kd_plugins.evaluate.measured import Measured
-from kd_plugins.teachers.structures import Frame
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures.readers import Frame
 
 logger = logging.getLogger(__name__)
 ERRORS = {"energy_per_atom": "energy_per_atom", "forces": "force", "stress": "stress"}

@@ -7,8 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kd_plugins.core.files import file_hash
 from kd_plugins.evaluate.settings import Measure
+from kd_plugins.files import file_hash
 
 PACKAGES = ("kd_plugins", "torch", "ase", "numpy", "fairchem-core", "hippynn", "chgnet")
 

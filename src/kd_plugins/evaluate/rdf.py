@@ -10,8 +10,8 @@ from ase import Atoms
 from ase.geometry.rdf import CellTooSmall, get_rdf
 from jaxtyping import Float
 
-from kd_plugins.core.numbers import check_number, check_whole
-from kd_plugins.core.structure import Array
+from kd_plugins.numbers import check_number, check_whole
+from kd_plugins.store.structure import Array
 
 SHORTEST = 0.01
 """Å of a cutoff; no two atoms are nearer."""

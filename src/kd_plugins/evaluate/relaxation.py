@@ -12,8 +12,8 @@ from ase.calculators.abc import GetPropertiesMixin
 from ase.filters import FrechetCellFilter
 from ase.optimize import LBFGS
 
-from kd_plugins.core.numbers import check_number, check_whole
 from kd_plugins.evaluate.dynamics import check_moved
+from kd_plugins.numbers import check_number, check_whole
 
 LARGEST_GROWTH, LARGEST_SHRINKAGE = 2.0, 0.5
 """Volumes, relative to the start, beyond which a crystal counts as blown up or collapsed."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kd_plugins.core.names import suggestion
+from kd_plugins.names import suggestion
 
 OPERATORS = {
     "<=": operator.le,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kd_plugins.core.numbers import LARGEST_SEED, check_number, check_whole
+from kd_plugins.numbers import LARGEST_SEED, check_number, check_whole
 
 MOST_BINS = 100_000
 HOTTEST = 1_000_000
@@ -106,7 +106,7 @@ class Measure:
     Args:
         structures: files of structures whose energies, forces and stresses are compared, with the
             labels that they hold and with a teacher.
-        ids: how these are named, see `kd_plugins.teachers.read_structures`.
+        ids: how these are named, see `kd_plugins.structures.read_structures`.
         dynamics: speed, memory, drift and radial distribution function.
         crystals: volumes and stiffness.
 

@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 from numpy.typing import NDArray
 
-from kd_plugins.crystals.molecules import Molecules, find_molecules
+from kd_plugins.sampling.molecules import Molecules, find_molecules
 
 N_MOLECULES = 15
 """Molecules of a cluster in Chisholm and Motherwell's comparison, which paper 004 uses."""

@@ -10,8 +10,8 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import Stationary
 from tqdm import tqdm
 
-from kd_plugins.core.numbers import check_number, check_whole
 from kd_plugins.evaluate.dynamics import check_moved, check_speeds, thermal_velocities
+from kd_plugins.numbers import check_number, check_whole
 
 
 def equilibrated(

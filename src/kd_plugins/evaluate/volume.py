@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_plugins.core.numbers import check_number
 from kd_plugins.evaluate.relaxation import Relaxation
+from kd_plugins.numbers import check_number
 
 
 def volume_error_percent(relaxed: float, reference: float) -> float:

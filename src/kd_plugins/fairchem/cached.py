@@ -14,12 +14,12 @@ from torch_geometric.data import Batch
 from kd_plugins.config import ConfigError
 from kd_plugins.core.loss import Term
 from kd_plugins.core.quantities import quantity
-from kd_plugins.core.record import Record
-from kd_plugins.core.shard import StoreError
-from kd_plugins.core.store import TargetStore
-from kd_plugins.core.structure import Structure
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.fairchem.convert import structure_ids
+from kd_plugins.store.record import Record
+from kd_plugins.store.shard import StoreError
+from kd_plugins.store.store import TargetStore
+from kd_plugins.store.structure import Structure
 from kd_plugins.teachers.spec import AND
 
 PREFIX = "kd_target_"

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from kd_plugins.config import ConfigError
-from kd_plugins.core.torch_files import load_torch_file
 from kd_plugins.fairchem.settings import TeacherSettings
+from kd_plugins.torch_files import load_torch_file
 
 _OLD_NORMALIZERS = {"target": "energy", "grad_target": "forces"}
 _OLD_HEADS = {"energy_block": "energy", "force_block": "forces"}

@@ -18,9 +18,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from kd_plugins.config import ConfigError
-from kd_plugins.core.shard import StoreError
 from kd_plugins.fairchem.datasets import read_yaml
 from kd_plugins.fairchem.trainer import DistillMixin
+from kd_plugins.store.shard import StoreError
 from kd_plugins.teachers.teacher import TeacherError
 
 OURS = "kd_plugins.fairchem.EqV2DistillTrainer"

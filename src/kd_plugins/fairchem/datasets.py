@@ -22,7 +22,7 @@ from kd_plugins.config import read_yaml as config_file
 from kd_plugins.fairchem.cached import check_storable, structures
 from kd_plugins.fairchem.convert import structure_ids
 from kd_plugins.fairchem.identities import check_ids
-from kd_plugins.teachers.structures import Frame, to_atoms
+from kd_plugins.structures.readers import Frame, to_atoms
 
 SPLITS = ("train", "val")
 """What a training reads."""

@@ -18,15 +18,15 @@ from torch_geometric.data import Batch
 
 from kd_plugins.config import ConfigError
 from kd_plugins.core.loss import Term
-from kd_plugins.core.manifest import Manifest, check_same
 from kd_plugins.core.quantities import quantity
-from kd_plugins.core.record import Record
-from kd_plugins.core.shard import StoreError
-from kd_plugins.core.store import TargetStore
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.fairchem.cached import CachedTeacher, read_quantities, structures
 from kd_plugins.fairchem.convert import Capture
 from kd_plugins.fairchem.teacher import GRAPH_SETTINGS, Teacher
+from kd_plugins.store.manifest import Manifest, check_same
+from kd_plugins.store.record import Record
+from kd_plugins.store.shard import StoreError
+from kd_plugins.store.store import TargetStore
 
 SHARD = "auto"
 """All ranks, and all runs that share the store, write it in turns: no structure comes twice."""

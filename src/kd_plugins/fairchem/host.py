@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kd_plugins.config import ConfigError
-from kd_plugins.core.numbers import check_number, check_whole
-from kd_plugins.core.shard import StoreError
 from kd_plugins.fairchem.datasets import check_sources
+from kd_plugins.numbers import check_number, check_whole
+from kd_plugins.store.shard import StoreError
 
 _WHOLE = {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "max_epochs": 0}
 """Of ``optim``: keys to the least that they may be."""

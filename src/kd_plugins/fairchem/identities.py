@@ -9,9 +9,9 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Batch
 
 from kd_plugins.config import ConfigError
-from kd_plugins.core.structure import Structure
 from kd_plugins.fairchem.cached import structures
 from kd_plugins.fairchem.convert import structure_ids
+from kd_plugins.store.structure import Structure
 
 REMEDY = (
     "targets are kept by sid/fid, so give each structure its own: in an ASE database as data of "

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from kd_plugins.config import ConfigError, distance, read_config, reader, weight
 from kd_plugins.core.distances import Distance
-from kd_plugins.core.doctor import check_allow
 from kd_plugins.core.loss import CrackTerm, DistanceTerm, DistillationLoss, InstanceTerm, Term
-from kd_plugins.core.numbers import check_seed
 from kd_plugins.core.relations import Crack, Instance
 from kd_plugins.core.schedules import Schedule
+from kd_plugins.doctor.diagnosis import check_allow
+from kd_plugins.numbers import check_seed
 
 
 @dataclass(frozen=True)

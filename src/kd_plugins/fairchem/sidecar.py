@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from kd_plugins.config import ConfigError
-from kd_plugins.core.files import whole_file
-from kd_plugins.core.numbers import shown
-from kd_plugins.core.torch_files import load_torch_file
+from kd_plugins.files import whole_file
+from kd_plugins.numbers import shown
+from kd_plugins.torch_files import load_torch_file
 
 LEAVE = "delete it and start under a new --timestamp-id"
 """What to do with a file of a run's own that holds more than this package writes."""

@@ -14,9 +14,9 @@ from torch_geometric.data import Batch
 from tqdm import tqdm
 
 from kd_plugins.config import ConfigError
-from kd_plugins.core.cases import Case, Finding
-from kd_plugins.core.doctor import examine, split_allowed
 from kd_plugins.core.loss import Term
+from kd_plugins.doctor.diagnosis import examine, split_allowed
+from kd_plugins.doctor.inputs import Case, Finding
 from kd_plugins.fairchem.cached import CachedTeacher, structures
 from kd_plugins.fairchem.convert import structure_ids
 from kd_plugins.fairchem.teacher import Teacher

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from kd_plugins.core.numbers import shown
-from kd_plugins.core.structure import Structure
-from kd_plugins.teachers.structures import Frame
+from kd_plugins.numbers import shown
+from kd_plugins.store.structure import Structure
+from kd_plugins.structures.readers import Frame
 
 STRUCTURE_KEY = "structure_key"
 """The array by which a database's rows are found in a TargetStore."""
@@ -98,7 +98,7 @@ def to_arrays(
     a TargetStore however a database shuffles them, and ``energy_per_atom``.
 
     Args:
-        frames: such as `kd_plugins.teachers.read_structures` yields.
+        frames: such as `kd_plugins.structures.read_structures` yields.
         labels: those that every structure must have, ``energy`` and ``forces`` or one of them.
         names: of the arrays.
         dtype: of everything that is not a whole number.

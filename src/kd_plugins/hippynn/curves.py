@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_plugins.core.files import write_json
+from kd_plugins.files import write_json
 
 
 def write_curves(metrics: Any, path: str | Path) -> Path:

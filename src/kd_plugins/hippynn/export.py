@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from kd_plugins.core.torch_files import load_torch_file, pickled_names
 from kd_plugins.hippynn.folder import STRUCTURE, WEIGHTS, load_structure, unread
 from kd_plugins.hippynn.unpickler import HIPPYNN_PICKLES
+from kd_plugins.torch_files import load_torch_file, pickled_names
 
 REMEDY = "give export_student(..., trust_pickle=True)"
 OURS = "kd_plugins"

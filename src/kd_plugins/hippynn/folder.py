@@ -11,8 +11,8 @@ from hippynn.graphs import GraphModule
 from hippynn.graphs.nodes.base.node_functions import _BaseNode
 from torch.nn import Module
 
-from kd_plugins.core.torch_files import load_torch_file
 from kd_plugins.hippynn.unpickler import HIPPYNN_PICKLES, Unread
+from kd_plugins.torch_files import load_torch_file
 
 STRUCTURE, WEIGHTS = "experiment_structure.pt", "best_model.pt"
 OF_THE_LOSS = ("_pred", "_true")

@@ -14,11 +14,11 @@ from hippynn.graphs.nodes.indexers import AtomReIndexer
 from hippynn.graphs.nodes.loss import MAELoss, Mean, MSELoss, l2reg
 from hippynn.graphs.nodes.tags import Network
 
-from kd_plugins.core.doctor import check_allow
-from kd_plugins.core.names import look_up
-from kd_plugins.core.numbers import check_number
 from kd_plugins.core.schedules import Constant, Schedule
+from kd_plugins.doctor.diagnosis import check_allow
 from kd_plugins.hippynn.arrays import is_gradient
+from kd_plugins.names import look_up
+from kd_plugins.numbers import check_number
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd_plugins.core.cases import Case
-from kd_plugins.core.doctor import examine, split_allowed
+from kd_plugins.doctor.diagnosis import examine, split_allowed
+from kd_plugins.doctor.inputs import Case
 from kd_plugins.hippynn.arrays import ArrayNames, DataError, is_gradient, structures
 from kd_plugins.hippynn.geometry import check_floats, finite, refuse
 from kd_plugins.hippynn.sources import Said

@@ -12,8 +12,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from kd_plugins.core.store import TargetStore
-from kd_plugins.core.structure import Structure
 from kd_plugins.hippynn.arrays import (
     STRUCTURE_KEY,
     ArrayNames,
@@ -24,8 +22,10 @@ from kd_plugins.hippynn.arrays import (
 )
 from kd_plugins.hippynn.geometry import rows_of
 from kd_plugins.hippynn.teacher import SPREAD, HippynnTeacher
+from kd_plugins.store.store import TargetStore
+from kd_plugins.store.structure import Structure
+from kd_plugins.structures.readers import to_atoms
 from kd_plugins.teachers.calculator import CalculatorTeacher, check_quantities
-from kd_plugins.teachers.structures import to_atoms
 
 One = Mapping[str, NDArray[np.float64]] | None
 """What is said of one structure, without padding; None if nothing."""

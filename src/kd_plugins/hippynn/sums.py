@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kd_plugins.core.references import fit_references
+from kd_plugins.doctor.references import fit_references
 from kd_plugins.hippynn.arrays import ArrayNames, DataError
 from kd_plugins.hippynn.sources import Said
 

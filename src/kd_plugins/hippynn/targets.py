@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kd_plugins.core.doctor import check_allow
-from kd_plugins.core.names import suggestion
-from kd_plugins.core.numbers import check_number, shown
+from kd_plugins.doctor.diagnosis import check_allow
 from kd_plugins.hippynn.arrays import ArrayNames, DataError, checked_names
 from kd_plugins.hippynn.geometry import check_geometry
 from kd_plugins.hippynn.loss import TEACHER, WEIGHT
@@ -21,6 +19,8 @@ from kd_plugins.hippynn.preflight import check_labels, check_targets
 from kd_plugins.hippynn.sources import Said, ask, mean, opened
 from kd_plugins.hippynn.sums import SumErrors, aligned, offsets, sum_errors
 from kd_plugins.hippynn.teacher import QUANTITIES
+from kd_plugins.names import suggestion
+from kd_plugins.numbers import check_number, shown
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from hippynn.graphs.nodes.tags import Encoder, Energies, PairIndexer
 from hippynn.tools import device_fallback
 from numpy.typing import NDArray
 
-from kd_plugins.core.numbers import check_whole
 from kd_plugins.hippynn.arrays import ArrayNames, DataError
 from kd_plugins.hippynn.folder import STRUCTURE, load_model
 from kd_plugins.hippynn.geometry import check_geometry
+from kd_plugins.numbers import check_whole
 
 QUANTITIES = ("atomic_energies", "energy", "forces")
 SPREAD = "_std"
@@ -48,9 +48,7 @@ class HippynnTeacher:
             one.
     """
 
-    def __init__(
-        self, models: Any, batch_size: int = 32, *, trust_pickle: bool = False
-    ) -> None:
+    def __init__(self, models: Any, batch_size: int = 32, *, trust_pickle: bool = False) -> None:
         given = list(models) if isinstance(models, list | tuple) else [models]
         if not given:
             raise DataError("expected one hippynn model or more, got an empty list")

@@ -1,6 +1,6 @@
 """One page that says whether distillation helped: verdict, tables, figures, provenance."""
 
-from kd_plugins.core.files import write_json as write_json
+from kd_plugins.files import write_json as write_json
 from kd_plugins.report.page import write_report as write_report
 from kd_plugins.report.reading import read_experiment as read_experiment
 from kd_plugins.report.records import Evaluation as Evaluation

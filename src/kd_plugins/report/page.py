@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from kd_plugins.core.files import check_folder, write_bytes
+from kd_plugins.files import check_folder, write_bytes
 from kd_plugins.report import tables
 from kd_plugins.report.metrics import metric
 from kd_plugins.report.reading import read_experiment

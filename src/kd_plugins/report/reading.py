@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
-from kd_plugins.core.files import read_json
+from kd_plugins.files import read_json
 from kd_plugins.report import checks
 from kd_plugins.report.checks import Raw
 from kd_plugins.report.records import (

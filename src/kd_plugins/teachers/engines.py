@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from kd_plugins.core.store import TargetStore
-from kd_plugins.teachers.structures import Frame
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures.readers import Frame
 from kd_plugins.teachers.teacher import Teacher
 from kd_plugins.teachers.worker import Outcome, Worker
 

@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from kd_plugins.core.numbers import shown
-from kd_plugins.core.shard import StoreError
-from kd_plugins.core.store import TargetStore
+from kd_plugins.numbers import shown
+from kd_plugins.store.shard import StoreError
+from kd_plugins.store.store import TargetStore
 
 FAILURES = "failures.jsonl"
 BEGINNING = b'{"structure_id": "'

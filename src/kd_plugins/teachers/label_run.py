@@ -10,12 +10,12 @@ from itertools import islice
 
 from tqdm import tqdm
 
-from kd_plugins.core.shard import key
-from kd_plugins.core.store import TargetStore
-from kd_plugins.core.structure import Structure
+from kd_plugins.store.shard import key
+from kd_plugins.store.store import TargetStore
+from kd_plugins.store.structure import Structure
+from kd_plugins.structures.readers import Frame, to_structure
 from kd_plugins.teachers.engines import Engine
 from kd_plugins.teachers.failures import FailureLog
-from kd_plugins.teachers.structures import Frame, to_structure
 from kd_plugins.teachers.teacher import TeacherError
 from kd_plugins.teachers.worker import Outcome
 

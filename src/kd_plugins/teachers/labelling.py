@@ -10,19 +10,19 @@ from typing import Literal, get_args
 
 from tqdm import tqdm
 
-from kd_plugins.core.manifest import Manifest
-from kd_plugins.core.numbers import check_whole, shown
-from kd_plugins.core.shard import key
-from kd_plugins.core.store import MANIFEST, TargetStore
+from kd_plugins.numbers import check_whole, shown
+from kd_plugins.store.manifest import Manifest
+from kd_plugins.store.precision import DEFAULT_DTYPES
+from kd_plugins.store.shard import key
+from kd_plugins.store.store import MANIFEST, TargetStore
+from kd_plugins.structures.given import check_names, checked
+from kd_plugins.structures.readers import Frame
 from kd_plugins.teachers.calculator import check_quantities
 from kd_plugins.teachers.engines import Engine, SerialEngine
-from kd_plugins.teachers.given import check_names, checked
 from kd_plugins.teachers.label_run import LabelReport, LabelRun
-from kd_plugins.teachers.precision import DEFAULT_DTYPES
 from kd_plugins.teachers.process_engine import ProcessEngine
 from kd_plugins.teachers.ray_engine import RayEngine
 from kd_plugins.teachers.spec import load_teacher
-from kd_plugins.teachers.structures import Frame
 from kd_plugins.teachers.teacher import Teacher, TeacherError
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_plugins.core.store import TargetStore
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures.readers import Frame
 from kd_plugins.teachers.spec import load_teacher
-from kd_plugins.teachers.structures import Frame
 from kd_plugins.teachers.teacher import TeacherError
 from kd_plugins.teachers.worker import Outcome, Worker
 

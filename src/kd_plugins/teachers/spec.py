@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-from kd_plugins.core.names import suggestion
+from kd_plugins.names import suggestion
 from kd_plugins.teachers.calculator import CalculatorTeacher
 from kd_plugins.teachers.ensemble import Ensemble
 from kd_plugins.teachers.teacher import Teacher, TeacherError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from ase import Atoms
@@ -13,6 +13,7 @@ class TeacherError(ValueError):
     """A teacher cannot be found, built or used; the message says what to do."""
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """Says what it thinks of one structure.
 

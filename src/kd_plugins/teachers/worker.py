@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kd_plugins.core.record import BATCH_BYTES, Record
-from kd_plugins.core.store import TargetStore
-from kd_plugins.teachers.structures import Frame, to_structure
+from kd_plugins.store.record import BATCH_BYTES, Record
+from kd_plugins.store.store import TargetStore
+from kd_plugins.structures.readers import Frame, to_structure
 from kd_plugins.teachers.teacher import Teacher, TeacherError
 
 

@@ -1,0 +1,252 @@
+"""Faults to put into sound cases, each with the code under which the doctor must find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kd_plugins.doctor.inputs import Case
+from kd_plugins.store.structure import Array, Structure
+
+Values = Callable[[Case, Array], Array]
+Break = Callable[[list[Case], np.random.Generator], list[Case]]
+
+EV, KCAL, KJ, HARTREE, RYDBERG, BOHR = 1.0, 23.0605, 96.4853, 1 / 27.2114, 1 / 13.6057, 0.529177
+GPA, KBAR = 160.21766, 1602.1766
+VASP_ORDER = [0, 1, 2, 5, 3, 4]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What to do to sound cases, and the code of the finding that must come of it."""
+
+    name: str
+    code: str
+    apply: Break
+
+
+def volume(case: Case) -> float:
+    """In Å³."""
+    return abs(float(np.linalg.det(case.structure.cell)))
+
+
+def changed(case: Case, side: str, name: str, value: Array | None) -> Case:
+    """Return a case with another value, or without it."""
+    values = {key: old for key, old in getattr(case, side).items() if key != name}
+    return replace(case, **{side: values if value is None else {**values, name: value}})
+
+
+def every(side: str, name: str, change: Values) -> Break:
+    """Change the value of all cases that have it."""
+    return lambda cases, rng: [
+        changed(case, side, name, change(case, getattr(case, side)[name]))
+        if name in getattr(case, side)
+        else case
+        for case in cases
+    ]
+
+
+def some(side: str, name: str, change: Values | None, share: float = 0.1) -> Break:
+    """Change the value of some cases, or take it away."""
+
+    def apply(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+        rows = set(chosen(cases, name, max(1, round(share * len(cases))), rng))
+        return [
+            changed(case, side, name, change(case, getattr(case, side)[name]) if change else None)
+            if row in rows
+            else case
+            for row, case in enumerate(cases)
+        ]
+
+    return apply
+
+
+def chosen(cases: Sequence[Case], name: str, number: int, rng: np.random.Generator) -> list[int]:
+    """Return the places of some cases whose labels and targets are not next to nothing."""
+    least = {"forces": 0.1, "stress": 0.002}.get(name, 0.0)
+    large = [
+        row
+        for row, case in enumerate(cases)
+        if min(np.abs(side[name]).max() for side in (case.labels, case.teacher)) > least
+    ]
+    return rng.choice(large, min(number, len(large)), replace=False).tolist()
+
+
+def scaled(factor: float) -> Values:
+    """Return what multiplies by a factor."""
+    return lambda case, value: value * factor
+
+
+def shuffled(*names: str) -> Break:
+    """Exchange the teacher's values of all cases that have as many atoms."""
+
+    def apply(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+        source = list(range(len(cases)))
+        for n_atoms in {case.n_atoms for case in cases}:
+            rows = [row for row, case in enumerate(cases) if case.n_atoms == n_atoms]
+            for row, other in zip(rows, np.roll(rng.permutation(rows), 1), strict=True):
+                source[row] = int(other)
+        if names == ("energy",):
+            source = rng.permutation(len(cases)).tolist()
+        moved = [{name: cases[row].teacher[name] for name in names} for row in source]
+        pairs = zip(cases, moved, strict=True)
+        return [replace(case, teacher={**case.teacher, **values}) for case, values in pairs]
+
+    return apply
+
+
+def atoms_shuffled(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+    """Give each structure's forces to its atoms in another order."""
+    return [
+        changed(case, "teacher", "forces", rng.permutation(case.teacher["forces"]))
+        for case in cases
+    ]
+
+
+def offset(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+    """Add an energy to each element."""
+    energies = rng.normal(0, 3, 120) + 2
+    return [
+        changed(case, "teacher", "energy", case.teacher["energy"] + added)
+        for case in cases
+        for added in [energies[case.structure.atomic_numbers].sum()]
+    ]
+
+
+def twice(contradicting: bool) -> Break:
+    """Let one structure come again under another id, moved by a lattice vector."""
+
+    def apply(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+        case = cases[int(rng.integers(len(cases)))]
+        here = case.structure
+        moved = here.positions + here.cell[0]
+        copy = Structure(here.atomic_numbers, moved, here.cell, here.pbc)
+        twin = replace(case, structure_id=f"{case.structure_id} again", structure=copy)
+        label = twin.labels["energy"] + 0.1 * case.n_atoms
+        return [*cases, changed(twin, "labels", "energy", label) if contradicting else twin]
+
+    return apply
+
+
+def atom_doubled(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+    """Put an atom onto another one's image."""
+    row = next(row for row, case in enumerate(cases) if case.n_atoms > 1)
+    here = cases[row].structure
+    positions = here.positions.copy()
+    positions[0] = positions[1] + here.cell[0] + 0.1
+    broken = Structure(here.atomic_numbers, positions, here.cell, here.pbc)
+    return [*cases[:row], replace(cases[row], structure=broken), *cases[row + 1 :]]
+
+
+def turned(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+    """Rotate every case, each its own way: nothing is wrong, but there is shear."""
+    rotations = np.linalg.qr(rng.normal(size=(len(cases), 3, 3)))[0]
+    return [_turned(case, rotation) for case, rotation in zip(cases, rotations, strict=True)]
+
+
+def _turned(case: Case, rotation: Array) -> Case:
+    here = case.structure
+    sides = [dict(side) for side in (case.labels, case.teacher)]
+    for values in sides:
+        values["forces"] = values["forces"] @ rotation
+        if "stress" in values:
+            full = values["stress"][[[0, 5, 4], [5, 1, 3], [4, 3, 2]]]
+            values["stress"] = (rotation.T @ full @ rotation)[
+                [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
+            ]
+    positions, cell = here.positions @ rotation, here.cell @ rotation
+    structure = Structure(here.atomic_numbers, positions, cell, here.pbc)
+    return replace(case, structure=structure, labels=sides[0], teacher=sides[1])
+
+
+def disordered(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+    """Put the teacher's stress into VASP's order, where there is shear to see it by."""
+    return every("teacher", "stress", lambda c, v: v[VASP_ORDER])(turned(cases, rng), rng)
+
+
+def atomic(share: float) -> Break:
+    """Give the teacher atomic energies that sum to some share of the energy."""
+    return lambda cases, rng: [
+        changed(
+            case,
+            "teacher",
+            "atomic_energies",
+            np.full(case.n_atoms, share * case.teacher["energy"] / case.n_atoms),
+        )
+        for case in cases
+    ]
+
+
+def _energy(name: str, change: Values, code: str = "energy-unit", side: str = "teacher") -> Fault:
+    return Fault(name, code, every(side, "energy", change))
+
+
+def _forces(name: str, factor: float, code: str = "forces-unit", side: str = "teacher") -> Fault:
+    return Fault(name, code, every(side, "forces", scaled(factor)))
+
+
+def _stress(name: str, change: Values, code: str = "stress-unit", side: str = "teacher") -> Fault:
+    return Fault(name, code, every(side, "stress", change))
+
+
+ENERGY = [
+    _energy("energy per atom", lambda case, value: value / case.n_atoms, "energy-per-atom"),
+    _energy("label per atom", lambda c, value: value / c.n_atoms, "energy-per-atom", "labels"),
+    _energy("energy in kcal/mol", scaled(KCAL)),
+    _energy("energy in kJ/mol", scaled(KJ)),
+    _energy("energy in Hartree", scaled(HARTREE)),
+    _energy("energy in Rydberg", scaled(RYDBERG)),
+    _energy("label energy in kcal/mol", scaled(KCAL), side="labels"),
+    _energy("label energy in Hartree", scaled(HARTREE), side="labels"),
+    _energy("energy negative", scaled(-1.0), "energy-sign"),
+    Fault("energy shuffled", "energy-unrelated", shuffled("energy")),
+    Fault("energy offset", "energy-offset", offset),
+    Fault(
+        "one energy wrong",
+        "energy-outlier",
+        some("labels", "energy", lambda case, value: value + 5.0 * case.n_atoms, 0.01),
+    ),
+]
+FORCES = [
+    _forces("gradients", -1.0, "forces-sign"),
+    _forces("label gradients", -1.0, "forces-sign", "labels"),
+    _forces("forces in kcal/mol/Å", KCAL),
+    _forces("forces in Hartree/Bohr", HARTREE * BOHR),
+    _forces("forces in Rydberg/Bohr", RYDBERG * BOHR),
+    _forces("forces in eV/Bohr", BOHR),
+    _forces("forces in kJ/mol/nm", KJ * 10),
+    _forces("label forces in Hartree/Bohr", HARTREE * BOHR, side="labels"),
+    _forces("gradients in kcal/mol/Å", -KCAL),
+    Fault("atoms in another order", "forces-order", atoms_shuffled),
+    Fault(
+        "one force wrong",
+        "forces-outlier",
+        some("labels", "forces", lambda case, value: value + 50.0 * np.eye(len(value), 3), 0.01),
+    ),
+]
+STRESS = [
+    _stress("pressure", scaled(-1.0), "stress-sign"),
+    _stress("stress in GPa", scaled(GPA)),
+    _stress("stress in kBar", scaled(KBAR)),
+    _stress("label stress in VASP's sign and unit", scaled(-KBAR), side="labels"),
+    _stress("virial", lambda case, value: value * volume(case)),
+    Fault("stress in VASP's order", "stress-order", disordered),
+]
+VALUES = [
+    Fault("label forces missing", "missing", some("labels", "forces", None, 0.05)),
+    Fault("teacher energies missing", "missing", some("teacher", "energy", None, 0.2)),
+    Fault(
+        "label energy NaN", "not-finite", some("labels", "energy", lambda c, v: v * np.nan, 0.02)
+    ),
+    Fault("forces all zero", "zeros", some("teacher", "forces", lambda case, value: 0 * value)),
+    Fault("label stress zero", "zeros", some("labels", "stress", lambda case, value: 0 * value)),
+    Fault("energy zero", "zeros", some("labels", "energy", lambda case, value: 0 * value, 0.02)),
+    Fault("forces cut", "shape", some("teacher", "forces", lambda case, value: value[:-1], 0.02)),
+    Fault("atomic energies without references", "sum", atomic(0.9)),
+    Fault("a structure twice", "duplicate", twice(contradicting=False)),
+    Fault("twice and contradicting", "duplicate-contradiction", twice(contradicting=True)),
+    Fault("an atom doubled", "too-close", atom_doubled),
+]
+FAULTS = [*ENERGY, *FORCES, *STRESS, *VALUES]

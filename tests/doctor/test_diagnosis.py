@@ -1,0 +1,341 @@
+"""The doctor finds every seeded fault in real data, and nothing where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from kd_plugins.doctor.diagnosis import ERRORS, check_allow, examine, split_allowed
+from kd_plugins.doctor.inputs import Case
+from kd_plugins.store.structure import Array, Structure
+from tests.doctor.faults import (
+    ENERGY,
+    FAULTS,
+    FORCES,
+    STRESS,
+    Fault,
+    atomic,
+    changed,
+    offset,
+    turned,
+)
+from tests.doctor.labelled import COPPER, ORGANIC, SMALL, SharedFile, labelled
+from tests.hosts import is_installed
+
+UNITS = {"energy-unit", "energy-per-atom", "energy-sign", "forces-unit", "forces-sign"}
+CLAIMS = UNITS | {"stress-unit", "stress-sign", "stress-order", "forces-order", "shuffled"}
+
+every_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+
+
+@pytest.fixture(scope="session")
+def organic(shared_file: SharedFile) -> list[Case]:
+    """DFT and CHGNet on frames of MPtrj: ten elements, energies corrected as CHGNet's are."""
+    if not is_installed("chgnet"):
+        pytest.skip("chgnet is not installed")
+    return list(labelled(shared_file(ORGANIC), "chgnet", SMALL))
+
+
+@pytest.fixture(scope="session")
+def copper(shared_file: SharedFile) -> list[Case]:
+    """DFT and a poor teacher with another zero, EMT, on copper: one element."""
+    return list(labelled(shared_file(COPPER), "emt"))
+
+
+def codes(cases: list[Case]) -> set[str]:
+    return {finding.code for finding in examine(cases)}
+
+
+def drawn(cases: list[Case], number: int, seed: int) -> list[Case]:
+    rows = np.random.default_rng(seed).choice(len(cases), number, replace=False)
+    return [cases[row] for row in rows]
+
+
+def broken(fault: Fault, cases: list[Case], seed: int = 0) -> list[Case]:
+    return fault.apply(cases, np.random.default_rng(seed))
+
+
+def test_nothing_is_found_in_sound_data(organic: list[Case]) -> None:
+    """Not with a good teacher."""
+    assert examine(organic) == []
+
+
+def test_a_poor_teacher_with_another_zero_has_only_that(copper: list[Case]) -> None:
+    """EMT is no DFT, but in the right units."""
+    (finding,) = examine(copper)
+    assert (finding.code, finding.severity) == ("energy-offset", "warning")
+    assert "29: +4.0" in finding.message
+    assert "--fix" in finding.message
+
+
+@pytest.mark.parametrize("number", [12, 20, 30, 50])
+def test_nothing_is_found_in_a_part_of_sound_data(organic: list[Case], number: int) -> None:
+    """Whichever structures they are; a dozen may be said to be too few."""
+    allowed = {"energy-too-few"} if number < 20 else set()
+    assert all(codes(drawn(organic, number, seed)) <= allowed for seed in range(5))
+
+
+@pytest.fixture(scope="session")
+def found(organic: list[Case]) -> Callable[[Fault], set[str]]:
+    """Examine what a fault makes of all structures, once."""
+    return cache(lambda fault: codes(broken(fault, organic)))
+
+
+@every_fault
+def test_every_fault_is_found_among_ten_elements(
+    found: Callable[[Fault], set[str]], fault: Fault
+) -> None:
+    """Under its own name."""
+    assert fault.code in found(fault)
+
+
+@every_fault
+def test_one_fault_is_not_taken_for_another(
+    found: Callable[[Fault], set[str]], fault: Fault
+) -> None:
+    """No other unit, sign or order is claimed than the one that is wrong."""
+    twofold = {"gradients in kcal/mol/Å", "label stress in VASP's sign and unit"}
+    claimed = found(fault) & CLAIMS - {fault.code}
+    assert not claimed or (fault.name in twofold and claimed <= {"forces-sign", "stress-sign"})
+
+
+@pytest.mark.parametrize("fault", [*ENERGY, *FORCES, *STRESS[:-1]], ids=lambda fault: fault.name)
+def test_every_fault_is_found_in_one_element(copper: list[Case], fault: Fault) -> None:
+    """Also with a poor teacher; its shear is too poor to know an order by."""
+    assert fault.code in codes(broken(fault, copper))
+
+
+@pytest.mark.parametrize(
+    "fault", [*ENERGY[:-2:2], *FORCES[:-1:2], *STRESS[::2]], ids=lambda fault: fault.name
+)
+def test_faults_are_found_in_few_structures(organic: list[Case], fault: Fault) -> None:
+    """In most samples of 25."""
+    samples = [broken(fault, drawn(organic, 25, seed), seed) for seed in range(4)]
+    assert sum(fault.code in codes(sample) for sample in samples) >= 3
+
+
+@pytest.mark.parametrize("fault", ENERGY[:-2], ids=lambda fault: fault.name)
+def test_an_offset_hides_no_fault(organic: list[Case], fault: Fault) -> None:
+    """Claims about scales do not depend on any element's zero."""
+    moved = offset(organic, np.random.default_rng(7))
+    assert fault.code in codes(broken(fault, moved))
+
+
+@pytest.mark.parametrize("fault", FAULTS[::4], ids=lambda fault: fault.name)
+def test_order_does_not_matter(organic: list[Case], fault: Fault) -> None:
+    """The same codes come of cases in another order."""
+    cases = broken(fault, organic)
+    assert codes(cases[::-1]) == codes(cases)
+
+
+def test_orientation_does_not_matter(organic: list[Case]) -> None:
+    """Sound data stay sound when they are turned."""
+    assert codes(turned(organic, np.random.default_rng(5))) == set()
+
+
+def test_it_is_deterministic(organic: list[Case]) -> None:
+    """The same findings, word by word."""
+    cases = broken(FAULTS[2], organic)
+    assert examine(cases) == examine(cases)
+
+
+def noisy(cases: list[Case], seed: int, size: float) -> list[Case]:
+    """Return cases with a teacher that knows nothing."""
+    generator = np.random.default_rng(seed)
+    return [
+        replace(
+            case,
+            teacher={
+                "energy": np.asarray(size * generator.normal() * case.n_atoms),
+                "forces": size * generator.normal(size=(case.n_atoms, 3)),
+                "stress": size * generator.normal(size=6),
+            },
+        )
+        for case in cases
+    ]
+
+
+@pytest.mark.parametrize("size", [1e-2, 0.3, 1.0, 30.0])
+def test_a_teacher_that_knows_nothing_is_only_warned_of(copper: list[Case], size: float) -> None:
+    """No unit is claimed of random numbers, however large."""
+    for seed in range(5):
+        found = examine(noisy(copper, seed, size))
+        assert not {finding.code for finding in found} & CLAIMS
+        assert "forces-unrelated" in {finding.code for finding in found}
+
+
+def repelling(case: Case) -> dict[str, Array]:
+    """Return energy and forces of a soft repulsion: what an untrained network may look like."""
+    here = case.structure
+    apart = here.positions[:, None] - here.positions[None]
+    apart -= np.round(apart @ np.linalg.pinv(here.cell)) @ here.cell
+    squares = np.square(apart).sum(axis=2)
+    pairs = 0.02 * np.exp(-squares / 8)
+    forces = (pairs[..., None] * apart / 2).sum(axis=1)
+    return {"energy": np.asarray(pairs.sum()), "forces": forces}
+
+
+def test_a_teacher_of_another_mind_is_only_warned_of(copper: list[Case]) -> None:
+    """Its energies and forces go with the structure, but not as the labels do."""
+    cases = [replace(case, teacher=repelling(case)) for case in copper]
+    assert not {finding.code for finding in examine(cases) if finding.severity == "error"}
+
+
+@pytest.mark.parametrize("softness", [0.7, 0.85, 1.2, 1.3])
+def test_a_soft_teacher_is_sound(organic: list[Case], softness: float) -> None:
+    """Models of relaxations are soft, that is no unit."""
+    soft = [
+        changed(case, "teacher", "forces", softness * case.teacher["forces"]) for case in organic
+    ]
+    assert codes(soft) == set()
+
+
+def test_ids_shuffled_within_one_material_are_found(copper: list[Case]) -> None:
+    """By forces that fit another structure."""
+    large = [case for case in copper if case.n_atoms == 108 and case.labels["forces"].any()]
+    teachers = [case.teacher for case in large]
+    moved = [
+        replace(case, teacher=teacher)
+        for case, teacher in zip(large, teachers[1:] + teachers[:1], strict=True)
+    ]
+    assert "shuffled" in codes(moved)
+
+
+def test_nothing_is_needed_on_either_side(organic: list[Case]) -> None:
+    """Labels or targets may be empty, and so may all."""
+    assert examine([]) == []
+    assert codes([replace(case, labels={}) for case in organic]) == set()
+    assert codes([replace(case, teacher={}) for case in organic]) == set()
+    unlike = [
+        replace(case, labels={"energy": case.labels["energy"]}, teacher={"forces": forces})
+        for case in organic
+        for forces in [case.teacher["forces"]]
+    ]
+    assert codes(unlike) == set()
+
+
+def test_targets_are_examined_without_labels(organic: list[Case]) -> None:
+    """What the teacher's values say by themselves."""
+    alone = [replace(case, labels={}) for case in organic]
+    assert codes(atomic(0.9)(alone, np.random.default_rng(0))) == {"sum"}
+    assert codes(atomic(1.0)(alone, np.random.default_rng(0))) == set()
+    zero = [changed(case, "teacher", "energy", np.zeros(())) for case in alone]
+    assert codes(zero) == {"zeros"}
+
+
+def test_a_legitimate_zero_of_energies_is_not_fatal(organic: list[Case]) -> None:
+    """The frame that all others are relative to, and elements whose formation energy it is."""
+    for side in ("labels", "teacher"):
+        last = changed(organic[-1], side, "energy", np.zeros(()))
+        for cases in ([*organic[:-1], last], [replace(case, labels={}) for case in [last]]):
+            found = [one for one in examine(cases) if one.code == "zeros"]
+            assert all(one.severity == "warning" for one in found)
+
+    near = changed(changed(organic[-1], "teacher", "energy", np.asarray(0.01)), "labels", "energy",
+                   np.zeros(()))  # fmt: skip
+    assert "zeros" not in codes([*organic[:-1], near])
+
+
+def test_forces_that_vanish_by_symmetry_are_no_fault(copper: list[Case]) -> None:
+    """Whatever a teacher in another unit, or a poor one, says there."""
+    crystal = min(copper, key=lambda case: np.abs(case.labels["forces"]).max())
+    zero = np.zeros((crystal.n_atoms, 3))
+    noisy_one = changed(changed(crystal, "labels", "forces", zero), "teacher", "forces", zero + 0.1)
+    others = [
+        changed(case, "teacher", "forces", 23.06 * case.teacher["forces"])
+        for case in copper
+        if case is not crystal
+    ]
+    assert "zeros" not in codes([*others, noisy_one])
+
+    lone = Structure([29], [[0.0, 0.0, 0.0]], np.eye(3) * 2.3, [True] * 3)
+    case = Case("lone", lone, {"forces": np.zeros((1, 3))}, {"forces": np.full((1, 3), 9.0)})
+    assert "zeros" not in codes([*copper, case])
+
+
+def test_a_few_structures_are_said_to_be_too_few(organic: list[Case]) -> None:
+    """Rather than guessed at, though every one is in kcal/mol."""
+    few = broken(ENERGY[2], organic[:5])
+    (finding,) = examine(few)
+    assert (finding.code, finding.severity) == ("energy-too-few", "warning")
+
+
+def test_errors_come_first(organic: list[Case]) -> None:
+    """Before warnings, whatever they are about."""
+    cases = broken(FAULTS[-4], offset(organic, np.random.default_rng(0)))
+    severities = [finding.severity for finding in examine(cases)]
+    assert severities == sorted(severities)
+    assert set(severities) == {"error", "warning"}
+
+
+def test_a_message_names_what_to_do(organic: list[Case]) -> None:
+    """And the structures, where only some are concerned."""
+    (finding,) = examine(broken(ENERGY[2], organic))
+    assert "kcal/mol" in finding.message
+    assert "convert that side" in finding.message
+    (missing,) = examine(broken(Fault("", "missing", _one_without_energy), organic))
+    assert missing.structure_ids == (organic[3].structure_id,)
+
+
+def _one_without_energy(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+    return [
+        changed(case, "labels", "energy", None) if row == 3 else case
+        for row, case in enumerate(cases)
+    ]
+
+
+def test_molecules_are_no_fault() -> None:
+    """No cell is needed."""
+    nowhere = np.zeros((3, 3))
+    hydrogen = Structure([1, 1], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]], nowhere, [False] * 3)
+    values = {"energy": np.asarray(-1.0), "forces": np.zeros((2, 3))}
+    assert codes([Case("h2", hydrogen, values, values)]) == {"energy-too-few"}
+
+
+def test_an_unknown_quantity_is_refused() -> None:
+    """With the nearest name."""
+    hydrogen = Structure([1], [[0.0, 0.0, 0.0]], np.eye(3), [True] * 3)
+    with pytest.raises(KeyError, match="unknown quantity 'enrgy'; did you mean 'energy'"):
+        Case("h", hydrogen, {"enrgy": np.asarray(1.0)}, {})
+
+
+def test_an_error_says_how_to_overrule_it_and_can_be(organic: list[Case]) -> None:
+    """By its name; then it is a warning that says so, and the others still stop the run."""
+    gradients = broken(FORCES[0], broken(ENERGY[2], organic))
+    findings = examine(gradients)
+    assert {finding.name for finding in findings} == {"energy_unit", "forces_sign"}
+    for finding in findings:
+        assert finding.message.endswith(f"allow: [{finding.name}] overrules this")
+
+    (refused,), (overruled,) = split_allowed(findings, ["energy_unit"])
+    assert (refused.code, refused.severity) == ("forces-sign", "error")
+    assert (overruled.code, overruled.severity) == ("energy-unit", "warning")
+    assert overruled.message.endswith("(overruled by allow: [energy_unit])")
+    assert split_allowed(findings, ["energy-unit", "forces_sign"])[0] == []
+
+
+@every_fault
+def test_every_error_has_a_name_to_overrule_it_by(organic: list[Case], fault: Fault) -> None:
+    """So that no run is stopped for good."""
+    found = [one for one in examine(broken(fault, organic)) if one.severity == "error"]
+    assert {one.name for one in found} <= ERRORS
+    assert split_allowed(found, sorted(ERRORS))[0] == []
+
+
+@pytest.mark.parametrize(
+    ("allow", "message"),
+    [
+        (["energy_unt"], "allow: no error is called 'energy_unt'; did you mean 'energy_unit'"),
+        ("energy_unit", "allow: expected a list of names"),
+        (True, "allow: expected a list of names"),
+        ([1], "no error is called '1'"),
+    ],
+)
+def test_a_name_that_no_error_has_is_refused(allow: object, message: str) -> None:
+    """With the nearest one."""
+    with pytest.raises(ValueError, match=message):
+        check_allow(allow)
