@@ -23,20 +23,20 @@ from tqdm import tqdm
 
 from kd_plugins import TargetStore
 from kd_plugins.store import Manifest, Record
-from kd_plugins.structures import Frame
+from kd_plugins.structures import LabelledStructure
 from kd_plugins.structures.readers import to_structure
 from kd_plugins.teachers import CalculatorTeacher, label, load_teacher
 
 QUANTITIES = ("energy", "forces", "stress")
 
 
-def crystals(count: int) -> list[Frame]:
+def crystals(count: int) -> list[LabelledStructure]:
     """Return rattled 16-atom cells of copper and nickel."""
     frames = []
     for index in range(count):
         atoms = bulk(("Cu", "Ni")[index % 2], cubic=True) * (2, 2, 1)
         atoms.rattle(0.1, seed=index)
-        frames.append(Frame(f"crystal-{index}", atoms))
+        frames.append(LabelledStructure(f"crystal-{index}", atoms))
     return frames
 
 

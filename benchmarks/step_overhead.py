@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from ase.build import bulk
 
-from kd_plugins.structures import Frame
+from kd_plugins.structures import LabelledStructure
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 16
@@ -137,14 +137,14 @@ def chgnet(folder: Path, layers: int) -> Steps:
     return {"plain": lambda: step(plain), "online": online, "cached": lambda: step(ours)}
 
 
-def salts() -> Iterator[Frame]:
+def salts() -> Iterator[LabelledStructure]:
     """Yield a batch of rattled NaCl cells of 16 atoms, labelled by numbers that nobody looks at."""
     for index in range(BATCH):
         atoms = bulk("NaCl", "rocksalt", 5.6) * (2, 2, 2)
         atoms.rattle(0.1, seed=index)
         forces = np.random.default_rng(index).normal(size=(len(atoms), 3))
         labels = {"energy": np.array(-54.0), "forces": forces, "stress": np.zeros(6)}
-        yield Frame(f"salt{index}", atoms, labels)
+        yield LabelledStructure(f"salt{index}", atoms, labels)
 
 
 def hippynn(folder: Path, layers: int) -> Steps:
@@ -225,13 +225,14 @@ def hipnn(width: int, sensitivities: int, layers: int) -> tuple[Any, Any]:
     return energy, physics.GradientNode("forces", (energy, positions), sign=-1, db_name="forces")
 
 
-def metals() -> Iterator[Frame]:
+def metals() -> Iterator[LabelledStructure]:
     """Yield a batch of rattled molybdenum cells of 54 atoms, labelled likewise."""
     for index in range(BATCH):
         atoms = bulk("Mo", cubic=True) * (3, 3, 3)
         atoms.rattle(0.1, seed=index)
         forces = np.random.default_rng(index).normal(size=(len(atoms), 3))
-        yield Frame(f"metal{index}", atoms, {"energy": np.array(-540.0), "forces": forces})
+        labels = {"energy": np.array(-540.0), "forces": forces}
+        yield LabelledStructure(f"metal{index}", atoms, labels)
 
 
 HOSTS: dict[str, Callable[[Path, int], Steps]] = {

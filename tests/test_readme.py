@@ -17,7 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from kd_plugins.cli import main
 from kd_plugins.config import read_config
 from kd_plugins.fairchem.settings import DistillSettings
-from kd_plugins.structures.readers import Frame, read_structures
+from kd_plugins.structures.readers import LabelledStructure, read_structures
 from kd_plugins.teachers import label, load_teacher
 from tests.house import ROOT
 from tests.teachers import slow
@@ -115,7 +115,7 @@ def test_lines_of_hippynn_are_of_the_script_that_runs() -> None:
     assert [line for line in few.splitlines() if line.partition("  #")[0] not in whole] == []
 
 
-def write_frames(path: Path, frames: Sequence[Frame]) -> None:
+def write_frames(path: Path, frames: Sequence[LabelledStructure]) -> None:
     """Write labelled structures as an extended xyz."""
     for frame in {one.structure_id: one for one in frames}.values():
         atoms = frame.atoms.copy()

@@ -20,13 +20,13 @@ from study import Study, open_study, write_json
 from tqdm import tqdm
 
 from kd_plugins.sampling import nested_subset, of_kind
-from kd_plugins.structures import Frame, read_structures
+from kd_plugins.structures import LabelledStructure, read_structures
 from kd_plugins.teachers import CalculatorTeacher
 
 COUNT, LARGEST = 40, 16
 
 
-def frames(path: Path) -> list[Frame]:
+def frames(path: Path) -> list[LabelledStructure]:
     """Return some small inorganic crystals."""
     small = [
         f for f in of_kind(read_structures([path]), "inorganic") if 1 < len(f.atoms) <= LARGEST
@@ -35,7 +35,7 @@ def frames(path: Path) -> list[Frame]:
     return [frame for frame in small if frame.structure_id in chosen]
 
 
-def predictions(study: Study, name: str, crystals: list[Frame]) -> dict[str, Any]:
+def predictions(study: Study, name: str, crystals: list[LabelledStructure]) -> dict[str, Any]:
     """Return energies an atom and forces of one model."""
     teacher = CalculatorTeacher(calculator(study, name, models(study)[name]))
     found = [teacher(frame.atoms, ["energy", "forces"]) for frame in tqdm(crystals, name)]

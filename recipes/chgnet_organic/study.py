@@ -14,7 +14,7 @@ import yaml
 from kd_plugins import TargetStore
 from kd_plugins.config import read_config
 from kd_plugins.files import write_bytes
-from kd_plugins.structures import Frame, read_structures
+from kd_plugins.structures import LabelledStructure, read_structures
 
 HERE = Path(__file__).resolve().parent
 GROUPS = ("train", "selection", "test")
@@ -90,7 +90,7 @@ class Study:
             raise SystemExit(f"{folder} is not there; run label.py first")
         return TargetStore.open(folder)
 
-    def crystals(self, groups: Sequence[str] = GROUPS) -> Iterator[Frame]:
+    def crystals(self, groups: Sequence[str] = GROUPS) -> Iterator[LabelledStructure]:
         """Yield the experiments' crystals."""
         for group in groups:
             for name in getattr(self.settings.crystals, group):

@@ -73,7 +73,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Frame:
+class LabelledStructure:
     """One structure, its identity, and the reference energy in eV if the source gives one."""
 
     atoms: Atoms
@@ -113,7 +113,7 @@ class Summary:
     n_force_components: int = 0
     n_zeroed: int = 0
 
-    def add(self, frame: Frame, energy: float) -> None:
+    def add(self, frame: LabelledStructure, energy: float) -> None:
         """Take in one frame with its final energy."""
         self.natoms.append(len(frame.atoms))
         self.energies.append(energy)
@@ -218,14 +218,14 @@ def _database(folder: Path) -> Any:
     return connect(folder / "structures.db")
 
 
-def _row(frame: Frame, energy: float) -> Atoms:
+def _row(frame: LabelledStructure, energy: float) -> Atoms:
     atoms = frame.atoms.copy()
     atoms.info = {}
     atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=frame.forces)
     return atoms
 
 
-def _labelled(settings: Settings) -> Iterator[tuple[str, Frame]]:
+def _labelled(settings: Settings) -> Iterator[tuple[str, LabelledStructure]]:
     """Yield each frame with the split that it belongs to."""
     for frame in _frames(settings.source, settings.systems):
         yield ("train" if settings.val else _split(frame, settings)), frame
@@ -234,14 +234,14 @@ def _labelled(settings: Settings) -> Iterator[tuple[str, Frame]]:
             yield "val", frame
 
 
-def _split(frame: Frame, settings: Settings) -> str:
+def _split(frame: LabelledStructure, settings: Settings) -> str:
     """Draw a split by hashing the frame's identity: neither order nor new frames change it."""
     drawn = frame.sid if settings.split_by == "system" else f"{frame.sid}/{frame.fid}"
     digest = hashlib.blake2b(f"{settings.seed}/{drawn}".encode(), digest_size=8).digest()
     return "val" if int.from_bytes(digest, "big") / 2**64 < settings.val_fraction else "train"
 
 
-def _frames(source: str, systems: str | None) -> Iterator[Frame]:
+def _frames(source: str, systems: str | None) -> Iterator[LabelledStructure]:
     kept = set(Path(systems).read_text().split()) if systems else None
     for structures, log in _files(Path(source)):
         for frame in _read(structures, log):
@@ -276,7 +276,7 @@ def _text(path: Path) -> str:
     return path.read_text()
 
 
-def _read(structures: Path, log: Path | None) -> Iterator[Frame]:
+def _read(structures: Path, log: Path | None) -> Iterator[LabelledStructure]:
     """Yield a file's frames; ids come from the log where there is one, else from the frames."""
     lines = _text(log).split() if log else None
     count = 0
@@ -290,21 +290,23 @@ def _read(structures: Path, log: Path | None) -> Iterator[Frame]:
         raise ValueError(f"{structures.name} has {count} frames, {log.name} has {len(lines)} lines")
 
 
-def _own_identity(atoms: Atoms, where: str) -> Frame:
+def _own_identity(atoms: Atoms, where: str) -> LabelledStructure:
     missing = [key for key in ("sid", "fid") if key not in atoms.info]
     if missing:
         raise ValueError(f"{where}: no {' and no '.join(missing)} among its info")
-    return Frame(atoms, str(atoms.info["sid"]), int(atoms.info["fid"]), None, where)
+    return LabelledStructure(atoms, str(atoms.info["sid"]), int(atoms.info["fid"]), None, where)
 
 
-def _logged_identity(atoms: Atoms, line: str, where: str) -> Frame:
+def _logged_identity(atoms: Atoms, line: str, where: str) -> LabelledStructure:
     """Read ``system_id,frame7,reference_energy``; OC20's test sets have no energy."""
     sid, frame, *energy = line.split(",")
     fid = int(frame.removeprefix("frame"))
-    return Frame(atoms, sid, fid, float(energy[0]) if energy else None, where)
+    return LabelledStructure(atoms, sid, fid, float(energy[0]) if energy else None, where)
 
 
-def _checked(frames: Iterable[tuple[str, Frame]], doing: str) -> Iterator[tuple[str, Frame]]:
+def _checked(
+    frames: Iterable[tuple[str, LabelledStructure]], doing: str
+) -> Iterator[tuple[str, LabelledStructure]]:
     """Pass frames on, with a progress bar, and stop at the first that cannot be trained on."""
     seen: set[tuple[str, int]] = set()
     for split, frame in tqdm(frames, desc=doing, unit=" frames"):
@@ -315,7 +317,7 @@ def _checked(frames: Iterable[tuple[str, Frame]], doing: str) -> Iterator[tuple[
         yield split, frame
 
 
-def check(frame: Frame) -> None:
+def check(frame: LabelledStructure) -> None:
     """Raise a ValueError that names what the frame lacks."""
     results = frame.atoms.calc.results if frame.atoms.calc else {}
     for quantity in ("energy", "forces"):
@@ -330,7 +332,9 @@ def check(frame: Frame) -> None:
         raise ValueError(f"{frame.where}: no tags (0 fixed, 1 surface, 2 adsorbate)")
 
 
-def _reference(settings: Settings) -> tuple[Callable[[Frame], float], dict[str, float] | None]:
+def _reference(
+    settings: Settings,
+) -> tuple[Callable[[LabelledStructure], float], dict[str, float] | None]:
     """Return what to take off a frame's energy, and the element energies if they were fitted."""
     if settings.reference == "elements":
         energies = fit_elements(settings)
@@ -339,7 +343,7 @@ def _reference(settings: Settings) -> tuple[Callable[[Frame], float], dict[str, 
     return given[settings.reference], None
 
 
-def _elements(frame: Frame, energies: dict[str, float]) -> float:
+def _elements(frame: LabelledStructure, energies: dict[str, float]) -> float:
     symbols = frame.atoms.get_chemical_symbols()
     unknown = sorted(set(symbols) - set(energies))
     if unknown:
@@ -347,7 +351,7 @@ def _elements(frame: Frame, energies: dict[str, float]) -> float:
     return sum(energies[symbol] for symbol in symbols)
 
 
-def _official(frame: Frame) -> float:
+def _official(frame: LabelledStructure) -> float:
     if frame.reference is None:
         raise ValueError(
             f"{frame.where}: no reference energy; --reference official needs OC20's *.txt files"
@@ -355,7 +359,7 @@ def _official(frame: Frame) -> float:
     return frame.reference
 
 
-def _last_frame(frame: Frame) -> float:
+def _last_frame(frame: LabelledStructure) -> float:
     if "E_last" not in frame.atoms.info:
         raise ValueError(f"{frame.where}: no E_last among its info, as last-frame needs")
     return float(frame.atoms.info["E_last"])

@@ -16,7 +16,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.data import atomic_numbers
 
-from kd_plugins.structures import Frame
+from kd_plugins.structures import LabelledStructure
 
 KEYS = ("species", "coordinates", "cell", "energy", "force")
 UNITS = {"Hartree": units.Hartree, "eV": units.eV}
@@ -36,7 +36,7 @@ class Convention:
     forces_are: Literal["forces", "gradient"]
 
 
-def read_ani_al(folder: Path, convention: Convention | None) -> Iterator[Frame]:
+def read_ani_al(folder: Path, convention: Convention | None) -> Iterator[LabelledStructure]:
     """Yield the structures of a folder's .h5 files, in eV and eV/Å, named ``file/group:index``.
 
     Raises:
@@ -73,7 +73,9 @@ def groups(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield group.name, arrays
 
 
-def to_frames(name: str, arrays: Mapping[str, Any], convention: Convention) -> Iterator[Frame]:
+def to_frames(
+    name: str, arrays: Mapping[str, Any], convention: Convention
+) -> Iterator[LabelledStructure]:
     """Yield the structures of one group."""
     numbers = checked(name, arrays)
     factor = UNITS[convention.energy_unit]
@@ -84,7 +86,7 @@ def to_frames(name: str, arrays: Mapping[str, Any], convention: Convention) -> I
     ):
         atoms = Atoms(numbers, positions=positions, cell=cell, pbc=True)
         labels = {"energy": energies[index, ...], "forces": forces[index]}
-        yield Frame(f"{name}:{index}", atoms, labels)
+        yield LabelledStructure(f"{name}:{index}", atoms, labels)
 
 
 def checked(name: str, arrays: Mapping[str, Any]) -> list[int]:

@@ -28,7 +28,7 @@ from kd_plugins.hippynn import (
     distillation_loss,
     to_arrays,
 )
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 
 COMMON: Mapping[str, float] = {"l2": 1e-6, "hierarchicality": 0.01}
 ASKED = {"atomic_energies": "atomic_energies", "teacher_forces": "forces"}
@@ -73,7 +73,7 @@ def hipnn(study: Study, size: Size) -> tuple[Any, Any]:
     return energy, physics.GradientNode("forces", (energy, positions), sign=-1, db_name="forces")
 
 
-def database(splits: Mapping[str, Sequence[Frame]], seed: int) -> Database:
+def database(splits: Mapping[str, Sequence[LabelledStructure]], seed: int) -> Database:
     """Return a database whose splits are given."""
     held = [frame for frames in splits.values() for frame in frames]
     made, start = Database(to_arrays(held), None, None, seed=seed, quiet=True), 0
@@ -160,17 +160,19 @@ def scheduled(weights: Mapping[str, Any], epochs: int) -> dict[str, float | Sche
     }
 
 
-def extra(frames: Sequence[Frame], method: Method, teacher: Path | None, seed: int) -> list[Frame]:
+def extra(
+    frames: Sequence[LabelledStructure], method: Method, teacher: Path | None, seed: int
+) -> list[LabelledStructure]:
     """Return strained and rattled copies of structures, with the teacher's word as labels."""
     generator, made = np.random.default_rng(seed), []
     for frame in frames:
         for copy in range(method.extra):
             atoms = distorted(frame.atoms, generator)
-            made.append(Frame(f"{frame.structure_id}/extra{copy}", atoms))
+            made.append(LabelledStructure(f"{frame.structure_id}/extra{copy}", atoms))
     arrays = {name: torch.as_tensor(one) for name, one in to_arrays(made, labels=()).items()}
     said = HippynnTeacher(str(teacher))(arrays, ("energy", "forces"))
     return [
-        Frame(
+        LabelledStructure(
             frame.structure_id,
             frame.atoms,
             {"energy": said["energy"][row], "forces": said["forces"][row][: len(frame.atoms)]},
@@ -188,7 +190,7 @@ def distorted(atoms: Atoms, generator: np.random.Generator) -> Atoms:
     return atoms
 
 
-def errors(model: Any, frames: Sequence[Frame]) -> dict[str, float]:
+def errors(model: Any, frames: Sequence[LabelledStructure]) -> dict[str, float]:
     """Return errors against labels: forces in eV/Å, energies in eV/atom."""
     arrays = {name: torch.as_tensor(one) for name, one in to_arrays(frames).items()}
     said = HippynnTeacher(model)(arrays, ("energy", "forces"))

@@ -15,7 +15,7 @@ from ani_al import Convention, read_ani_al
 from kd_plugins.config import read_config
 from kd_plugins.files import write_bytes
 from kd_plugins.sampling import nested_subset
-from kd_plugins.structures import Frame, read_structures
+from kd_plugins.structures import LabelledStructure, read_structures
 
 HERE = Path(__file__).resolve().parent
 
@@ -117,7 +117,7 @@ class Study:
         return self.out / "runs" / run.name
 
     @cached_property
-    def frames(self) -> dict[str, list[Frame]]:
+    def frames(self) -> dict[str, list[LabelledStructure]]:
         """Structures by split."""
         held = self.read(self.settings.train)
         ids = [frame.structure_id for frame in held]
@@ -128,14 +128,14 @@ class Study:
             "test": self.read(self.settings.test),
         }
 
-    def read(self, name: str) -> list[Frame]:
+    def read(self, name: str) -> list[LabelledStructure]:
         """Return the structures of a file, or of a folder of the ANI-Al release."""
         path = self.data / name
         if path.is_dir():
             return list(read_ani_al(path, self.settings.ani_al))
         return list(read_structures([path]))
 
-    def part(self, share: float, seed: int) -> dict[str, list[Frame]]:
+    def part(self, share: float, seed: int) -> dict[str, list[LabelledStructure]]:
         """Return the splits with a share of the training structures, larger ones nested."""
         ids = [frame.structure_id for frame in self.frames["train"]]
         chosen = set(nested_subset(ids, max(1, round(share * len(ids))), seed))

@@ -58,7 +58,7 @@ manifest = Manifest("EMT", "ase.emt", {"energy": "float64", "forces": "float32"}
 student, teacher = torch.ones(3, 4), torch.zeros(3, 4)
 edges = torch.tensor([[0, 1, 2], [1, 2, 0]])
 copper = bulk("Cu", cubic=True)
-frame = Frame("cu", copper)
+frame = LabelledStructure("cu", copper)
 
 def open_store():
     return TargetStore.open("targets")
@@ -523,12 +523,14 @@ LOSSES = [
 
 TEACHERS = [
     python("label_no_frames", "label([], 'emt', 'out', progress=False)", "structure|frame"),
-    python("label_atoms", "label([copper], 'emt', 'out', progress=False)", "Frame"),
-    python("label_one_frame", "label(frame, 'emt', 'out', progress=False)", "Frame|frames"),
+    python("label_atoms", "label([copper], 'emt', 'out', progress=False)", "LabelledStructure"),
+    python(
+        "label_one_frame", "label(frame, 'emt', 'out', progress=False)", "LabelledStructure|frames"
+    ),
     python(
         "label_a_path",
         "label('train.extxyz', 'emt', 'out', progress=False)",
-        "Frame|read_structures",
+        "LabelledStructure|read_structures",
     ),
     python("label_misspelled", "label([frame], 'emtt', 'out', progress=False)", "emtt", "emt"),
     python(

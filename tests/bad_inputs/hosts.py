@@ -289,7 +289,7 @@ ADAPTERS = [
     chgnet(
         "data_of_atoms",
         "DistillData([copper], TargetStore.open('targets'), soft=['energy'], progress=False)",
-        "Frame",
+        "LabelledStructure",
     ),
     chgnet(
         "data_unlabelled",
@@ -394,14 +394,14 @@ ADAPTERS = [
         for name, (content, says) in FILES.items()
     ),
     hippynn("arrays_of_nothing", "to_arrays([])", "structure|frame"),
-    hippynn("arrays_of_atoms", "to_arrays([copper])", "Frame"),
+    hippynn("arrays_of_atoms", "to_arrays([copper])", "LabelledStructure"),
     hippynn("arrays_unknown_label", "to_arrays(frames, ['enrgy'])", "enrgy", "energy"),
     hippynn("arrays_missing_label", "to_arrays(frames, ['stress'])", "stress"),
     hippynn("arrays_labels_text", "to_arrays(frames, 'energy')", "labels", "energy"),
     hippynn("arrays_dtype", "to_arrays(frames, dtype='int8')", "dtype", "int8"),
     hippynn(
         "arrays_mixed_periodicity",
-        "to_arrays([frames[0], Frame('water', molecule('H2O'), {'energy': np.array(1.0), 'forces': np.zeros((3, 3))})])",
+        "to_arrays([frames[0], LabelledStructure('water', molecule('H2O'), {'energy': np.array(1.0), 'forces': np.zeros((3, 3))})])",
         "water",
         "periodic",
     ),

@@ -31,7 +31,7 @@ from kd_plugins.chgnet import (
     freeze_except,
 )
 from kd_plugins.store.record import Record
-from kd_plugins.structures import Frame, read_structures
+from kd_plugins.structures import LabelledStructure, read_structures
 from kd_plugins.teachers import label
 
 HEAD_SIZE, SIZE = 12_545, 412_525
@@ -71,7 +71,7 @@ def frozen() -> CHGNet:
     return model
 
 
-def salts() -> Iterator[Frame]:
+def salts() -> Iterator[LabelledStructure]:
     """Yield rattled crystals of two atoms."""
     for index, (symbols, kind, length) in enumerate(
         [
@@ -83,15 +83,15 @@ def salts() -> Iterator[Frame]:
     ):
         atoms = bulk(symbols, kind, a=length)
         atoms.rattle(0.1, seed=index)
-        yield Frame(f"{symbols}/0", atoms)
+        yield LabelledStructure(f"{symbols}/0", atoms)
 
 
-def molecular(shared_file: Callable[[str], Path], *names: str) -> Iterator[Frame]:
+def molecular(shared_file: Callable[[str], Path], *names: str) -> Iterator[LabelledStructure]:
     """Yield rattled molecular crystals of X23."""
     for index, name in enumerate(names):
         (frame,) = read_structures([shared_file(f"molecular_crystals/x23/{name}.cif")])
         frame.atoms.rattle(0.03, seed=index)
-        yield Frame(name, frame.atoms)
+        yield LabelledStructure(name, frame.atoms)
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,18 @@ class Labelled:
         own: of CHGNet itself.
     """
 
-    frames: tuple[Frame, ...]
+    frames: tuple[LabelledStructure, ...]
     store: TargetStore
     own: TargetStore
 
-    def data(self, frames: Sequence[Frame] | None = None, **settings: Any) -> DistillData:
+    def data(
+        self, frames: Sequence[LabelledStructure] | None = None, **settings: Any
+    ) -> DistillData:
         """Return a data set, with the store unless told otherwise."""
         settings = {"store": self.store, "progress": False, **settings}
         return DistillData(self.frames if frames is None else frames, **settings)
 
-    def noisy(self) -> list[Frame]:
+    def noisy(self) -> list[LabelledStructure]:
         """Return the structures with labels a little off, so that no error is zero by rounding."""
         generator = np.random.default_rng(0)
         made = []
@@ -127,7 +129,7 @@ class Labelled:
         return made
 
 
-def labelled(frames: Sequence[Frame], folder: Path) -> Labelled:
+def labelled(frames: Sequence[LabelledStructure], folder: Path) -> Labelled:
     """Label structures."""
     quantities = ("energy", "forces", "stress")
     label(frames, "chgnet+d3", folder / "d3", quantities, progress=False)
@@ -156,7 +158,7 @@ def changed_store(
     return made
 
 
-def _with_labels(frame: Frame, store: TargetStore) -> Frame:
+def _with_labels(frame: LabelledStructure, store: TargetStore) -> LabelledStructure:
     values = store[frame.structure_id].values
     labels = {name: value.double().numpy() for name, value in values.items()}
     for name in ("energy", "stress"):
@@ -164,7 +166,7 @@ def _with_labels(frame: Frame, store: TargetStore) -> Frame:
     return replace(frame, labels=labels)
 
 
-def with_label(frame: Frame, **labels: Any) -> Frame:
+def with_label(frame: LabelledStructure, **labels: Any) -> LabelledStructure:
     """Return a structure with other labels; None takes one away."""
     changed = {**frame.labels, **labels}
     return replace(
@@ -175,7 +177,7 @@ def with_label(frame: Frame, **labels: Any) -> Frame:
     )
 
 
-def moved(frame: Frame, atoms: Atoms) -> Frame:
+def moved(frame: LabelledStructure, atoms: Atoms) -> LabelledStructure:
     """Return another structure of the same id and labels."""
     return replace(frame, atoms=atoms)
 

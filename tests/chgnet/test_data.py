@@ -11,7 +11,7 @@ from chgnet.data.dataset import collate_graphs
 from kd_plugins.chgnet import DistillData, DistillLoss, Ratios, align_references
 from kd_plugins.chgnet.convert import to_pymatgen
 from kd_plugins.chgnet.data import DataError
-from kd_plugins.structures import Frame
+from kd_plugins.structures import LabelledStructure
 from tests.chgnet import small
 from tests.chgnet.small import Labelled
 
@@ -96,7 +96,7 @@ def test_a_left_handed_cell_is_the_same_crystal(salts: Labelled) -> None:
         np.testing.assert_allclose(one[letter], other[letter], **ROUNDING)
 
 
-def bad_frames(salts: Labelled) -> list[Frame]:
+def bad_frames(salts: Labelled) -> list[LabelledStructure]:
     """Return good and bad structures in turn."""
     good = salts.frames
     missing = small.moved(good[0], good[0].atoms)
@@ -104,7 +104,7 @@ def bad_frames(salts: Labelled) -> list[Frame]:
     stretched.positions[0, 0] += 0.1
     return [
         good[2],
-        Frame("nowhere/0", missing.atoms, good[0].labels),
+        LabelledStructure("nowhere/0", missing.atoms, good[0].labels),
         small.moved(good[1], stretched),
         good[0],
         small.with_label(good[3], forces=np.full((2, 3), np.nan)),

@@ -28,7 +28,7 @@ from kd_plugins.chgnet import (
 from kd_plugins.chgnet.data import DataError
 from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.record import Record
-from kd_plugins.structures import Frame, read_structures
+from kd_plugins.structures import LabelledStructure, read_structures
 from kd_plugins.structures.readers import to_structure
 from tests.chgnet import small
 from tests.chgnet.small import Labelled
@@ -51,7 +51,7 @@ class Case:
     folder: Path
 
     @property
-    def frame(self) -> Frame:
+    def frame(self) -> LabelledStructure:
         """The first structure."""
         return self.salts.frames[0]
 
@@ -61,7 +61,7 @@ class Case:
 
     def of(self, atoms: Atoms) -> DistillData:
         """Make data of one structure with an energy."""
-        return self.salts.data([Frame("x", atoms, {"energy": np.array(-1.0)})], **HARD)
+        return self.salts.data([LabelledStructure("x", atoms, {"energy": np.array(-1.0)})], **HARD)
 
     def train(self, data: DistillData | None = None, **settings: Any) -> DistillTrainer:
         """Train, with the data as validation too, which `small.trainer` allows."""
@@ -89,15 +89,15 @@ DATA: dict[str, tuple[Bad, str]] = {
         r"label forces has shape \(3, 3\), expected \(2, 3\)",
     ),
     "soft label that is missing": (
-        lambda c: c.salts.data([Frame("NaCl/1", c.frame.atoms)]),
+        lambda c: c.salts.data([LabelledStructure("NaCl/1", c.frame.atoms)]),
         "NaCl/1: the store teacher has no structure 'NaCl/1'",
     ),
     "ids shuffled": (
-        lambda c: c.salts.data([Frame("NaCl/0", c.salts.frames[1].atoms)]),
+        lambda c: c.salts.data([LabelledStructure("NaCl/0", c.salts.frames[1].atoms)]),
         "not the one that was labelled: .* were ids shuffled or structures edited",
     ),
     "store of other structures": (
-        lambda c: c.salts.data([Frame("urea", c.frame.atoms)], bad="leave_out"),
+        lambda c: c.salts.data([LabelledStructure("urea", c.frame.atoms)], bad="leave_out"),
         "1 of 1 structures cannot be trained on",
     ),
     "id twice": (lambda c: c.salts.data([c.frame] * 2), "NaCl/0: its id comes twice"),
@@ -251,7 +251,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
         strain = generator.normal(scale=0.02, size=(3, 3))
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain + strain.T), scale_atoms=True)
         atoms.rattle(0.1, seed=index)
-        made.append(Frame(f"salt/{index}", atoms))
+        made.append(LabelledStructure(f"salt/{index}", atoms))
     return small.labelled(made, tmp_path_factory.mktemp("many"))
 
 

@@ -318,7 +318,7 @@ KILLED = """
 import importlib, sys
 from pathlib import Path
 from kd_plugins import TargetStore
-from kd_plugins.teachers import Frame
+from kd_plugins.teachers import LabelledStructure
 from tests.chgnet import small
 
 importlib.import_module("kd_plugins.chgnet.fitting").SECONDS = 0.0

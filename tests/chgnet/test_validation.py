@@ -25,9 +25,9 @@ from kd_plugins.chgnet import (
 )
 from kd_plugins.chgnet.preflight import check_student
 from kd_plugins.chgnet.validation import check_apart, other_zero
-from kd_plugins.doctor.inputs import Case
+from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.store.structure import Structure
-from kd_plugins.structures import Frame
+from kd_plugins.structures import LabelledStructure
 from tests.chgnet import small
 from tests.chgnet.small import Labelled
 
@@ -44,7 +44,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
         strain = generator.normal(scale=0.02, size=(3, 3))
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain + strain.T), scale_atoms=True)
         atoms.rattle(0.1, seed=index)
-        made.append(Frame(f"salt/{index}", atoms))
+        made.append(LabelledStructure(f"salt/{index}", atoms))
     return small.labelled(made, tmp_path_factory.mktemp("two"))
 
 
@@ -144,7 +144,7 @@ def test_a_few_shared_structures_are_said(two: Labelled, caplog: pytest.LogCaptu
     assert not caplog.text
 
 
-def case(numbers: list[int], off: float, index: int = 0) -> Case:
+def case(numbers: list[int], off: float, index: int = 0) -> DoctorInput:
     """Return a structure whose target is off the student's energy, eV/atom."""
     structure = Structure(
         numbers,
@@ -153,7 +153,9 @@ def case(numbers: list[int], off: float, index: int = 0) -> Case:
         [True] * 3,
     )
     energy = -3.0 * len(numbers)
-    return Case(f"x{index}", structure, {"energy": energy}, {"energy": energy + off * len(numbers)})
+    return DoctorInput(
+        f"x{index}", structure, {"energy": energy}, {"energy": energy + off * len(numbers)}
+    )
 
 
 def test_scatter_and_unknown_elements_are_no_zero() -> None:

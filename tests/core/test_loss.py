@@ -21,9 +21,9 @@ from kd_plugins.core import (
     Instance,
     InstanceTerm,
     Linear,
+    LossInputs,
     LossReport,
     Piecewise,
-    Sample,
     TeacherTargets,
     crack_loss,
     instance_loss,
@@ -61,7 +61,7 @@ def atoms_of(structure: int) -> list[int]:
     return list(range(first, first + N_ATOMS[structure]))
 
 
-def sample(structures: list[int] | range = STRUCTURES) -> Sample:
+def sample(structures: list[int] | range = STRUCTURES) -> LossInputs:
     """Return these structures, in this order, with every quantity and all bonds of each.
 
     Tensors are drawn for the whole batch, so that a structure is itself in whatever company.
@@ -83,14 +83,14 @@ def sample(structures: list[int] | range = STRUCTURES) -> Sample:
     student, teacher = sides
     ids = tuple(f"structure {structure}" for structure in structures)
     n_atoms = torch.tensor([N_ATOMS[structure] for structure in structures], dtype=torch.long)
-    return Sample(
+    return LossInputs(
         {name: value.requires_grad_() for name, value in student.items()},
         TeacherTargets(ids, n_atoms, teacher),
         torch.tensor(bonds, dtype=torch.long).reshape(-1, 2).T,
     )
 
 
-def without(whole: Sample, absent: list[int]) -> Sample:
+def without(whole: LossInputs, absent: list[int]) -> LossInputs:
     """Mark structures as absent in every quantity; their rows hold other finite numbers."""
     present = torch.tensor([structure not in absent for structure in STRUCTURES])
     masks = {
@@ -110,12 +110,12 @@ def without(whole: Sample, absent: list[int]) -> Sample:
     )
 
 
-def evaluate(terms: list[Term], what: Sample, step: int = 0) -> LossReport:
+def evaluate(terms: list[Term], what: LossInputs, step: int = 0) -> LossReport:
     """Return the report of a loss of these terms."""
     return DistillationLoss(tuple(terms))(what, step=step)
 
 
-def gradient(report: LossReport, what: Sample, name: str) -> Tensor:
+def gradient(report: LossReport, what: LossInputs, name: str) -> Tensor:
     """Return the gradient of the total with respect to one of the student's tensors."""
     student = what.student[name]
     return torch.autograd.grad(report.total, student, materialize_grads=True, allow_unused=True)[0]
@@ -126,7 +126,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual.double(), expected.double(), **REORDERED[torch.float64])
 
 
-def by_hand(term: Term, what: Sample) -> Tensor:
+def by_hand(term: Term, what: LossInputs) -> Tensor:
     """Return the mean of a term without the machinery of terms, unweighted."""
     student, teacher = what.student[term.quantity], what.teacher.values[term.quantity]
     if isinstance(term, DistanceTerm):
@@ -295,7 +295,7 @@ def test_what_the_host_masks_does_not_count_either(name: str) -> None:
     masked = replace(whole, masks={term.quantity: torch.arange(8) != 0})
     kept, bond = [1, 2, 3], torch.tensor([[0, 1], [1, 0]])
     teacher = {term.quantity: whole.teacher.values[term.quantity][kept]}
-    rest = Sample(
+    rest = LossInputs(
         {term.quantity: whole.student[term.quantity][kept]},
         TeacherTargets(("rest",), torch.tensor([3]), teacher),
         bond,

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kd_plugins.doctor.inputs import Case
+from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.store.structure import Array, Structure
 
-Values = Callable[[Case, Array], Array]
-Break = Callable[[list[Case], np.random.Generator], list[Case]]
+Values = Callable[[DoctorInput, Array], Array]
+Break = Callable[[list[DoctorInput], np.random.Generator], list[DoctorInput]]
 
 EV, KCAL, KJ, HARTREE, RYDBERG, BOHR = 1.0, 23.0605, 96.4853, 1 / 27.2114, 1 / 13.6057, 0.529177
 GPA, KBAR = 160.21766, 1602.1766
@@ -27,12 +27,12 @@ class Fault:
     apply: Break
 
 
-def volume(case: Case) -> float:
+def volume(case: DoctorInput) -> float:
     """In Å³."""
     return abs(float(np.linalg.det(case.structure.cell)))
 
 
-def changed(case: Case, side: str, name: str, value: Array | None) -> Case:
+def changed(case: DoctorInput, side: str, name: str, value: Array | None) -> DoctorInput:
     """Return a case with another value, or without it."""
     values = {key: old for key, old in getattr(case, side).items() if key != name}
     return replace(case, **{side: values if value is None else {**values, name: value}})
@@ -51,7 +51,7 @@ def every(side: str, name: str, change: Values) -> Break:
 def some(side: str, name: str, change: Values | None, share: float = 0.1) -> Break:
     """Change the value of some cases, or take it away."""
 
-    def apply(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+    def apply(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
         rows = set(chosen(cases, name, max(1, round(share * len(cases))), rng))
         return [
             changed(case, side, name, change(case, getattr(case, side)[name]) if change else None)
@@ -63,7 +63,9 @@ def some(side: str, name: str, change: Values | None, share: float = 0.1) -> Bre
     return apply
 
 
-def chosen(cases: Sequence[Case], name: str, number: int, rng: np.random.Generator) -> list[int]:
+def chosen(
+    cases: Sequence[DoctorInput], name: str, number: int, rng: np.random.Generator
+) -> list[int]:
     """Return the places of some cases whose labels and targets are not next to nothing."""
     least = {"forces": 0.1, "stress": 0.002}.get(name, 0.0)
     large = [
@@ -82,7 +84,7 @@ def scaled(factor: float) -> Values:
 def shuffled(*names: str) -> Break:
     """Exchange the teacher's values of all cases that have as many atoms."""
 
-    def apply(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+    def apply(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
         source = list(range(len(cases)))
         for n_atoms in {case.n_atoms for case in cases}:
             rows = [row for row, case in enumerate(cases) if case.n_atoms == n_atoms]
@@ -97,7 +99,7 @@ def shuffled(*names: str) -> Break:
     return apply
 
 
-def atoms_shuffled(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+def atoms_shuffled(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
     """Give each structure's forces to its atoms in another order."""
     return [
         changed(case, "teacher", "forces", rng.permutation(case.teacher["forces"]))
@@ -105,7 +107,7 @@ def atoms_shuffled(cases: list[Case], rng: np.random.Generator) -> list[Case]:
     ]
 
 
-def offset(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+def offset(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
     """Add an energy to each element."""
     energies = rng.normal(0, 3, 120) + 2
     return [
@@ -118,7 +120,7 @@ def offset(cases: list[Case], rng: np.random.Generator) -> list[Case]:
 def twice(contradicting: bool) -> Break:
     """Let one structure come again under another id, moved by a lattice vector."""
 
-    def apply(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+    def apply(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
         case = cases[int(rng.integers(len(cases)))]
         here = case.structure
         moved = here.positions + here.cell[0]
@@ -130,7 +132,7 @@ def twice(contradicting: bool) -> Break:
     return apply
 
 
-def atom_doubled(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+def atom_doubled(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
     """Put an atom onto another one's image."""
     row = next(row for row, case in enumerate(cases) if case.n_atoms > 1)
     here = cases[row].structure
@@ -140,13 +142,13 @@ def atom_doubled(cases: list[Case], rng: np.random.Generator) -> list[Case]:
     return [*cases[:row], replace(cases[row], structure=broken), *cases[row + 1 :]]
 
 
-def turned(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+def turned(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
     """Rotate every case, each its own way: nothing is wrong, but there is shear."""
     rotations = np.linalg.qr(rng.normal(size=(len(cases), 3, 3)))[0]
     return [_turned(case, rotation) for case, rotation in zip(cases, rotations, strict=True)]
 
 
-def _turned(case: Case, rotation: Array) -> Case:
+def _turned(case: DoctorInput, rotation: Array) -> DoctorInput:
     here = case.structure
     sides = [dict(side) for side in (case.labels, case.teacher)]
     for values in sides:
@@ -161,7 +163,7 @@ def _turned(case: Case, rotation: Array) -> Case:
     return replace(case, structure=structure, labels=sides[0], teacher=sides[1])
 
 
-def disordered(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+def disordered(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
     """Put the teacher's stress into VASP's order, where there is shear to see it by."""
     return every("teacher", "stress", lambda c, v: v[VASP_ORDER])(turned(cases, rng), rng)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kd_plugins.doctor.diagnosis import ERRORS, check_allow, examine, split_allowed
-from kd_plugins.doctor.inputs import Case
+from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.store.structure import Array, Structure
 from tests.doctor.faults import (
     ENERGY,
@@ -33,7 +33,7 @@ every_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.n
 
 
 @pytest.fixture(scope="session")
-def organic(shared_file: SharedFile) -> list[Case]:
+def organic(shared_file: SharedFile) -> list[DoctorInput]:
     """DFT and CHGNet on frames of MPtrj: ten elements, energies corrected as CHGNet's are."""
     if not is_installed("chgnet"):
         pytest.skip("chgnet is not installed")
@@ -41,30 +41,30 @@ def organic(shared_file: SharedFile) -> list[Case]:
 
 
 @pytest.fixture(scope="session")
-def copper(shared_file: SharedFile) -> list[Case]:
+def copper(shared_file: SharedFile) -> list[DoctorInput]:
     """DFT and a poor teacher with another zero, EMT, on copper: one element."""
     return list(labelled(shared_file(COPPER), "emt"))
 
 
-def codes(cases: list[Case]) -> set[str]:
+def codes(cases: list[DoctorInput]) -> set[str]:
     return {finding.code for finding in examine(cases)}
 
 
-def drawn(cases: list[Case], number: int, seed: int) -> list[Case]:
+def drawn(cases: list[DoctorInput], number: int, seed: int) -> list[DoctorInput]:
     rows = np.random.default_rng(seed).choice(len(cases), number, replace=False)
     return [cases[row] for row in rows]
 
 
-def broken(fault: Fault, cases: list[Case], seed: int = 0) -> list[Case]:
+def broken(fault: Fault, cases: list[DoctorInput], seed: int = 0) -> list[DoctorInput]:
     return fault.apply(cases, np.random.default_rng(seed))
 
 
-def test_nothing_is_found_in_sound_data(organic: list[Case]) -> None:
+def test_nothing_is_found_in_sound_data(organic: list[DoctorInput]) -> None:
     """Not with a good teacher."""
     assert examine(organic) == []
 
 
-def test_a_poor_teacher_with_another_zero_has_only_that(copper: list[Case]) -> None:
+def test_a_poor_teacher_with_another_zero_has_only_that(copper: list[DoctorInput]) -> None:
     """EMT is no DFT, but in the right units."""
     (finding,) = examine(copper)
     assert (finding.code, finding.severity) == ("energy-offset", "warning")
@@ -73,14 +73,14 @@ def test_a_poor_teacher_with_another_zero_has_only_that(copper: list[Case]) -> N
 
 
 @pytest.mark.parametrize("number", [12, 20, 30, 50])
-def test_nothing_is_found_in_a_part_of_sound_data(organic: list[Case], number: int) -> None:
+def test_nothing_is_found_in_a_part_of_sound_data(organic: list[DoctorInput], number: int) -> None:
     """Whichever structures they are; a dozen may be said to be too few."""
     allowed = {"energy-too-few"} if number < 20 else set()
     assert all(codes(drawn(organic, number, seed)) <= allowed for seed in range(5))
 
 
 @pytest.fixture(scope="session")
-def found(organic: list[Case]) -> Callable[[Fault], set[str]]:
+def found(organic: list[DoctorInput]) -> Callable[[Fault], set[str]]:
     """Examine what a fault makes of all structures, once."""
     return cache(lambda fault: codes(broken(fault, organic)))
 
@@ -104,7 +104,7 @@ def test_one_fault_is_not_taken_for_another(
 
 
 @pytest.mark.parametrize("fault", [*ENERGY, *FORCES, *STRESS[:-1]], ids=lambda fault: fault.name)
-def test_every_fault_is_found_in_one_element(copper: list[Case], fault: Fault) -> None:
+def test_every_fault_is_found_in_one_element(copper: list[DoctorInput], fault: Fault) -> None:
     """Also with a poor teacher; its shear is too poor to know an order by."""
     assert fault.code in codes(broken(fault, copper))
 
@@ -112,38 +112,38 @@ def test_every_fault_is_found_in_one_element(copper: list[Case], fault: Fault) -
 @pytest.mark.parametrize(
     "fault", [*ENERGY[:-2:2], *FORCES[:-1:2], *STRESS[::2]], ids=lambda fault: fault.name
 )
-def test_faults_are_found_in_few_structures(organic: list[Case], fault: Fault) -> None:
+def test_faults_are_found_in_few_structures(organic: list[DoctorInput], fault: Fault) -> None:
     """In most samples of 25."""
     samples = [broken(fault, drawn(organic, 25, seed), seed) for seed in range(4)]
     assert sum(fault.code in codes(sample) for sample in samples) >= 3
 
 
 @pytest.mark.parametrize("fault", ENERGY[:-2], ids=lambda fault: fault.name)
-def test_an_offset_hides_no_fault(organic: list[Case], fault: Fault) -> None:
+def test_an_offset_hides_no_fault(organic: list[DoctorInput], fault: Fault) -> None:
     """Claims about scales do not depend on any element's zero."""
     moved = offset(organic, np.random.default_rng(7))
     assert fault.code in codes(broken(fault, moved))
 
 
 @pytest.mark.parametrize("fault", FAULTS[::4], ids=lambda fault: fault.name)
-def test_order_does_not_matter(organic: list[Case], fault: Fault) -> None:
+def test_order_does_not_matter(organic: list[DoctorInput], fault: Fault) -> None:
     """The same codes come of cases in another order."""
     cases = broken(fault, organic)
     assert codes(cases[::-1]) == codes(cases)
 
 
-def test_orientation_does_not_matter(organic: list[Case]) -> None:
+def test_orientation_does_not_matter(organic: list[DoctorInput]) -> None:
     """Sound data stay sound when they are turned."""
     assert codes(turned(organic, np.random.default_rng(5))) == set()
 
 
-def test_it_is_deterministic(organic: list[Case]) -> None:
+def test_it_is_deterministic(organic: list[DoctorInput]) -> None:
     """The same findings, word by word."""
     cases = broken(FAULTS[2], organic)
     assert examine(cases) == examine(cases)
 
 
-def noisy(cases: list[Case], seed: int, size: float) -> list[Case]:
+def noisy(cases: list[DoctorInput], seed: int, size: float) -> list[DoctorInput]:
     """Return cases with a teacher that knows nothing."""
     generator = np.random.default_rng(seed)
     return [
@@ -160,7 +160,9 @@ def noisy(cases: list[Case], seed: int, size: float) -> list[Case]:
 
 
 @pytest.mark.parametrize("size", [1e-2, 0.3, 1.0, 30.0])
-def test_a_teacher_that_knows_nothing_is_only_warned_of(copper: list[Case], size: float) -> None:
+def test_a_teacher_that_knows_nothing_is_only_warned_of(
+    copper: list[DoctorInput], size: float
+) -> None:
     """No unit is claimed of random numbers, however large."""
     for seed in range(5):
         found = examine(noisy(copper, seed, size))
@@ -168,7 +170,7 @@ def test_a_teacher_that_knows_nothing_is_only_warned_of(copper: list[Case], size
         assert "forces-unrelated" in {finding.code for finding in found}
 
 
-def repelling(case: Case) -> dict[str, Array]:
+def repelling(case: DoctorInput) -> dict[str, Array]:
     """Return energy and forces of a soft repulsion: what an untrained network may look like."""
     here = case.structure
     apart = here.positions[:, None] - here.positions[None]
@@ -179,14 +181,14 @@ def repelling(case: Case) -> dict[str, Array]:
     return {"energy": np.asarray(pairs.sum()), "forces": forces}
 
 
-def test_a_teacher_of_another_mind_is_only_warned_of(copper: list[Case]) -> None:
+def test_a_teacher_of_another_mind_is_only_warned_of(copper: list[DoctorInput]) -> None:
     """Its energies and forces go with the structure, but not as the labels do."""
     cases = [replace(case, teacher=repelling(case)) for case in copper]
     assert not {finding.code for finding in examine(cases) if finding.severity == "error"}
 
 
 @pytest.mark.parametrize("softness", [0.7, 0.85, 1.2, 1.3])
-def test_a_soft_teacher_is_sound(organic: list[Case], softness: float) -> None:
+def test_a_soft_teacher_is_sound(organic: list[DoctorInput], softness: float) -> None:
     """Models of relaxations are soft, that is no unit."""
     soft = [
         changed(case, "teacher", "forces", softness * case.teacher["forces"]) for case in organic
@@ -194,7 +196,7 @@ def test_a_soft_teacher_is_sound(organic: list[Case], softness: float) -> None:
     assert codes(soft) == set()
 
 
-def test_ids_shuffled_within_one_material_are_found(copper: list[Case]) -> None:
+def test_ids_shuffled_within_one_material_are_found(copper: list[DoctorInput]) -> None:
     """By forces that fit another structure."""
     large = [case for case in copper if case.n_atoms == 108 and case.labels["forces"].any()]
     teachers = [case.teacher for case in large]
@@ -205,7 +207,7 @@ def test_ids_shuffled_within_one_material_are_found(copper: list[Case]) -> None:
     assert "shuffled" in codes(moved)
 
 
-def test_nothing_is_needed_on_either_side(organic: list[Case]) -> None:
+def test_nothing_is_needed_on_either_side(organic: list[DoctorInput]) -> None:
     """Labels or targets may be empty, and so may all."""
     assert examine([]) == []
     assert codes([replace(case, labels={}) for case in organic]) == set()
@@ -218,7 +220,7 @@ def test_nothing_is_needed_on_either_side(organic: list[Case]) -> None:
     assert codes(unlike) == set()
 
 
-def test_targets_are_examined_without_labels(organic: list[Case]) -> None:
+def test_targets_are_examined_without_labels(organic: list[DoctorInput]) -> None:
     """What the teacher's values say by themselves."""
     alone = [replace(case, labels={}) for case in organic]
     assert codes(atomic(0.9)(alone, np.random.default_rng(0))) == {"sum"}
@@ -227,7 +229,7 @@ def test_targets_are_examined_without_labels(organic: list[Case]) -> None:
     assert codes(zero) == {"zeros"}
 
 
-def test_a_legitimate_zero_of_energies_is_not_fatal(organic: list[Case]) -> None:
+def test_a_legitimate_zero_of_energies_is_not_fatal(organic: list[DoctorInput]) -> None:
     """The frame that all others are relative to, and elements whose formation energy it is."""
     for side in ("labels", "teacher"):
         last = changed(organic[-1], side, "energy", np.zeros(()))
@@ -240,7 +242,7 @@ def test_a_legitimate_zero_of_energies_is_not_fatal(organic: list[Case]) -> None
     assert "zeros" not in codes([*organic[:-1], near])
 
 
-def test_forces_that_vanish_by_symmetry_are_no_fault(copper: list[Case]) -> None:
+def test_forces_that_vanish_by_symmetry_are_no_fault(copper: list[DoctorInput]) -> None:
     """Whatever a teacher in another unit, or a poor one, says there."""
     crystal = min(copper, key=lambda case: np.abs(case.labels["forces"]).max())
     zero = np.zeros((crystal.n_atoms, 3))
@@ -253,18 +255,18 @@ def test_forces_that_vanish_by_symmetry_are_no_fault(copper: list[Case]) -> None
     assert "zeros" not in codes([*others, noisy_one])
 
     lone = Structure([29], [[0.0, 0.0, 0.0]], np.eye(3) * 2.3, [True] * 3)
-    case = Case("lone", lone, {"forces": np.zeros((1, 3))}, {"forces": np.full((1, 3), 9.0)})
+    case = DoctorInput("lone", lone, {"forces": np.zeros((1, 3))}, {"forces": np.full((1, 3), 9.0)})
     assert "zeros" not in codes([*copper, case])
 
 
-def test_a_few_structures_are_said_to_be_too_few(organic: list[Case]) -> None:
+def test_a_few_structures_are_said_to_be_too_few(organic: list[DoctorInput]) -> None:
     """Rather than guessed at, though every one is in kcal/mol."""
     few = broken(ENERGY[2], organic[:5])
     (finding,) = examine(few)
     assert (finding.code, finding.severity) == ("energy-too-few", "warning")
 
 
-def test_errors_come_first(organic: list[Case]) -> None:
+def test_errors_come_first(organic: list[DoctorInput]) -> None:
     """Before warnings, whatever they are about."""
     cases = broken(FAULTS[-4], offset(organic, np.random.default_rng(0)))
     severities = [finding.severity for finding in examine(cases)]
@@ -272,7 +274,7 @@ def test_errors_come_first(organic: list[Case]) -> None:
     assert set(severities) == {"error", "warning"}
 
 
-def test_a_message_names_what_to_do(organic: list[Case]) -> None:
+def test_a_message_names_what_to_do(organic: list[DoctorInput]) -> None:
     """And the structures, where only some are concerned."""
     (finding,) = examine(broken(ENERGY[2], organic))
     assert "kcal/mol" in finding.message
@@ -281,7 +283,7 @@ def test_a_message_names_what_to_do(organic: list[Case]) -> None:
     assert missing.structure_ids == (organic[3].structure_id,)
 
 
-def _one_without_energy(cases: list[Case], rng: np.random.Generator) -> list[Case]:
+def _one_without_energy(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
     return [
         changed(case, "labels", "energy", None) if row == 3 else case
         for row, case in enumerate(cases)
@@ -293,17 +295,17 @@ def test_molecules_are_no_fault() -> None:
     nowhere = np.zeros((3, 3))
     hydrogen = Structure([1, 1], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]], nowhere, [False] * 3)
     values = {"energy": np.asarray(-1.0), "forces": np.zeros((2, 3))}
-    assert codes([Case("h2", hydrogen, values, values)]) == {"energy-too-few"}
+    assert codes([DoctorInput("h2", hydrogen, values, values)]) == {"energy-too-few"}
 
 
 def test_an_unknown_quantity_is_refused() -> None:
     """With the nearest name."""
     hydrogen = Structure([1], [[0.0, 0.0, 0.0]], np.eye(3), [True] * 3)
     with pytest.raises(KeyError, match="unknown quantity 'enrgy'; did you mean 'energy'"):
-        Case("h", hydrogen, {"enrgy": np.asarray(1.0)}, {})
+        DoctorInput("h", hydrogen, {"enrgy": np.asarray(1.0)}, {})
 
 
-def test_an_error_says_how_to_overrule_it_and_can_be(organic: list[Case]) -> None:
+def test_an_error_says_how_to_overrule_it_and_can_be(organic: list[DoctorInput]) -> None:
     """By its name; then it is a warning that says so, and the others still stop the run."""
     gradients = broken(FORCES[0], broken(ENERGY[2], organic))
     findings = examine(gradients)
@@ -319,7 +321,7 @@ def test_an_error_says_how_to_overrule_it_and_can_be(organic: list[Case]) -> Non
 
 
 @every_fault
-def test_every_error_has_a_name_to_overrule_it_by(organic: list[Case], fault: Fault) -> None:
+def test_every_error_has_a_name_to_overrule_it_by(organic: list[DoctorInput], fault: Fault) -> None:
     """So that no run is stopped for good."""
     found = [one for one in examine(broken(fault, organic)) if one.severity == "error"]
     assert {one.name for one in found} <= ERRORS

@@ -10,7 +10,7 @@ import pytest
 
 from kd_plugins.doctor.diagnosis import examine
 from kd_plugins.doctor.energies import Energies
-from kd_plugins.doctor.inputs import Case
+from kd_plugins.doctor.inputs import DoctorInput
 from tests.doctor.faults import BOHR, HARTREE, KCAL, KJ, RYDBERG, changed, every, scaled
 from tests.doctor.labelled import COPPER, ORGANIC, SMALL, SharedFile, labelled
 from tests.hosts import is_installed
@@ -30,7 +30,7 @@ SIDES = {"teacher": "the teacher's energies are in", "labels": "the label energi
 ALUMINIUM = "metals/Al_aimd300K_test.extxyz.xz"
 MOLYBDENUM = "metals/mlearn_Mo_test.extxyz.xz"
 
-Named = dict[str, list[Case]]
+Named = dict[str, list[DoctorInput]]
 
 
 @pytest.fixture(scope="session")
@@ -46,17 +46,17 @@ def teachers(shared_file: SharedFile) -> Named:
     return found
 
 
-def in_unit(cases: list[Case], side: str, quantity: str, factor: float) -> list[Case]:
+def in_unit(cases: list[DoctorInput], side: str, quantity: str, factor: float) -> list[DoctorInput]:
     """Return cases of which one side is in another unit."""
     return every(side, quantity, scaled(factor))(cases, np.random.default_rng(0))
 
 
-def errors(cases: list[Case]) -> dict[str, str]:
+def errors(cases: list[DoctorInput]) -> dict[str, str]:
     """Return code to text of what stops a run."""
     return {one.code: one.text for one in examine(cases) if one.severity == "error"}
 
 
-def other_zero(cases: list[Case]) -> list[Case]:
+def other_zero(cases: list[DoctorInput]) -> list[DoctorInput]:
     """Give the teacher an offset an atom that no unit explains."""
     return [
         changed(case, "teacher", "energy", case.teacher["energy"] + 2.3 * case.n_atoms)
@@ -64,7 +64,7 @@ def other_zero(cases: list[Case]) -> list[Case]:
     ]
 
 
-def wrong(cases: list[Case]) -> Iterator[tuple[str, list[Case], str, str]]:
+def wrong(cases: list[DoctorInput]) -> Iterator[tuple[str, list[DoctorInput], str, str]]:
     """Yield a name, cases with one wrong unit, the code and the words that must be found."""
     for side, words in SIDES.items():
         for unit, factor in ENERGY.items():
@@ -114,7 +114,7 @@ def test_no_unit_is_claimed_of_sound_teachers(teachers: Named) -> None:
                 assert errors([changed(case, "teacher", name, None) for case in held]) == {}
 
 
-def shrunk(cases: list[Case], size: float, seed: int) -> list[Case]:
+def shrunk(cases: list[DoctorInput], size: float, seed: int) -> list[DoctorInput]:
     """Return cases with a teacher that has learnt energies and forces to some part, with noise."""
     rng = np.random.default_rng(seed)
     energies = Energies.of(cases)

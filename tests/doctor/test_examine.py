@@ -12,30 +12,30 @@ import torch
 
 from kd_plugins.doctor.align import align
 from kd_plugins.doctor.examine import Diagnosis, diagnose
-from kd_plugins.doctor.inputs import Case
+from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.doctor.references import References, fit_references
 from kd_plugins.doctor.report import render
 from kd_plugins.store import Manifest, Record, StoreError, TargetStore
 from kd_plugins.store.structure import Structure
-from kd_plugins.structures import Frame
+from kd_plugins.structures import LabelledStructure
 from kd_plugins.structures.readers import to_atoms
 from kd_plugins.teachers import load_teacher
 from tests.doctor.faults import BOHR, GPA, KCAL, changed, every, scaled, volume
 from tests.doctor.labelled import COPPER, ORGANIC, SMALL, SharedFile, labelled
 from tests.hosts import is_installed
 
-MakeStore = Callable[[Iterable[Case]], TargetStore]
+MakeStore = Callable[[Iterable[DoctorInput]], TargetStore]
 DTYPES = {"energy": "float64", "forces": "float32", "stress": "float32"}
 
 
 @pytest.fixture(scope="session")
-def copper(shared_file: SharedFile) -> list[Case]:
+def copper(shared_file: SharedFile) -> list[DoctorInput]:
     """DFT and EMT, which has another zero."""
     return list(labelled(shared_file(COPPER), "emt"))
 
 
 @pytest.fixture(scope="session")
-def organic(shared_file: SharedFile) -> list[Case]:
+def organic(shared_file: SharedFile) -> list[DoctorInput]:
     """DFT and CHGNet."""
     if not is_installed("chgnet"):
         pytest.skip("chgnet is not installed")
@@ -46,7 +46,7 @@ def organic(shared_file: SharedFile) -> list[Case]:
 def make_store(tmp_path: Path) -> MakeStore:
     """Write cases' targets, into a new folder each time."""
 
-    def make(cases: Iterable[Case], dtypes: Mapping[str, str] = DTYPES) -> TargetStore:
+    def make(cases: Iterable[DoctorInput], dtypes: Mapping[str, str] = DTYPES) -> TargetStore:
         folder = tmp_path / f"store{len(list(tmp_path.iterdir()))}"
         names = {name for case in cases for name in case.teacher}
         manifest = Manifest("t", "f", {n: d for n, d in dtypes.items() if n in names})
@@ -57,24 +57,27 @@ def make_store(tmp_path: Path) -> MakeStore:
     return make
 
 
-def record(case: Case) -> Record:
+def record(case: DoctorInput) -> Record:
     values = {name: torch.from_numpy(value.copy()) for name, value in case.teacher.items()}
     return Record(case.structure_id, case.structure, values)
 
 
-def frames(cases: Iterable[Case]) -> list[Frame]:
-    return [Frame(case.structure_id, to_atoms(case.structure), case.labels) for case in cases]
+def frames(cases: Iterable[DoctorInput]) -> list[LabelledStructure]:
+    return [
+        LabelledStructure(case.structure_id, to_atoms(case.structure), case.labels)
+        for case in cases
+    ]
 
 
 def codes(diagnosis: Diagnosis) -> set[str]:
     return {finding.code for finding in diagnosis.findings}
 
 
-def examined(cases: Iterable[Case], store: TargetStore, **more: object) -> Diagnosis:
+def examined(cases: Iterable[DoctorInput], store: TargetStore, **more: object) -> Diagnosis:
     return diagnose(frames(cases), store, progress=False, **more)
 
 
-def test_a_sound_store_is_clean(organic: list[Case], make_store: MakeStore) -> None:
+def test_a_sound_store_is_clean(organic: list[DoctorInput], make_store: MakeStore) -> None:
     """Though its positions, forces and stress went through float32."""
     diagnosis, n = examined(organic, make_store(organic)), len(organic)
     assert diagnosis.findings == ()
@@ -83,7 +86,9 @@ def test_a_sound_store_is_clean(organic: list[Case], make_store: MakeStore) -> N
     assert render(diagnosis).endswith("nothing found\n")
 
 
-def test_a_wrong_unit_in_a_store_is_an_error(organic: list[Case], make_store: MakeStore) -> None:
+def test_a_wrong_unit_in_a_store_is_an_error(
+    organic: list[DoctorInput], make_store: MakeStore
+) -> None:
     """Found through the file, with exit code 1."""
     broken = every("teacher", "energy", scaled(KCAL))(organic, np.random.default_rng(0))
     diagnosis = examined(organic, make_store(broken))
@@ -92,7 +97,7 @@ def test_a_wrong_unit_in_a_store_is_an_error(organic: list[Case], make_store: Ma
     assert "error energy-unit: " in render(diagnosis)
 
 
-def test_an_overruled_error_is_a_warning(organic: list[Case], make_store: MakeStore) -> None:
+def test_an_overruled_error_is_a_warning(organic: list[DoctorInput], make_store: MakeStore) -> None:
     """With exit code 0, and the output says what to type and what was overruled."""
     broken = every("teacher", "energy", scaled(KCAL))(organic, np.random.default_rng(0))
     store = make_store(broken)
@@ -106,7 +111,7 @@ def test_an_overruled_error_is_a_warning(organic: list[Case], make_store: MakeSt
         examined(organic, store, allow=["energy_units"])
 
 
-def test_ids_are_compared_both_ways(copper: list[Case], make_store: MakeStore) -> None:
+def test_ids_are_compared_both_ways(copper: list[DoctorInput], make_store: MakeStore) -> None:
     """Warnings say how many are missing, and on which side."""
     diagnosis = examined(copper[:20], make_store(copper[5:]))
     found = {finding.code: finding for finding in diagnosis.findings}
@@ -120,7 +125,7 @@ def test_ids_are_compared_both_ways(copper: list[Case], make_store: MakeStore) -
 
 
 def test_ids_that_have_nothing_in_common_are_an_error(
-    copper: list[Case], make_store: MakeStore
+    copper: list[DoctorInput], make_store: MakeStore
 ) -> None:
     """One finding with an example of each, not two lists."""
     renamed = [replace(case, structure_id=f"x{case.structure_id}") for case in copper]
@@ -130,7 +135,9 @@ def test_ids_that_have_nothing_in_common_are_an_error(
     assert "nothing to examine" not in render(diagnosis)
 
 
-def test_an_id_that_comes_twice_is_an_error(copper: list[Case], make_store: MakeStore) -> None:
+def test_an_id_that_comes_twice_is_an_error(
+    copper: list[DoctorInput], make_store: MakeStore
+) -> None:
     """Only its first structure is examined."""
     diagnosis = examined([*copper, copper[3]], make_store(copper))
     (finding,) = [finding for finding in diagnosis.findings if finding.severity == "error"]
@@ -138,7 +145,7 @@ def test_an_id_that_comes_twice_is_an_error(copper: list[Case], make_store: Make
     assert (diagnosis.n_labels, diagnosis.n_compared) == (32, 31)
 
 
-def test_shuffled_ids_are_called_so(copper: list[Case], make_store: MakeStore) -> None:
+def test_shuffled_ids_are_called_so(copper: list[DoctorInput], make_store: MakeStore) -> None:
     """Because the structures stand in the store, elsewhere."""
     ids = [case.structure_id for case in copper]
     moved = [
@@ -150,7 +157,7 @@ def test_shuffled_ids_are_called_so(copper: list[Case], make_store: MakeStore) -
     assert diagnosis.n_compared == 0
 
 
-def test_edited_structures_are_called_so(copper: list[Case], make_store: MakeStore) -> None:
+def test_edited_structures_are_called_so(copper: list[DoctorInput], make_store: MakeStore) -> None:
     """With how the first of them differs."""
     moved = copper[4].structure.positions.copy()
     moved[2, 0] += 0.02
@@ -163,7 +170,7 @@ def test_edited_structures_are_called_so(copper: list[Case], make_store: MakeSto
     assert "atom 2 is 0.0200 Å away" in finding.message
 
 
-def test_a_damaged_record_is_an_error(copper: list[Case], make_store: MakeStore) -> None:
+def test_a_damaged_record_is_an_error(copper: list[DoctorInput], make_store: MakeStore) -> None:
     """The others are examined all the same."""
     store = make_store(copper)
     whole = store.record
@@ -180,7 +187,7 @@ def test_a_damaged_record_is_an_error(copper: list[Case], make_store: MakeStore)
 
 
 def test_a_sample_is_drawn_evenly_and_by_its_seed(
-    copper: list[Case], make_store: MakeStore
+    copper: list[DoctorInput], make_store: MakeStore
 ) -> None:
     """The same seed gives the same findings; every structure has its chance."""
     store = make_store(copper)
@@ -192,7 +199,9 @@ def test_a_sample_is_drawn_evenly_and_by_its_seed(
         examined(copper, store, limit=0)
 
 
-def test_structures_without_labels_serve_as_well(copper: list[Case], make_store: MakeStore) -> None:
+def test_structures_without_labels_serve_as_well(
+    copper: list[DoctorInput], make_store: MakeStore
+) -> None:
     """Only the teacher's side is examined."""
     bare = [replace(case, labels={}) for case in copper]
     diagnosis = examined(bare, make_store(copper))
@@ -208,7 +217,9 @@ def test_an_isolated_atom_is_warned_of(make_store: MakeStore) -> None:
     values = {"energy": np.asarray(0.0 - 1.0)}
     cells = {"wide": 20.0, "narrow": 3.0}
     cases = [
-        Case(name, Structure([18], [[0.0] * 3], np.eye(3) * size, [True] * 3), values, values)
+        DoctorInput(
+            name, Structure([18], [[0.0] * 3], np.eye(3) * size, [True] * 3), values, values
+        )
         for name, size in cells.items()
     ]
     (finding,) = [
@@ -234,7 +245,7 @@ BY_DIFFERENCES = {
 
 @pytest.mark.parametrize("name", BY_DIFFERENCES)
 def test_a_teacher_is_asked_for_its_own_energy(
-    copper: list[Case], make_store: MakeStore, name: str
+    copper: list[DoctorInput], make_store: MakeStore, name: str
 ) -> None:
     """No label is needed to see that a store's values are not its derivatives."""
     quantity, change, code = BY_DIFFERENCES[name]
@@ -246,7 +257,7 @@ def test_a_teacher_is_asked_for_its_own_energy(
     assert diagnosis.exit_code == int(code is not None and name != "forces by 20 %")
 
 
-def test_reasons_of_differences_are_named(copper: list[Case], make_store: MakeStore) -> None:
+def test_reasons_of_differences_are_named(copper: list[DoctorInput], make_store: MakeStore) -> None:
     """Unit and sign at once, and the fingerprint."""
     broken = every("teacher", "forces", scaled(-BOHR))(copper, np.random.default_rng(0))
     store = make_store(every("teacher", "energy", scaled(KCAL))(broken, np.random.default_rng(0)))
@@ -256,7 +267,7 @@ def test_reasons_of_differences_are_named(copper: list[Case], make_store: MakeSt
     assert "in kcal/mol (the fingerprints differ)" in messages["other-teacher"]
 
 
-def test_a_teacher_in_float32_is_sound(organic: list[Case], make_store: MakeStore) -> None:
+def test_a_teacher_in_float32_is_sound(organic: list[DoctorInput], make_store: MakeStore) -> None:
     """Rounding is no fault."""
     teacher = load_teacher("chgnet")
     store = make_store(organic[:4])
@@ -265,7 +276,7 @@ def test_a_teacher_in_float32_is_sound(organic: list[Case], make_store: MakeStor
     assert codes(diagnosis) <= {"energy-too-few"}
 
 
-def references(cases: Iterable[Case]) -> References:
+def references(cases: Iterable[DoctorInput]) -> References:
     elements = [case.structure.atomic_numbers for case in cases]
     teachers, labels = (
         np.array([float(side["energy"]) for side in sides])
@@ -274,7 +285,7 @@ def references(cases: Iterable[Case]) -> References:
     return fit_references(elements, teachers, labels)
 
 
-def shared_out(case: Case) -> Case:
+def shared_out(case: DoctorInput) -> DoctorInput:
     """Give the teacher atomic energies and an energy per atom as well."""
     each = case.teacher["energy"] / case.n_atoms
     with_parts = changed(case, "teacher", "atomic_energies", np.full(case.n_atoms, each))
@@ -285,7 +296,7 @@ EVERYTHING = {**DTYPES, "atomic_energies": "float64", "energy_per_atom": "float6
 
 
 def test_the_fix_takes_the_offset_away(
-    copper: list[Case], make_store: MakeStore, tmp_path: Path
+    copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
 ) -> None:
     """A second look finds nothing, and what was added gives the original back."""
     cases = [shared_out(case) for case in copper]
@@ -308,7 +319,7 @@ def test_the_fix_takes_the_offset_away(
 
 
 def test_an_aligned_store_is_still_the_teachers(
-    copper: list[Case], make_store: MakeStore, tmp_path: Path
+    copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
 ) -> None:
     """Its fresh energies are compared with the offsets added."""
     store = make_store(copper)
@@ -318,7 +329,7 @@ def test_an_aligned_store_is_still_the_teachers(
 
 
 def test_the_fix_goes_on_where_it_stopped(
-    copper: list[Case], make_store: MakeStore, tmp_path: Path
+    copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
 ) -> None:
     """And doing it again changes nothing."""
     fitted, folder = references(copper), tmp_path / "aligned"
@@ -327,7 +338,7 @@ def test_the_fix_goes_on_where_it_stopped(
     assert len(align(store, fitted, folder, progress=False)) == len(copper)
 
 
-def test_two_fixes_add_up(copper: list[Case], make_store: MakeStore, tmp_path: Path) -> None:
+def test_two_fixes_add_up(copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path) -> None:
     """The manifest says what was added in all."""
     fitted = references(copper)
     once = align(make_store(copper), fitted, tmp_path / "once", progress=False)
@@ -335,12 +346,12 @@ def test_two_fixes_add_up(copper: list[Case], make_store: MakeStore, tmp_path: P
     assert twice.manifest.energy_offsets["Cu"] == pytest.approx(-2 * fitted.offsets[29])
 
 
-def salt(name: str, numbers: list[int], energy: float) -> Case:
+def salt(name: str, numbers: list[int], energy: float) -> DoctorInput:
     positions = 2.8 * np.arange(3 * len(numbers)).reshape(-1, 3)
     structure = Structure(numbers, positions, np.zeros((3, 3)), [False] * 3)
     parts = np.full(len(numbers), energy / len(numbers))
     values = {"energy": np.asarray(energy), "atomic_energies": parts}
-    return Case(name, structure, {"energy": np.asarray(0.0)}, values)
+    return DoctorInput(name, structure, {"energy": np.asarray(0.0)}, values)
 
 
 def test_the_fix_moves_what_is_determined_and_no_more(
@@ -372,7 +383,7 @@ def test_the_fix_refuses_what_does_not_follow(
 
 
 def test_the_fix_refuses_its_own_folder_and_a_store_without_energies(
-    copper: list[Case], make_store: MakeStore, tmp_path: Path
+    copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
 ) -> None:
     """Each with what is wrong."""
     store, fitted = make_store(copper), references(copper)
@@ -383,7 +394,7 @@ def test_the_fix_refuses_its_own_folder_and_a_store_without_energies(
         align(forces, fitted, tmp_path / "aligned", progress=False)
 
 
-def test_a_verdict_is_readable(copper: list[Case], make_store: MakeStore) -> None:
+def test_a_verdict_is_readable(copper: list[DoctorInput], make_store: MakeStore) -> None:
     """In a terminal of 100 columns, with symbols of elements."""
     broken = every("teacher", "forces", scaled(-1.0))(copper, np.random.default_rng(0))
     text = render(examined(copper[2:], make_store(broken)))

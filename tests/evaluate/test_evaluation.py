@@ -21,7 +21,7 @@ from ase.constraints import FixAtoms
 from ase.io import read, write
 
 from kd_plugins.cli import main
-from kd_plugins.evaluate.measured import Measured
+from kd_plugins.evaluate.measured import Evaluator
 from kd_plugins.evaluate.parts import crystal_files
 from kd_plugins.evaluate.requirements import Requirement, faults
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
@@ -456,7 +456,7 @@ def test_a_labeller_that_is_no_calculator_moves_nothing(
     """It says so before anything is measured."""
     crystals = Measure(crystals=CrystalSettings((files["crystal"],)))
     with pytest.raises(ValueError, match="is no ASE calculator, so there is no dynamics"):
-        Measured("emt & emt", tmp_path / "out", crystals)
+        Evaluator("emt & emt", tmp_path / "out", crystals)
     assert not (tmp_path / "out").exists()
 
 

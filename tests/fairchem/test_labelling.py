@@ -18,7 +18,7 @@ from kd_plugins.fairchem.labelling import SEED, EqV2Teacher
 from kd_plugins.fairchem.settings import TeacherSettings
 from kd_plugins.fairchem.teacher import Teacher
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures import Frame, read_structures
+from kd_plugins.structures import LabelledStructure, read_structures
 from kd_plugins.teachers import TeacherError, label, load_teacher
 from tests.fairchem import tiny
 from tests.tolerances import REORDERED
@@ -207,7 +207,7 @@ def test_a_model_without_a_force_head(teacher: Path, tmp_path: Path) -> None:
     torch.save(raw, tmp_path / "energy.pt")
     made = load_teacher(f"eqv2 checkpoint={tmp_path / 'energy.pt'} weights=raw")
     assert set(made(tiny.slab(0), ["energy", "node_embeddings"])) == {"energy", "node_embeddings"}
-    frames = [Frame("slab", tiny.slab(0))]
+    frames = [LabelledStructure("slab", tiny.slab(0))]
     with pytest.raises(TeacherError, match="gives no 'forces'; leave that out of the quantities"):
         label(frames, made, tmp_path / "store", progress=False)
 

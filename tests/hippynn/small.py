@@ -20,7 +20,7 @@ from hippynn.tools import active_directory
 
 from kd_plugins.core.schedules import Schedule
 from kd_plugins.hippynn import LossSchedule, distillation_loss, to_arrays
-from kd_plugins.structures.readers import Frame, read_structures
+from kd_plugins.structures.readers import LabelledStructure, read_structures
 
 MO = "metals/mlearn_Mo_train.extxyz.xz"
 INPUTS = (SpeciesNode, PositionsNode, CellNode)
@@ -60,7 +60,9 @@ def hipnn(seed: int = 2, width: int = 4, elements: Iterable[int] = (42,)) -> Hip
     return Hipnn(network, energy, forces)
 
 
-def frames(shared_file: Callable[[str], Path], small: int = 6, large: int = 14) -> list[Frame]:
+def frames(
+    shared_file: Callable[[str], Path], small: int = 6, large: int = 14
+) -> list[LabelledStructure]:
     """Return molybdenum structures: some of 2 to 36 atoms, and some of 53 or 54."""
     held = list(read_structures([shared_file(MO)]))
     sizes = {True: small, False: large}
@@ -71,7 +73,7 @@ def frames(shared_file: Callable[[str], Path], small: int = 6, large: int = 14) 
     ]
 
 
-def database(held: Iterable[Frame], seed: int = 0) -> Database:
+def database(held: Iterable[LabelledStructure], seed: int = 0) -> Database:
     """Return a database that has been split; what is trained on it says what it needs."""
     return Database(to_arrays(held), None, None, seed=seed, test_size=3, valid_size=3, quiet=True)
 

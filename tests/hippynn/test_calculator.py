@@ -13,7 +13,7 @@ import torch
 from ase.build import bulk
 
 from kd_plugins.hippynn import HippynnTeacher, export_student, to_arrays, write_curves
-from kd_plugins.structures import Frame
+from kd_plugins.structures import LabelledStructure
 from kd_plugins.teachers import TeacherError, load_teacher
 from tests.hippynn import small
 
@@ -21,7 +21,7 @@ from tests.hippynn import small
 @pytest.fixture(scope="module")
 def run(
     shared_file: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[Frame]]:
+) -> tuple[Path, list[LabelledStructure]]:
     """A model that was trained for two epochs, with structures."""
     folder, frames = tmp_path_factory.mktemp("run"), small.frames(shared_file, large=4)
     data, model = small.database(frames), small.hipnn()
@@ -31,7 +31,9 @@ def run(
     return folder / "run", frames
 
 
-def test_it_says_what_hippynn_says(run: tuple[Path, list[Frame]], tmp_path: Path) -> None:
+def test_it_says_what_hippynn_says(
+    run: tuple[Path, list[LabelledStructure]], tmp_path: Path
+) -> None:
     folder, frames = run
     export_student(folder, tmp_path / "student")
     arrays = {name: torch.as_tensor(one) for name, one in to_arrays(frames).items()}
@@ -46,7 +48,7 @@ def test_it_says_what_hippynn_says(run: tuple[Path, list[Frame]], tmp_path: Path
             assert said["stress"].shape == (6,)
 
 
-def test_stress_is_the_derivative_of_the_energy(run: tuple[Path, list[Frame]]) -> None:
+def test_stress_is_the_derivative_of_the_energy(run: tuple[Path, list[LabelledStructure]]) -> None:
     """In eV/Å³ and Voigt order, tension positive."""
     teacher, atoms = load_teacher(f"hippynn folder={run[0]}"), bulk("Mo", cubic=True) * (2, 2, 2)
     atoms.rattle(0.05, seed=0)
@@ -64,14 +66,14 @@ def test_stress_is_the_derivative_of_the_energy(run: tuple[Path, list[Frame]]) -
         assert stress[place] == pytest.approx(slope, abs=2e-3), place
 
 
-def test_an_unknown_element_is_refused(run: tuple[Path, list[Frame]]) -> None:
+def test_an_unknown_element_is_refused(run: tuple[Path, list[LabelledStructure]]) -> None:
     """hippynn itself would take it for padding."""
     teacher = load_teacher(f"hippynn folder={run[0]}")
     with pytest.raises(ValueError, match="does not know element 29; it knows 42"):
         teacher(bulk("Cu", cubic=True) * (2, 2, 2), ["energy"])
 
 
-def test_units_and_folders(run: tuple[Path, list[Frame]], tmp_path: Path) -> None:
+def test_units_and_folders(run: tuple[Path, list[LabelledStructure]], tmp_path: Path) -> None:
     folder, frames = run
     atoms = frames[0].atoms
     in_ev, in_kcal = (

@@ -14,31 +14,31 @@ from kd_plugins.hippynn import DataError, add_teacher_targets
 from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures.readers import Frame, to_structure
+from kd_plugins.structures.readers import LabelledStructure, to_structure
 from tests.hippynn import small
 from tests.hippynn.test_targets import EVERYTHING, PerAtom, labelled
 
 
 @pytest.fixture
-def frames(shared_file: Callable[[str], Path]) -> list[Frame]:
+def frames(shared_file: Callable[[str], Path]) -> list[LabelledStructure]:
     return small.frames(shared_file, small=6, large=6)
 
 
-def models(frames: list[Frame], *seeds: int) -> list[small.Hipnn]:
+def models(frames: list[LabelledStructure], *seeds: int) -> list[small.Hipnn]:
     found = [small.hipnn(seed) for seed in seeds]
     for model in found:
         small.initialise(model, small.database(frames))
     return found
 
 
-def alone(frames: list[Frame], teacher: Any, **settings: Any) -> Any:
+def alone(frames: list[LabelledStructure], teacher: Any, **settings: Any) -> Any:
     data = small.database(frames)
     add_teacher_targets(data, teacher, EVERYTHING, **settings)
     return data
 
 
 def test_a_store_a_calculator_and_a_model_teach_together(
-    frames: list[Frame], tmp_path: Path
+    frames: list[LabelledStructure], tmp_path: Path
 ) -> None:
     """As mean and spread of what each of them says by itself."""
     first, second, third = models(frames, 2, 4, 6)
@@ -58,7 +58,7 @@ def test_a_store_a_calculator_and_a_model_teach_together(
 
 
 def test_a_member_that_lacks_a_structure_takes_it_from_all(
-    frames: list[Frame], tmp_path: Path
+    frames: list[LabelledStructure], tmp_path: Path
 ) -> None:
     first, second = models(frames, 2, 4)
     members = [labelled(tmp_path / "store", frames, first.energy, count=-2), second.energy]
@@ -72,7 +72,9 @@ def test_a_member_that_lacks_a_structure_takes_it_from_all(
         assert int((counts == 0).sum()) == report.missing[split]
 
 
-def test_each_members_zero_of_energy_is_taken_away(frames: list[Frame], tmp_path: Path) -> None:
+def test_each_members_zero_of_energy_is_taken_away(
+    frames: list[LabelledStructure], tmp_path: Path
+) -> None:
     """Or the spread would be that of the zeros, and no target would count."""
     first, second = models(frames, 2, 4)
     shifted = labelled(tmp_path / "store", frames, first.energy)
@@ -89,7 +91,9 @@ def test_each_members_zero_of_energy_is_taken_away(frames: list[Frame], tmp_path
     assert float(weights.min()) > 0.5
 
 
-def test_a_wrong_member_does_not_hide_in_the_mean(frames: list[Frame], tmp_path: Path) -> None:
+def test_a_wrong_member_does_not_hide_in_the_mean(
+    frames: list[LabelledStructure], tmp_path: Path
+) -> None:
     """Its energies are 5 eV/atom up and the other's 5 down, so the mean is right."""
     first, second = models(frames, 2, 4)
     with torch.no_grad():
@@ -100,7 +104,7 @@ def test_a_wrong_member_does_not_hide_in_the_mean(frames: list[Frame], tmp_path:
         add_teacher_targets(small.database(frames), members)
 
 
-def test_a_stores_own_spread_weighs(frames: list[Frame], tmp_path: Path) -> None:
+def test_a_stores_own_spread_weighs(frames: list[LabelledStructure], tmp_path: Path) -> None:
     """As `kd-plugins label --teacher` of several writes it."""
     names = ("atomic_energies", "atomic_energies_std")
     store = TargetStore.create(
@@ -118,7 +122,7 @@ def test_a_stores_own_spread_weighs(frames: list[Frame], tmp_path: Path) -> None
     assert sorted(set(found.tolist())) == pytest.approx([0.1, 0.2, 0.5])
 
 
-def shares(frame: Frame, spread: float) -> dict[str, torch.Tensor]:
+def shares(frame: LabelledStructure, spread: float) -> dict[str, torch.Tensor]:
     n = len(frame.atoms)
     share = float(frame.labels["energy"]) / n
     return {

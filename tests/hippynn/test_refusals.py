@@ -26,7 +26,7 @@ from kd_plugins.hippynn import (
 from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures.readers import Frame, to_structure
+from kd_plugins.structures.readers import LabelledStructure, to_structure
 from tests.hippynn import small
 
 Change = Callable[[dict[str, torch.Tensor]], None]
@@ -38,13 +38,13 @@ def held() -> dict[str, Any]:
 
 
 @pytest.fixture
-def frames(shared_file: Callable[[str], Path], held: dict[str, Any]) -> list[Frame]:
+def frames(shared_file: Callable[[str], Path], held: dict[str, Any]) -> list[LabelledStructure]:
     held.setdefault("frames", small.frames(shared_file, small=6, large=6))
     return held["frames"]
 
 
 @pytest.fixture
-def teacher(frames: list[Frame], held: dict[str, Any]) -> small.Hipnn:
+def teacher(frames: list[LabelledStructure], held: dict[str, Any]) -> small.Hipnn:
     """An untrained one whose atoms have the labels' mean energy; nobody changes it."""
     if "teacher" not in held:
         held["teacher"] = small.hipnn()
@@ -135,7 +135,9 @@ DATABASES: Mapping[str, tuple[Callable[[Any], None], str]] = {
 
 
 @pytest.mark.parametrize("name", DATABASES)
-def test_a_bad_database_is_refused(name: str, frames: list[Frame], teacher: small.Hipnn) -> None:
+def test_a_bad_database_is_refused(
+    name: str, frames: list[LabelledStructure], teacher: small.Hipnn
+) -> None:
     change, message = DATABASES[name]
     data = small.database(frames)
     change(data)
@@ -176,7 +178,9 @@ SETTINGS: Mapping[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_bad_settings_are_refused(name: str, frames: list[Frame], teacher: small.Hipnn) -> None:
+def test_bad_settings_are_refused(
+    name: str, frames: list[LabelledStructure], teacher: small.Hipnn
+) -> None:
     """spread=0 made every weight NaN, and max_sum_error=-1 dropped every target."""
     settings, message = SETTINGS[name]
     data = small.database(frames)
@@ -195,7 +199,7 @@ def test_names_are_checked_when_they_are_made() -> None:
 
 @pytest.mark.parametrize("allow", ["energy_unit", ["energy_units"], 3])
 def test_a_name_to_overrule_is_checked(
-    allow: Any, frames: list[Frame], teacher: small.Hipnn
+    allow: Any, frames: list[LabelledStructure], teacher: small.Hipnn
 ) -> None:
     data = small.database(frames)
     with pytest.raises(ValueError, match="^allow: "):
@@ -204,7 +208,7 @@ def test_a_name_to_overrule_is_checked(
 
 
 def test_what_is_overruled_is_logged(
-    frames: list[Frame], teacher: small.Hipnn, caplog: pytest.LogCaptureFixture
+    frames: list[LabelledStructure], teacher: small.Hipnn, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The message of a refusal says by which name."""
     data = small.database(frames)
@@ -217,7 +221,7 @@ def test_what_is_overruled_is_logged(
 
 
 def test_without_labels_it_is_said_that_nothing_was_compared(
-    frames: list[Frame], teacher: small.Hipnn, caplog: pytest.LogCaptureFixture
+    frames: list[LabelledStructure], teacher: small.Hipnn, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = small.database(frames)
     for arrays in data.splits.values():
@@ -233,7 +237,7 @@ def test_a_teachers_batch_has_one_structure_or_more(batch_size: Any, teacher: sm
         HippynnTeacher(teacher.energy, batch_size=batch_size)
 
 
-def test_a_teacher_without_cells_does_not_teach_crystals(frames: list[Frame]) -> None:
+def test_a_teacher_without_cells_does_not_teach_crystals(frames: list[LabelledStructure]) -> None:
     """Its energies would be those of clusters, in silence."""
     sizes = {"possible_species": [0, 42], "n_features": 4, "n_sensitivities": 4}
     sizes |= {"dist_soft_min": 1.5, "dist_soft_max": 3.5, "dist_hard_max": 4.0}
@@ -277,7 +281,7 @@ CALCULATORS: Mapping[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", CALCULATORS)
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_a_bad_teacher_is_refused(name: str, frames: list[Frame]) -> None:
+def test_a_bad_teacher_is_refused(name: str, frames: list[LabelledStructure]) -> None:
     source, message = CALCULATORS[name]
     data = small.database(frames)
     with pytest.raises(ValueError, match=message):
@@ -285,13 +289,13 @@ def test_a_bad_teacher_is_refused(name: str, frames: list[Frame]) -> None:
     assert not made(data)
 
 
-def molecules(frames: list[Frame], which: slice, pbc: Any) -> list[Frame]:
+def molecules(frames: list[LabelledStructure], which: slice, pbc: Any) -> list[LabelledStructure]:
     """Return the structures, some of which are periodic as said."""
     found = list(frames)
     for row in range(len(frames))[which]:
         atoms = frames[row].atoms.copy()
         atoms.pbc = pbc
-        found[row] = Frame(frames[row].structure_id, atoms, frames[row].labels)
+        found[row] = LabelledStructure(frames[row].structure_id, atoms, frames[row].labels)
     return found
 
 
@@ -306,45 +310,49 @@ def molecules(frames: list[Frame], which: slice, pbc: Any) -> list[Frame]:
     ],
 )
 def test_structures_that_hippynn_cannot_tell_apart_are_refused(
-    frames: list[Frame], which: slice, pbc: Any, names: ArrayNames, message: str
+    frames: list[LabelledStructure], which: slice, pbc: Any, names: ArrayNames, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
         to_arrays(molecules(frames, which, pbc), names=names)
 
 
-def test_molecules_alone_are_arrays_without_cells(frames: list[Frame]) -> None:
+def test_molecules_alone_are_arrays_without_cells(frames: list[LabelledStructure]) -> None:
     arrays = to_arrays(molecules(frames, slice(None), False), names=ArrayNames(cell=None))
     assert "cell" not in arrays
 
 
-ARRAYS: Mapping[str, tuple[Callable[[Frame], Frame], dict[str, Any], str]] = {
+ARRAYS: Mapping[
+    str, tuple[Callable[[LabelledStructure], LabelledStructure], dict[str, Any], str]
+] = {
     "float16": (lambda f: f, {"dtype": np.float16}, "dtype: expected float32 or float64"),
     "whole": (lambda f: f, {"dtype": int}, "dtype: expected float32 or float64"),
     "labels a word": (lambda f: f, {"labels": "energy"}, "labels: expected a list of names"),
     "overflow": (
-        lambda f: Frame("a", f.atoms, {**f.labels, "energy": np.array(1e39)}),
+        lambda f: LabelledStructure("a", f.atoms, {**f.labels, "energy": np.array(1e39)}),
         {},
         "structure 'a': 'energy' is NaN, inf or too large for float32",
     ),
     "a ghost": (
-        lambda f: Frame("a", Atoms("X", cell=f.atoms.cell, pbc=True), {}),
+        lambda f: LabelledStructure("a", Atoms("X", cell=f.atoms.cell, pbc=True), {}),
         {"labels": []},
         "structure 'a': expected atoms, each of an element, got X",
     ),
-    "no atoms": (lambda f: Frame("a", Atoms(), {}), {"labels": []}, "expected atoms"),
-    "atoms": (lambda f: f.atoms, {}, "frames: expected Frames, .* got Atoms"),
+    "no atoms": (lambda f: LabelledStructure("a", Atoms(), {}), {"labels": []}, "expected atoms"),
+    "atoms": (lambda f: f.atoms, {}, "frames: expected LabelledStructures, .* got Atoms"),
 }
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_bad_arrays_are_refused(name: str, frames: list[Frame]) -> None:
+def test_bad_arrays_are_refused(name: str, frames: list[LabelledStructure]) -> None:
     change, settings, message = ARRAYS[name]
     with pytest.raises(DataError, match=message):
         to_arrays([change(frames[0]), *frames[1:]], **settings)
 
 
-def store_of(folder: Path, frames: list[Frame], values: Callable[[Frame], Any]) -> TargetStore:
+def store_of(
+    folder: Path, frames: list[LabelledStructure], values: Callable[[LabelledStructure], Any]
+) -> TargetStore:
     manifest = Manifest("numbers", "made", dict.fromkeys(("energy", "atomic_energies"), "float64"))
     store = TargetStore.create(folder, manifest)
     store.append(
@@ -353,7 +361,7 @@ def store_of(folder: Path, frames: list[Frame], values: Callable[[Frame], Any]) 
     return store
 
 
-def shares(frame: Frame) -> dict[str, torch.Tensor]:
+def shares(frame: LabelledStructure) -> dict[str, torch.Tensor]:
     """Return the label in equal shares."""
     energy, n = float(frame.labels["energy"]), len(frame.atoms)
     return {
@@ -363,7 +371,7 @@ def shares(frame: Frame) -> dict[str, torch.Tensor]:
 
 
 def test_a_store_that_lacks_a_quantity_of_some_structures(
-    frames: list[Frame], tmp_path: Path
+    frames: list[LabelledStructure], tmp_path: Path
 ) -> None:
     """Is refused by row, as it lacks the structure; energies alone teach no atomic energies."""
     lacking = {frame.structure_id for frame in frames[:2]}
@@ -383,9 +391,11 @@ def test_a_store_that_lacks_a_quantity_of_some_structures(
     assert sum(report.missing.values()) == 2
 
 
-def test_a_store_of_other_structures_teaches_nothing(frames: list[Frame], tmp_path: Path) -> None:
+def test_a_store_of_other_structures_teaches_nothing(
+    frames: list[LabelledStructure], tmp_path: Path
+) -> None:
     """Also if structures may be missing: a run would be the control's in silence."""
-    other = [Frame(f"other {f.structure_id}", f.atoms, f.labels) for f in frames]
+    other = [LabelledStructure(f"other {f.structure_id}", f.atoms, f.labels) for f in frames]
     store = store_of(tmp_path / "store", other, shares)
     data = small.database(frames)
     with pytest.raises(DataError, match="'train': no structure has a target that counts"):
@@ -397,7 +407,7 @@ def test_a_store_of_other_structures_teaches_nothing(frames: list[Frame], tmp_pa
     "keys", [lambda k: k.float(), lambda k: k.int(), lambda k: torch.stack([k, k], 1)]
 )
 def test_keys_that_lost_digits_are_refused(
-    keys: Callable[[Any], Any], frames: list[Frame], tmp_path: Path
+    keys: Callable[[Any], Any], frames: list[LabelledStructure], tmp_path: Path
 ) -> None:
     data, store = small.database(frames), store_of(tmp_path / "store", frames, shares)
     for arrays in data.splits.values():
@@ -408,7 +418,7 @@ def test_keys_that_lost_digits_are_refused(
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_targets_are_of_the_databases_kind(
-    dtype: Any, frames: list[Frame], teacher: small.Hipnn
+    dtype: Any, frames: list[LabelledStructure], teacher: small.Hipnn
 ) -> None:
     arrays = to_arrays(frames, dtype=dtype)
     data = Database(arrays, None, None, seed=0, test_size=3, valid_size=3, quiet=True)
@@ -417,7 +427,7 @@ def test_targets_are_of_the_databases_kind(
     assert found.dtype == data.splits["train"]["positions"].dtype
 
 
-def test_a_structure_may_be_there_twice(frames: list[Frame], tmp_path: Path) -> None:
+def test_a_structure_may_be_there_twice(frames: list[LabelledStructure], tmp_path: Path) -> None:
     """As training on some of them more often makes it; both rows get the same targets."""
     store = store_of(tmp_path / "store", frames, shares)
     arrays = {name: np.concatenate([one, one[:3]]) for name, one in to_arrays(frames).items()}
@@ -434,7 +444,9 @@ def test_ids_are_a_list_of_texts(ids: Any) -> None:
         structure_keys(ids)
 
 
-def test_a_store_of_another_unit_is_refused(frames: list[Frame], tmp_path: Path) -> None:
+def test_a_store_of_another_unit_is_refused(
+    frames: list[LabelledStructure], tmp_path: Path
+) -> None:
     """As somebody writes it who reads a teacher in kcal/mol."""
     store = store_of(
         tmp_path / "store", frames, lambda f: {n: 23.0605 * v for n, v in shares(f).items()}
@@ -445,7 +457,9 @@ def test_a_store_of_another_unit_is_refused(frames: list[Frame], tmp_path: Path)
     assert not made(data)
 
 
-def test_what_stands_in_padding_is_no_fault(frames: list[Frame], teacher: small.Hipnn) -> None:
+def test_what_stands_in_padding_is_no_fault(
+    frames: list[LabelledStructure], teacher: small.Hipnn
+) -> None:
     """Labels padded with NaN train as those padded with zeros."""
     data = small.database(frames)
     for arrays in data.splits.values():

@@ -28,19 +28,19 @@ from kd_plugins.hippynn import (
 from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures.readers import Frame, to_structure
+from kd_plugins.structures.readers import LabelledStructure, to_structure
 from tests.hippynn import small
 
 EVERYTHING = ("atomic_energies", "energy", "forces")
 
 
 @pytest.fixture
-def frames(shared_file: Callable[[str], Path]) -> list[Frame]:
+def frames(shared_file: Callable[[str], Path]) -> list[LabelledStructure]:
     return small.frames(shared_file, large=12)
 
 
 @pytest.fixture
-def teacher(frames: list[Frame]) -> small.Hipnn:
+def teacher(frames: list[LabelledStructure]) -> small.Hipnn:
     """An untrained one whose atoms have the labels' mean energy."""
     model = small.hipnn()
     small.initialise(model, small.database(frames))
@@ -56,7 +56,9 @@ def added(data: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def labelled(folder: Path, frames: list[Frame], model: Any, **changes: Any) -> TargetStore:
+def labelled(
+    folder: Path, frames: list[LabelledStructure], model: Any, **changes: Any
+) -> TargetStore:
     """Return a store with what a model says of structures."""
     manifest = Manifest("HIPNN", "a model", dict.fromkeys(EVERYTHING, "float64"))
     store = TargetStore.create(folder, manifest)
@@ -77,7 +79,9 @@ def labelled(folder: Path, frames: list[Frame], model: Any, **changes: Any) -> T
     return store
 
 
-def test_targets_are_what_the_model_says(frames: list[Frame], teacher: small.Hipnn) -> None:
+def test_targets_are_what_the_model_says(
+    frames: list[LabelledStructure], teacher: small.Hipnn
+) -> None:
     """In every split, padded, and atoms add up to the whole."""
     data = small.database(frames)
     report = add_teacher_targets(data, teacher.energy, EVERYTHING)
@@ -96,7 +100,7 @@ def test_targets_are_what_the_model_says(frames: list[Frame], teacher: small.Hip
 
 
 def test_from_wherever_the_same_targets_come(
-    frames: list[Frame], teacher: small.Hipnn, tmp_path: Path
+    frames: list[LabelledStructure], teacher: small.Hipnn, tmp_path: Path
 ) -> None:
     """A node, its model, a model with other pair finders, an ASE calculator, a store."""
     expected = small.database(frames)
@@ -133,7 +137,7 @@ class PerAtom(HippynnCalculator):
         return found[:, 0] if name == "energies" else found
 
 
-def with_cached_pairs(frames: list[Frame], teacher: small.Hipnn) -> Any:
+def with_cached_pairs(frames: list[LabelledStructure], teacher: small.Hipnn) -> Any:
     """Return the model of a script that has cached its pairs."""
     twin, data = small.copy.deepcopy(teacher), small.database(frames)
     loss = distillation_loss(twin.energy, weights={"energy": 1}, energies="total")
@@ -144,7 +148,7 @@ def with_cached_pairs(frames: list[Frame], teacher: small.Hipnn) -> Any:
     return modules.model
 
 
-def test_several_teachers_give_mean_and_spread(frames: list[Frame]) -> None:
+def test_several_teachers_give_mean_and_spread(frames: list[LabelledStructure]) -> None:
     """Through hippynn's own ensemble: as the mean and spread of its members."""
     models = [small.hipnn(seed) for seed in (2, 4, 6)]
     for model in models:
@@ -161,7 +165,7 @@ def test_several_teachers_give_mean_and_spread(frames: list[Frame]) -> None:
         )
 
 
-def test_a_teacher_stays_as_it_is(frames: list[Frame], teacher: small.Hipnn) -> None:
+def test_a_teacher_stays_as_it_is(frames: list[LabelledStructure], teacher: small.Hipnn) -> None:
     """Weights, mode and graph of the user's model."""
     teacher.network.torch_module.train()
     before = {n: p.clone() for n, p in teacher.network.torch_module.named_parameters()}
@@ -173,7 +177,9 @@ def test_a_teacher_stays_as_it_is(frames: list[Frame], teacher: small.Hipnn) -> 
         assert torch.equal(parameter, before[name])
 
 
-def test_another_zero_of_energy_is_taken_away(frames: list[Frame], teacher: small.Hipnn) -> None:
+def test_another_zero_of_energy_is_taken_away(
+    frames: list[LabelledStructure], teacher: small.Hipnn
+) -> None:
     """Only if asked for: what is left is a teacher with the labels' zero."""
     with torch.no_grad():
         teacher.energy.torch_module.layers[0].weight += 3.0
@@ -189,7 +195,7 @@ def test_another_zero_of_energy_is_taken_away(frames: list[Frame], teacher: smal
 
 
 def test_structures_that_do_not_add_up_are_left_out(
-    frames: list[Frame], teacher: small.Hipnn
+    frames: list[LabelledStructure], teacher: small.Hipnn
 ) -> None:
     data = small.database(frames)
     report = add_teacher_targets(data, teacher.energy, max_sum_error=0.1)
@@ -201,7 +207,7 @@ def test_structures_that_do_not_add_up_are_left_out(
 
 
 def test_missing_structures_do_not_count_if_allowed(
-    frames: list[Frame], teacher: small.Hipnn, tmp_path: Path
+    frames: list[LabelledStructure], teacher: small.Hipnn, tmp_path: Path
 ) -> None:
     store = labelled(tmp_path / "store", frames, teacher.energy, count=-2)
     with pytest.raises(DataError, match="no targets of .* allow_missing=True"):
@@ -251,13 +257,15 @@ def _other_structures(data: Any, teacher: Any, frames: Any, folder: Path) -> Any
     moved = [f.atoms.copy() for f in frames]
     for atoms in moved:
         atoms.positions[0] += 0.1
-    shifted = [Frame(f.structure_id, a, f.labels) for f, a in zip(frames, moved, strict=True)]
+    shifted = [
+        LabelledStructure(f.structure_id, a, f.labels) for f, a in zip(frames, moved, strict=True)
+    ]
     return labelled(folder / "moved", shifted, teacher.energy), {}
 
 
 def _shuffled_ids(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
     ids = [frame.structure_id for frame in frames][::-1]
-    other = [Frame(i, f.atoms, f.labels) for i, f in zip(ids, frames, strict=True)]
+    other = [LabelledStructure(i, f.atoms, f.labels) for i, f in zip(ids, frames, strict=True)]
     return labelled(folder / "shuffled", other, teacher.energy), {}
 
 
@@ -344,7 +352,7 @@ BAD: Mapping[str, tuple[Callable[..., Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_refused_and_nothing_written(
-    name: str, frames: list[Frame], teacher: small.Hipnn, tmp_path: Path
+    name: str, frames: list[LabelledStructure], teacher: small.Hipnn, tmp_path: Path
 ) -> None:
     prepare, error, message = BAD[name]
     data = small.database(frames)
@@ -360,15 +368,17 @@ def test_bad_input_is_refused_and_nothing_written(
     [
         (lambda frames: [], "no structures"),
         (lambda frames: [frames[0], frames[0]], "comes twice"),
-        (lambda frames: [Frame("a", frames[0].atoms, {})], "has no energy"),
+        (lambda frames: [LabelledStructure("a", frames[0].atoms, {})], "has no energy"),
         (
-            lambda frames: [Frame("a", frames[0].atoms, {"energy": np.array(np.nan)})],
+            lambda frames: [LabelledStructure("a", frames[0].atoms, {"energy": np.array(np.nan)})],
             r"expected energy \(\), finite",
         ),
     ],
 )
 def test_arrays_of_bad_structures_are_refused(
-    frames: list[Frame], change: Callable[[list[Frame]], list[Frame]], message: str
+    frames: list[LabelledStructure],
+    change: Callable[[list[LabelledStructure]], list[LabelledStructure]],
+    message: str,
 ) -> None:
     with pytest.raises(DataError, match=message):
         to_arrays(change(frames))

@@ -6,7 +6,7 @@ import pytest
 from ase import Atoms
 
 from kd_plugins.sampling import kind, of_kind
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 
 FORMULAS = [
     ("H2O", "organic"),
@@ -32,7 +32,7 @@ def test_kinds(formula: str, expected: str) -> None:
 
 
 def test_frames_of_one_kind_keep_their_order() -> None:
-    frames = [Frame(formula, Atoms(formula)) for formula, _ in FORMULAS]
+    frames = [LabelledStructure(formula, Atoms(formula)) for formula, _ in FORMULAS]
     for wanted in ("organic", "complex", "inorganic"):
         found = [frame.structure_id for frame in of_kind(frames, wanted)]
         assert found == [formula for formula, expected in FORMULAS if expected == wanted]

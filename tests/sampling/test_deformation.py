@@ -21,7 +21,7 @@ from kd_plugins.sampling import (
     find_molecules,
     scale_rigidly,
 )
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 from tests.sampling.x23 import NAMES, crystal, frame, rewrapped
 
 SharedFile = Callable[[str], Path]
@@ -137,7 +137,7 @@ def test_each_deformation_depends_on_its_own_name_alone(shared_file: SharedFile)
     other = next(deformed_frames([co2], 1, seed=2)).atoms
     assert not np.allclose(other.cell.array, both["co2/000"].cell.array)
     assert not np.allclose(both["co2/000"].cell.array, both["co2/001"].cell.array)
-    renamed = next(deformed_frames([Frame("co2'", co2.atoms)], 1, seed=1)).atoms
+    renamed = next(deformed_frames([LabelledStructure("co2'", co2.atoms)], 1, seed=1)).atoms
     assert not np.allclose(renamed.cell.array, both["co2/000"].cell.array)
 
 
@@ -203,4 +203,4 @@ def test_bad_counts_and_crystals_are_refused() -> None:
     with pytest.raises(ValueError, match="seed: .* from 0 to 4294967295, got -1"):
         deformed_frames([], count=1, seed=-1)
     with pytest.raises(ValueError, match="copper: Cu: expected separate molecules"):
-        list(deformed_frames([Frame("copper", bulk("Cu"))], 1, 0))
+        list(deformed_frames([LabelledStructure("copper", bulk("Cu"))], 1, 0))

@@ -7,7 +7,7 @@ import pytest
 from ase import Atoms
 
 from kd_plugins.sampling import crystal_of, nested_subset, split
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 IDS = [f"crystal{number % 40}/{number:03d}" for number in range(400)]
@@ -45,7 +45,8 @@ def test_groups_of_unequal_size_fill_the_parts_evenly() -> None:
 
 def test_frames_are_grouped_as_asked() -> None:
     frames = [
-        Frame(str(number), Atoms("H", info={"mp_id": f"mp-{number // 5}"})) for number in range(50)
+        LabelledStructure(str(number), Atoms("H", info={"mp_id": f"mp-{number // 5}"}))
+        for number in range(50)
     ]
     parts = split(frames, {"a": 0.5, "b": 0.5}, 0, group=lambda frame: frame.atoms.info["mp_id"])
     one, other = ({frame.atoms.info["mp_id"] for frame in part} for part in parts.values())

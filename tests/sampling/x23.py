@@ -10,7 +10,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 
 NAMES = (
     "14-cyclohexanedione",
@@ -48,9 +48,9 @@ def crystal(shared_file: Callable[[str], Path], name: str) -> Atoms:
     return atoms
 
 
-def frame(shared_file: Callable[[str], Path], name: str) -> Frame:
+def frame(shared_file: Callable[[str], Path], name: str) -> LabelledStructure:
     """Read one as a frame."""
-    return Frame(name, crystal(shared_file, name))
+    return LabelledStructure(name, crystal(shared_file, name))
 
 
 def molecules_in_cell(shared_file: Callable[[str], Path]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from ase.constraints import FixAtoms
 
 from kd_plugins.store.structure import Structure
 from kd_plugins.structures import readers as structures
-from kd_plugins.structures.readers import Frame, read_structures, to_atoms, to_structure
+from kd_plugins.structures.readers import LabelledStructure, read_structures, to_atoms, to_structure
 
 FIELDS = ("atomic_numbers", "positions", "cell", "pbc")
 
@@ -49,7 +49,7 @@ def names(paths: list[Path] | Path, ids: str = "auto") -> list[str]:
     return [frame.structure_id for frame in read_structures(paths, ids)]
 
 
-def check(frame: Frame, atoms: Atoms) -> None:
+def check(frame: LabelledStructure, atoms: Atoms) -> None:
     """Compare a frame with what was written."""
     assert to_structure(frame.atoms).difference(to_structure(atoms)) is None
     assert set(frame.labels) == set(atoms.calc.results)

@@ -15,7 +15,7 @@ from ase.calculators.emt import EMT
 from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.record import pack
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures import Frame
+from kd_plugins.structures import LabelledStructure
 from kd_plugins.teachers import load_teacher
 
 NAME = "tests.teachers.slow:SlowEMT"
@@ -34,17 +34,17 @@ class SlowEMT(EMT):
         super().calculate(atoms, *args, **kwargs)
 
 
-def frames(count: int) -> Iterator[Frame]:
+def frames(count: int) -> Iterator[LabelledStructure]:
     """Yield rattled copper cells."""
     for index in range(count):
         atoms = bulk("Cu", cubic=True)
         atoms.rattle(0.1, seed=index)
-        yield Frame(f"cu-{index}", atoms)
+        yield LabelledStructure(f"cu-{index}", atoms)
 
 
-def of(symbol: str, structure_id: str) -> Frame:
+def of(symbol: str, structure_id: str) -> LabelledStructure:
     """Return a crystal of one element."""
-    return Frame(structure_id, bulk(symbol))
+    return LabelledStructure(structure_id, bulk(symbol))
 
 
 def content(folder: Path) -> dict[str, bytes]:

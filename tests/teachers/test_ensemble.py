@@ -13,7 +13,7 @@ from ase.build import bulk, molecule
 
 from kd_plugins.core.quantities import QUANTITIES
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures import Frame
+from kd_plugins.structures import LabelledStructure
 from kd_plugins.teachers import Ensemble, TeacherError, label, load_teacher
 
 LJ = "ase.calculators.lj:LennardJones rc=4.0 sigma={}"
@@ -111,7 +111,7 @@ def test_a_spread_turns_with_the_crystal() -> None:
 
 def test_it_goes_into_a_store(tmp_path: Path) -> None:
     """By its name, with spreads in the shapes of the table; of a molecule no stress, no spread."""
-    frames = [Frame("metal", copper()), Frame("water", molecule("H2O"))]
+    frames = [LabelledStructure("metal", copper()), LabelledStructure("water", molecule("H2O"))]
     name = " & ".join(NAMES[1:])
     report = label(frames, name, tmp_path, progress=False)
     assert (report.labelled, report.failed) == (2, {})

@@ -17,7 +17,7 @@ from ase.calculators.emt import EMT
 
 from kd_plugins.store.shard import ShardBusy, StoreError
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures import Frame
+from kd_plugins.structures import LabelledStructure
 from kd_plugins.teachers import (
     CalculatorTeacher,
     LabelReport,
@@ -30,7 +30,9 @@ from tests.house import ROOT
 from tests.teachers import slow
 
 
-def quietly(folder: Path, frames: Iterator[Frame] | list[Frame], **settings: object) -> LabelReport:
+def quietly(
+    folder: Path, frames: Iterator[LabelledStructure] | list[LabelledStructure], **settings: object
+) -> LabelReport:
     """Label without a bar."""
     return label(frames, slow.NAME, folder, progress=False, **settings)
 
@@ -81,7 +83,7 @@ def test_labelled_ids_are_skipped(tmp_path: Path) -> None:
 
 def test_failures_are_recorded_and_tried_again(tmp_path: Path) -> None:
     """With their reason, without stopping the run; a repaired structure is no failure any more."""
-    broken = Frame("nowhere", molecule("H2"))
+    broken = LabelledStructure("nowhere", molecule("H2"))
     broken.atoms.positions[0] = np.nan
     frames = [slow.of("Ag", "silver"), *slow.frames(3), broken]
     for _ in range(2):
@@ -120,7 +122,7 @@ def test_nan_from_the_teacher_is_a_failure(tmp_path: Path) -> None:
 
 def test_stress_of_a_molecule_is_missing(tmp_path: Path) -> None:
     """Rather than made up."""
-    label([Frame("water", molecule("H2O"))], "emt", tmp_path, progress=False)
+    label([LabelledStructure("water", molecule("H2O"))], "emt", tmp_path, progress=False)
     assert set(TargetStore.open(tmp_path)["water"].values) == {
         "energy",
         "forces",

@@ -20,7 +20,7 @@ from kd_plugins.chgnet.weights import Ratios
 from kd_plugins.ending import sentence
 from kd_plugins.sampling import crystal_of, nested_subset, of_kind, split
 from kd_plugins.store.shard import StoreError
-from kd_plugins.structures import Frame, read_structures
+from kd_plugins.structures import LabelledStructure, read_structures
 
 PARTS = {"train": 0.9, "validation": 0.1}
 """What a file is split into, by whole materials."""
@@ -80,7 +80,7 @@ def _student(settings: StudentSettings) -> CHGNet:
 
 def _source(
     name: str, part: DataSettings, settings: TrainingSettings
-) -> tuple[Iterator[Frame], TargetStore | None]:
+) -> tuple[Iterator[LabelledStructure], TargetStore | None]:
     """Return the structures of a part, not read yet, and the store with their targets.
 
     Raises:
@@ -105,7 +105,7 @@ def _data(
     part: DataSettings,
     settings: TrainingSettings,
     model: CHGNet,
-    frames: Iterator[Frame],
+    frames: Iterator[LabelledStructure],
     store: TargetStore | None,
 ) -> DistillData:
     taught = _taught(settings)
@@ -125,7 +125,9 @@ def _data(
         raise DataError(f"{name}: structures{chosen} of {files}: {sentence(error)}") from error
 
 
-def _chosen(frames: Iterable[Frame], part: DataSettings, seed: int) -> Iterable[Frame]:
+def _chosen(
+    frames: Iterable[LabelledStructure], part: DataSettings, seed: int
+) -> Iterable[LabelledStructure]:
     if part.kind is not None:
         frames = of_kind(frames, part.kind)
     if part.part is not None:
@@ -137,5 +139,5 @@ def _chosen(frames: Iterable[Frame], part: DataSettings, seed: int) -> Iterable[
     return [frame for frame in held if frame.structure_id in chosen]
 
 
-def _material(frame: Frame) -> str:
+def _material(frame: LabelledStructure) -> str:
     return str(frame.atoms.info.get("mp_id") or crystal_of(frame))

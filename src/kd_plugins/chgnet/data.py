@@ -19,11 +19,11 @@ from kd_plugins.chgnet.convert import LETTERS, to_host, to_pymatgen
 from kd_plugins.chgnet.loss import PREFIX
 from kd_plugins.chgnet.weights import HARD, SOFT
 from kd_plugins.core.quantities import quantity
-from kd_plugins.doctor.inputs import Case
+from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.names import suggestion
 from kd_plugins.store.shard import StoreError
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures.readers import Frame, to_structure
+from kd_plugins.structures.readers import LabelledStructure, to_structure
 
 logger = logging.getLogger(__name__)
 NAMED = 8
@@ -35,7 +35,7 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class GraphSample:
     """One structure.
 
     Args:
@@ -48,7 +48,7 @@ class Row:
     structure_id: str
     graph: CrystalGraph
     targets: Mapping[str, Tensor]
-    case: Case
+    case: DoctorInput
 
 
 class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
@@ -77,7 +77,7 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
 
     def __init__(
         self,
-        frames: Iterable[Frame],
+        frames: Iterable[LabelledStructure],
         store: TargetStore | None = None,
         *,
         soft: Sequence[str] | None = None,
@@ -138,7 +138,7 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         made.rows, made.left_out = [self.rows[index] for index in indices], {}
         return made
 
-    def along(self, chosen: Callable[[Row], Sequence[int]]) -> DistillData:
+    def along(self, chosen: Callable[[GraphSample], Sequence[int]]) -> DistillData:
         """Return a data set that has forces along some coordinates only, the others missing.
 
         Args:
@@ -149,13 +149,14 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         made.left_out = self.left_out
         return made
 
-    def _rows(self, frames: Iterable[Frame]) -> Iterator[Row]:
+    def _rows(self, frames: Iterable[LabelledStructure]) -> Iterator[GraphSample]:
         seen: set[str] = set()
         for frame in frames:
-            if not isinstance(frame, Frame):
+            if not isinstance(frame, LabelledStructure):
                 raise DataError(
-                    f"frames: expected a Frame, got a {type(frame).__name__}; read structures with "
-                    "read_structures([...]), or make Frame(structure_id, atoms, labels)"
+                    f"frames: expected a LabelledStructure, got a {type(frame).__name__}; read "
+                    "structures with read_structures([...]), or make "
+                    "LabelledStructure(structure_id, atoms, labels)"
                 )
             name = frame.structure_id
             if name in seen:
@@ -167,7 +168,7 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
             except (ValueError, StoreError, KeyError) as error:
                 self.left_out[name] = str(error.args[0])
 
-    def _row(self, frame: Frame) -> Row:
+    def _row(self, frame: LabelledStructure) -> GraphSample:
         structure, n_atoms = to_pymatgen(frame.atoms), len(frame.atoms)
         labels = {name: _label(name, frame, self.missing) for name in self.hard}
         teacher = self._teacher(frame)
@@ -178,10 +179,10 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         graph = self.converter(structure, graph_id=frame.structure_id)
         for tensor in (graph.atom_frac_coord, graph.lattice):
             tensor.requires_grad_(False)
-        case = Case(frame.structure_id, to_structure(frame.atoms), labels, teacher)
-        return Row(frame.structure_id, graph, {**hard, **soft}, case)
+        case = DoctorInput(frame.structure_id, to_structure(frame.atoms), labels, teacher)
+        return GraphSample(frame.structure_id, graph, {**hard, **soft}, case)
 
-    def _teacher(self, frame: Frame) -> dict[str, Any]:
+    def _teacher(self, frame: LabelledStructure) -> dict[str, Any]:
         if not self.soft or self.store is None:
             return {}
         values = self.store.read(frame.structure_id, to_structure(frame.atoms)).values
@@ -210,7 +211,7 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         return "\n".join([head, *lines, *more])
 
 
-def _only(row: Row, chosen: Sequence[int]) -> Row:
+def _only(row: GraphSample, chosen: Sequence[int]) -> GraphSample:
     """Return a row without the forces that are not chosen."""
     targets = dict(row.targets)
     for name in (prefix + LETTERS["forces"] for prefix in PREFIX.values()):
@@ -262,7 +263,7 @@ def _check_names(what: str, names: Sequence[str], allowed: Sequence[str]) -> Non
             raise ValueError(f"{what}: unknown quantity {name!r}{known}")
 
 
-def _label(name: str, frame: Frame, missing: Sequence[str]) -> np.ndarray:
+def _label(name: str, frame: LabelledStructure, missing: Sequence[str]) -> np.ndarray:
     """Return a label, NaN where it may be missing and is.
 
     Raises:

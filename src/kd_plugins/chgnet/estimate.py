@@ -11,7 +11,7 @@ import torch
 from chgnet.data.dataset import collate_graphs
 from chgnet.model import CHGNet
 
-from kd_plugins.chgnet.data import DistillData, Row
+from kd_plugins.chgnet.data import DistillData, GraphSample
 from kd_plugins.chgnet.trunk import FrozenTrunk
 from kd_plugins.chgnet.trunk_cache import is_cached, n_coordinates
 
@@ -91,11 +91,11 @@ def estimate(
     )
 
 
-def _n_rows(row: Row, force_share: float) -> int:
+def _n_rows(row: GraphSample, force_share: float) -> int:
     return n_coordinates(row, force_share) + 6
 
 
-def _step(model: CHGNet, row: Row) -> None:
+def _step(model: CHGNet, row: GraphSample) -> None:
     graphs, targets = collate_graphs([(row.graph, dict(row.targets))])
     prediction = model(graphs, task="efs")
     found = torch.nn.functional.l1_loss(prediction["e"], torch.zeros_like(prediction["e"]))

@@ -12,13 +12,13 @@ from chgnet.model import CHGNet
 from torch.utils.data import DataLoader
 
 from kd_plugins.chgnet.convert import GPA, LETTERS
-from kd_plugins.chgnet.data import DataError, DistillData, Row, check_kind
+from kd_plugins.chgnet.data import DataError, DistillData, GraphSample, check_kind
 from kd_plugins.chgnet.freezing import HEAD, trainable
 from kd_plugins.chgnet.loss import PREFIX, DistillLoss
 from kd_plugins.chgnet.validation import other_zero
 from kd_plugins.chgnet.weights import Ratios
 from kd_plugins.doctor.diagnosis import check_allow, examine, split_allowed
-from kd_plugins.doctor.inputs import Case, Finding, paired
+from kd_plugins.doctor.inputs import DoctorInput, Finding, paired
 
 logger = logging.getLogger(__name__)
 EXAMINED = 32
@@ -209,10 +209,10 @@ def _refused(found: Sequence[Finding], allow: Sequence[str], head: str) -> list[
     return [head, *(finding.message for finding in refused)] if refused else []
 
 
-def _contradictions(rows: Sequence[Row], ratios: Ratios) -> list[Finding]:
+def _contradictions(rows: Sequence[GraphSample], ratios: Ratios) -> list[Finding]:
     """Return what is wrong between labels and teacher, where both are there."""
     both = [
-        Case(case.structure_id, case.structure, _there(case.labels), case.teacher)
+        DoctorInput(case.structure_id, case.structure, _there(case.labels), case.teacher)
         for case in (row.case for row in rows)
         if _there(case.labels) and case.teacher
     ]
@@ -229,12 +229,12 @@ def _check_cutoffs(model: CHGNet, data: DistillData) -> None:
             )
 
 
-def _spread(rows: Sequence[Row]) -> list[Row]:
+def _spread(rows: Sequence[GraphSample]) -> list[GraphSample]:
     places = np.linspace(0, len(rows) - 1, min(EXAMINED, len(rows))).round().astype(int)
     return [rows[place] for place in places]
 
 
-def _predictions(model: CHGNet, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _predictions(model: CHGNet, rows: Sequence[GraphSample]) -> list[dict[str, Any]]:
     training = model.training
     graphs = [row.graph for row in rows]
     said = [model.predict_graph(graph, task="efs") for graph in graphs]
@@ -251,9 +251,9 @@ def _predictions(model: CHGNet, rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def _case(row: Row, prediction: Mapping[str, Any], source: str) -> Case:
+def _case(row: GraphSample, prediction: Mapping[str, Any], source: str) -> DoctorInput:
     values = row.case.teacher if source == "soft" else _there(row.case.labels)
-    return Case(row.structure_id, row.case.structure, prediction, values)
+    return DoctorInput(row.structure_id, row.case.structure, prediction, values)
 
 
 def _there(labels: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def _there(labels: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in labels.items() if np.isfinite(value).all()}
 
 
-def _errors(cases: Sequence[Case], names: Sequence[str], source: str) -> Iterator[Finding]:
+def _errors(cases: Sequence[DoctorInput], names: Sequence[str], source: str) -> Iterator[Finding]:
     for finding in examine(cases) if names else ():
         if finding.code == "missing":  # which DistillData has allowed
             continue
@@ -271,7 +271,7 @@ def _errors(cases: Sequence[Case], names: Sequence[str], source: str) -> Iterato
             logger.info(f"{source} targets and student: {finding.message}")
 
 
-def _offset(cases: Sequence[Case], names: Sequence[str]) -> Iterator[Finding]:
+def _offset(cases: Sequence[DoctorInput], names: Sequence[str]) -> Iterator[Finding]:
     kept, there, here = paired(cases, "energy") if "energy" in names else ([], [], [])
     sizes = np.array([case.n_atoms for case in kept])
     offsets = (np.array(there) - np.array(here)) / sizes if kept else np.zeros(1)

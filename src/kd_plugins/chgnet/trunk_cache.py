@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from kd_plugins.chgnet.data import DistillData, Row, check_kind
+from kd_plugins.chgnet.data import DistillData, GraphSample, check_kind
 from kd_plugins.chgnet.run_folder import check_folder, write_whole
 from kd_plugins.chgnet.trunk import Features, FrozenTrunk
 from kd_plugins.numbers import is_number, shown
@@ -91,7 +91,7 @@ class CachedData(Dataset[tuple[Features, dict[str, Tensor]]]):
         """Bytes of the features of all its structures."""
         return sum(one.jacobian.nbytes + one.node_embeddings.nbytes for one in self.features)
 
-    def _features(self, row: Row) -> Features:
+    def _features(self, row: GraphSample) -> Features:
         along = coordinates(row, self.force_share, self.seed)
         path = self.folder / _name(row.graph, along)
         if (found := _read(path)) is not None and len(found.jacobian) == len(along) + 6:
@@ -107,12 +107,12 @@ def check_share(force_share: float) -> None:
         raise ValueError(f"force_share: expected above 0 and at most 1, got {shown(force_share)}")
 
 
-def n_coordinates(row: Row, force_share: float) -> int:
+def n_coordinates(row: GraphSample, force_share: float) -> int:
     """Return along how many coordinates forces count; at least one."""
     return math.ceil(force_share * 3 * row.case.n_atoms)
 
 
-def coordinates(row: Row, force_share: float, seed: int) -> list[int]:
+def coordinates(row: GraphSample, force_share: float, seed: int) -> list[int]:
     """Return the coordinates whose forces count, 3 * atom + axis, in order."""
     n_all, n_chosen = 3 * row.case.n_atoms, n_coordinates(row, force_share)
     if n_chosen == n_all:
@@ -122,7 +122,7 @@ def coordinates(row: Row, force_share: float, seed: int) -> list[int]:
 
 
 def is_cached(
-    trunk: FrozenTrunk, folder: str | Path, row: Row, force_share: float, seed: int = 0
+    trunk: FrozenTrunk, folder: str | Path, row: GraphSample, force_share: float, seed: int = 0
 ) -> bool:
     """Return whether a structure's features are on disk."""
     name = _name(row.graph, coordinates(row, force_share, seed))

@@ -11,7 +11,7 @@ import numpy as np
 
 from kd_plugins.chgnet.data import DataError, DistillData
 from kd_plugins.doctor.diagnosis import split_allowed
-from kd_plugins.doctor.inputs import Case, Finding, first_ids, paired
+from kd_plugins.doctor.inputs import DoctorInput, Finding, first_ids, paired
 from kd_plugins.doctor.references import fit_references
 from kd_plugins.store.structure import SAME_POSITION, Structure
 
@@ -62,7 +62,7 @@ def check_apart(train: DistillData, validation: DistillData, allow: Sequence[str
         raise DataError(refused[0].message)
 
 
-def other_zero(train: Sequence[Case], validation: Sequence[Case]) -> list[Finding]:
+def other_zero(train: Sequence[DoctorInput], validation: Sequence[DoctorInput]) -> list[Finding]:
     """Return whether the energies of the validation data have another zero.
 
     Energies are compared with the student's, less what the training data's elements are off: a
@@ -95,7 +95,7 @@ def other_zero(train: Sequence[Case], validation: Sequence[Case]) -> list[Findin
     return [Finding("validation-zero", "error", "energy", text)]
 
 
-def _twins(train: Sequence[Case], validation: Sequence[Case]) -> list[Case]:
+def _twins(train: Sequence[DoctorInput], validation: Sequence[DoctorInput]) -> list[DoctorInput]:
     """Return the validation structures that are in the training data, whatever their ids."""
     groups: dict[bytes, list[tuple[float, int]]] = defaultdict(list)
     for index, case in enumerate(train):

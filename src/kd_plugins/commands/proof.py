@@ -71,7 +71,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from kd_plugins.evaluate.claim import alone, planned
     from kd_plugins.evaluate.evaluation import evaluation
     from kd_plugins.evaluate.inputs import check_potential
-    from kd_plugins.evaluate.measured import Measured
+    from kd_plugins.evaluate.measured import Evaluator
     from kd_plugins.files import write_json
     from kd_plugins.teachers.spec import TeacherSpec
 
@@ -80,10 +80,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for spec in filter(None, (student_spec, teacher_spec)):
         check_potential(spec)
     _check_bars(arguments, planned(arguments.out / "student", _measure(arguments)), teacher_spec)
-    student = Measured(student_spec, arguments.out / "student", _measure(arguments))
+    student = Evaluator(student_spec, arguments.out / "student", _measure(arguments))
     teacher = None
     if teacher_spec:
-        teacher = Measured(teacher_spec, arguments.out / "teacher", student.settings)
+        teacher = Evaluator(teacher_spec, arguments.out / "teacher", student.settings)
     with alone(arguments.out, "evaluate"):
         found = evaluation(student, teacher)
         origin = _origin(student, teacher, arguments.typed)

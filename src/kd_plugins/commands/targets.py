@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kd_plugins.structures.readers import Frame
+    from kd_plugins.structures.readers import LabelledStructure
 
 IDS = (
     "how structures are named: auto (structure_id, frame_id, sid/fid, or the file's name), path, "
@@ -61,7 +61,7 @@ def _label(arguments: argparse.Namespace) -> int:
     return 1 if report.failed else 0
 
 
-def _to_label(arguments: argparse.Namespace) -> tuple[Iterable[Frame], int | None]:
+def _to_label(arguments: argparse.Namespace) -> tuple[Iterable[LabelledStructure], int | None]:
     """Return the structures with their ids, and how many there are if that is known."""
     if arguments.fairchem and (arguments.structures or arguments.ids != "auto"):
         raise ValueError(

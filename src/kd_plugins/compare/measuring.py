@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from kd_plugins.evaluate.measured import Measured
+from kd_plugins.evaluate.measured import Evaluator
 from kd_plugins.evaluate.settings import Measure
 
 
@@ -23,7 +23,7 @@ def measure_at_once(
     """Measure models into their folders, each in a process of its own: all but speed and memory.
 
     Args:
-        models: potential, as `Measured` takes it, and folder.
+        models: potential, as `Evaluator` takes it, and folder.
         settings: what to measure.
         workers: processes at a time, which share the cores.
         progress: show a bar.
@@ -53,7 +53,7 @@ def measure_at_once(
 
 
 def _measure(potential: str, settings: Measure, folder: Path) -> None:
-    Measured(potential, folder, settings, progress=False).all_but_speed()
+    Evaluator(potential, folder, settings, progress=False).all_but_speed()
 
 
 def _begin(threads: int) -> None:

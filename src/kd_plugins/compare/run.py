@@ -28,7 +28,7 @@ from kd_plugins.evaluate.inputs import (
     check_potential,
     shared_labels,
 )
-from kd_plugins.evaluate.measured import Measured
+from kd_plugins.evaluate.measured import Evaluator
 from kd_plugins.evaluate.provenance import provenance
 from kd_plugins.files import read_json, write_json
 
@@ -225,7 +225,7 @@ class Comparison:
         experiment = self.experiment
         costs = _costs(run.folder)
         curves = TRAINERS[experiment.host].curves(run.folder)
-        student = Measured(*self._student(run), experiment.measure, progress=False)
+        student = Evaluator(*self._student(run), experiment.measure, progress=False)
         write_json(path, {**evaluation(student, self._teacher), **asdict(costs), **curves})
 
     def _student(self, run: Run) -> tuple[str, Path]:
@@ -240,12 +240,12 @@ class Comparison:
         yield from map(self._student, missing)
 
     @cached_property
-    def _teacher(self) -> Measured | None:
+    def _teacher(self) -> Evaluator | None:
         experiment = self.experiment
         if experiment.teacher is None:
             return None
         named = filled(experiment.teacher, {"runs": str(self.out / "runs")})
-        return Measured(named, self.out / "teacher", experiment.measure)
+        return Evaluator(named, self.out / "teacher", experiment.measure)
 
     def _description(self) -> dict[str, Any]:
         experiment = self.experiment

@@ -18,8 +18,8 @@ from kd_plugins.core.loss import CrackTerm as CrackTerm
 from kd_plugins.core.loss import DistanceTerm as DistanceTerm
 from kd_plugins.core.loss import DistillationLoss as DistillationLoss
 from kd_plugins.core.loss import InstanceTerm as InstanceTerm
+from kd_plugins.core.loss import LossInputs as LossInputs
 from kd_plugins.core.loss import LossReport as LossReport
-from kd_plugins.core.loss import Sample as Sample
 from kd_plugins.core.loss import TermReport as TermReport
 from kd_plugins.core.pairing import Comparison as Comparison
 from kd_plugins.core.projection import Projection as Projection

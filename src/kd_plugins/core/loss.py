@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kd_plugins.core.reduction import masked_mean
-from kd_plugins.core.sample import Sample as Sample
+from kd_plugins.core.sample import LossInputs as LossInputs
 from kd_plugins.core.terms import CrackTerm as CrackTerm
 from kd_plugins.core.terms import DistanceTerm as DistanceTerm
 from kd_plugins.core.terms import Evaluation
@@ -61,7 +61,7 @@ class DistillationLoss:
     >>> from kd_plugins.core import Constant, TeacherTargets, squared_sum
     >>> loss = DistillationLoss((DistanceTerm("soft", "energy", squared_sum, Constant(2.0)),))
     >>> teacher = TeacherTargets(("a",), torch.tensor([1]), {"energy": torch.tensor([1.0])})
-    >>> loss(Sample({"energy": torch.tensor([3.0])}, teacher), step=0).total
+    >>> loss(LossInputs({"energy": torch.tensor([3.0])}, teacher), step=0).total
     tensor(8.)
     """
 
@@ -81,7 +81,7 @@ class DistillationLoss:
         return tuple(term for term in self.terms if term.weight(step) != 0)
 
     def __call__(
-        self, sample: Sample, *, step: int, terms: tuple[Term, ...] | None = None
+        self, sample: LossInputs, *, step: int, terms: tuple[Term, ...] | None = None
     ) -> LossReport:
         """Return the weighted total and one report a term.
 

@@ -14,7 +14,7 @@ from kd_plugins.names import look_up
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class LossInputs:
     """What a loss looks at: one batch, seen by the student and by its teacher.
 
     Args:

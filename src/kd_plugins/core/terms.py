@@ -11,7 +11,7 @@ from kd_plugins.core.distances import Distance
 from kd_plugins.core.pairing import Comparison
 from kd_plugins.core.quantities import quantity
 from kd_plugins.core.relations import Crack, Instance
-from kd_plugins.core.sample import Sample
+from kd_plugins.core.sample import LossInputs
 from kd_plugins.core.schedules import Schedule
 from kd_plugins.numbers import shown
 
@@ -60,12 +60,12 @@ class DistanceTerm:
                 f"got {shown(self.distance)}"
             )
 
-    def items(self, sample: Sample) -> tuple[Tensor, Tensor]:
+    def items(self, sample: LossInputs) -> tuple[Tensor, Tensor]:
         """Return one number an item, and which of the items count."""
         student, teacher = sample.pair(self.quantity)
         return self.distance(student, teacher), sample.mask(self.quantity)
 
-    def evaluate(self, sample: Sample) -> Evaluation:
+    def evaluate(self, sample: LossInputs) -> Evaluation:
         """Return the items; a distance has no other measures."""
         return Evaluation(*self.items(sample))
 
@@ -96,12 +96,12 @@ class CrackTerm:
         """Check names and weight."""
         _check_term(self)
 
-    def items(self, sample: Sample) -> tuple[Tensor, Tensor]:
+    def items(self, sample: LossInputs) -> tuple[Tensor, Tensor]:
         """Return one number a relation kept, padded with a mask over the relations chosen."""
         evaluation = self.evaluate(sample)
         return evaluation.items, evaluation.mask
 
-    def evaluate(self, sample: Sample) -> Evaluation:
+    def evaluate(self, sample: LossInputs) -> Evaluation:
         """Return those items with their measures."""
         if sample.edge_index is None:
             raise ValueError(f"term {self.name!r} needs the edge_index of the batch; got none")
@@ -137,12 +137,12 @@ class InstanceTerm:
         """Check names and weight."""
         _check_term(self)
 
-    def items(self, sample: Sample) -> tuple[Tensor, Tensor]:
+    def items(self, sample: LossInputs) -> tuple[Tensor, Tensor]:
         """Return one number an atom, and which of the atoms count."""
         evaluation = self.evaluate(sample)
         return evaluation.items, evaluation.mask
 
-    def evaluate(self, sample: Sample) -> Evaluation:
+    def evaluate(self, sample: LossInputs) -> Evaluation:
         """Return those items with their measures."""
         student, teacher = sample.pair(self.quantity)
         mask = sample.mask(self.quantity)

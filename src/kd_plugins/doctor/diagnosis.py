@@ -8,7 +8,7 @@ from dataclasses import replace
 from kd_plugins.doctor.energies import Energies
 from kd_plugins.doctor.energy_faults import energy_faults
 from kd_plugins.doctor.force_faults import force_agreement, force_faults
-from kd_plugins.doctor.inputs import Case, Finding
+from kd_plugins.doctor.inputs import DoctorInput, Finding
 from kd_plugins.doctor.stress_faults import stress_faults
 from kd_plugins.doctor.structure_faults import structure_faults
 from kd_plugins.doctor.value_faults import value_faults
@@ -47,7 +47,7 @@ ERRORS = frozenset(
 """Names of all errors, `kd_plugins.doctor.examine`'s too, each of which can be overruled."""
 
 
-def examine(cases: Sequence[Case]) -> list[Finding]:
+def examine(cases: Sequence[DoctorInput]) -> list[Finding]:
     """Return what is wrong with a sample of structures and their values, errors first.
 
     A unit or a sign is called wrong only if that explains the labels, most of their spread and far

@@ -10,7 +10,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
 from kd_plugins.doctor.agreement import suspects
-from kd_plugins.doctor.inputs import Case, Finding, Severity
+from kd_plugins.doctor.inputs import DoctorInput, Finding, Severity
 from kd_plugins.doctor.units import ENERGY_UNITS, FORCE_UNITS, STRESS_UNITS
 from kd_plugins.store.manifest import Manifest
 from kd_plugins.structures.readers import to_atoms
@@ -27,7 +27,7 @@ NEAR = 0.1
 
 
 def difference_faults(
-    cases: Sequence[Case], manifest: Manifest, teacher: Teacher, number: int = 3
+    cases: Sequence[DoctorInput], manifest: Manifest, teacher: Teacher, number: int = 3
 ) -> list[Finding]:
     """Ask the teacher for energies of a few structures and of the same ones moved and strained.
 
@@ -53,7 +53,7 @@ def difference_faults(
     ]
 
 
-def _largest_force(case: Case) -> float:
+def _largest_force(case: DoctorInput) -> float:
     return float(np.abs(case.teacher.get("forces", np.zeros(1))).max(initial=0.0))
 
 
@@ -62,7 +62,7 @@ def _ask(teacher: Teacher, atoms: Atoms) -> float:
 
 
 def _energy(
-    case: Case, atoms: Atoms, manifest: Manifest, teacher: Teacher
+    case: DoctorInput, atoms: Atoms, manifest: Manifest, teacher: Teacher
 ) -> Iterator[tuple[float, float]]:
     """Yield the store's energy and the teacher's, with the offsets that the store has."""
     if "energy" in case.teacher:
@@ -70,7 +70,7 @@ def _energy(
         yield float(case.teacher["energy"]), _ask(teacher, atoms) + sum(offsets)
 
 
-def _force(case: Case, atoms: Atoms, teacher: Teacher) -> Iterator[tuple[float, float]]:
+def _force(case: DoctorInput, atoms: Atoms, teacher: Teacher) -> Iterator[tuple[float, float]]:
     """Yield the force along the stored forces, as stored and by differences, in eV/Å.
 
     No other direction tells as much: next to an equilibrium others drown in curvature.
@@ -87,7 +87,7 @@ def _force(case: Case, atoms: Atoms, teacher: Teacher) -> Iterator[tuple[float, 
         yield float(np.vdot(forces, direction)), -slope
 
 
-def _stress(case: Case, atoms: Atoms, teacher: Teacher) -> Iterator[tuple[float, float]]:
+def _stress(case: DoctorInput, atoms: Atoms, teacher: Teacher) -> Iterator[tuple[float, float]]:
     """Yield the stress along the stored stress, as stored and by differences, in eV/Å³."""
     stress = case.teacher.get("stress", np.zeros(0))
     if not np.any(stress) or not atoms.pbc.all():
@@ -115,7 +115,7 @@ def _slope(teacher: Teacher, moved: Sequence[Atoms], step: float) -> float | Non
 
 
 def _other_teacher(
-    cases: Sequence[Case],
+    cases: Sequence[DoctorInput],
     energies: Sequence[tuple[float, float]],
     manifest: Manifest,
     teacher: Teacher,

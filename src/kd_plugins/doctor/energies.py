@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from kd_plugins.doctor.agreement import cosine, rms
-from kd_plugins.doctor.inputs import Case, Values, paired
+from kd_plugins.doctor.inputs import DoctorInput, Values, paired
 from kd_plugins.doctor.references import Compositions, References, fit_references
 from kd_plugins.store.structure import Array
 
@@ -51,12 +51,12 @@ class Energies:
         labels: (B,) the same of the labels.
     """
 
-    cases: Sequence[Case]
+    cases: Sequence[DoctorInput]
     teachers: Float[Array, " B"]
     labels: Float[Array, " B"]
 
     @classmethod
-    def of(cls, cases: Sequence[Case]) -> Energies:
+    def of(cls, cases: Sequence[DoctorInput]) -> Energies:
         """Collect the cases with both."""
         kept, teachers, labels = paired(cases, "energy")
         return cls(kept, np.array(teachers, np.float64), np.array(labels, np.float64))

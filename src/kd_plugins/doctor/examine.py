@@ -13,12 +13,12 @@ from tqdm import tqdm
 from kd_plugins.doctor.diagnosis import check_allow, examine, split_allowed
 from kd_plugins.doctor.differences import difference_faults
 from kd_plugins.doctor.energies import Energies
-from kd_plugins.doctor.inputs import Case, Finding, first_ids, paired, share
+from kd_plugins.doctor.inputs import DoctorInput, Finding, first_ids, paired, share
 from kd_plugins.doctor.matching import Matching
 from kd_plugins.doctor.references import References
 from kd_plugins.numbers import check_seed, check_whole
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures.readers import Frame, to_atoms
+from kd_plugins.structures.readers import LabelledStructure, to_atoms
 from kd_plugins.teachers.teacher import Teacher
 
 LONELY = 6.0
@@ -87,7 +87,7 @@ class Diagnosis:
 
 
 def diagnose(
-    labels: Iterable[Frame],
+    labels: Iterable[LabelledStructure],
     store: TargetStore,
     teacher: Teacher | None = None,
     limit: int = 2000,
@@ -145,13 +145,13 @@ def diagnose(
     )
 
 
-def frames_of(store: TargetStore) -> Iterator[Frame]:
+def frames_of(store: TargetStore) -> Iterator[LabelledStructure]:
     """Yield a store's own structures, without labels."""
     for name in store.ids():
-        yield Frame(name, to_atoms(store.record(name).structure))
+        yield LabelledStructure(name, to_atoms(store.record(name).structure))
 
 
-def _comparisons(cases: Sequence[Case]) -> Iterator[Comparison]:
+def _comparisons(cases: Sequence[DoctorInput]) -> Iterator[Comparison]:
     for name in sorted({name for case in cases for _, side in case.sides for name in side}):
         kept, teachers, labels = paired(cases, name)
         sizes = [case.n_atoms if name == "energy" else 1 for case in kept]
@@ -167,7 +167,7 @@ def _comparisons(cases: Sequence[Case]) -> Iterator[Comparison]:
         )
 
 
-def _isolated(cases: Sequence[Case]) -> Iterator[Finding]:
+def _isolated(cases: Sequence[DoctorInput]) -> Iterator[Finding]:
     alone = [case for case in cases if _has_isolated(to_atoms(case.structure))]
     if alone:
         message = (

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from kd_plugins.doctor.agreement import CLEAR_FACTOR, Agreement, agreement, likeliest, suspects
-from kd_plugins.doctor.inputs import Case, Finding, Values, first_ids, paired, share
+from kd_plugins.doctor.inputs import DoctorInput, Finding, Values, first_ids, paired, share
 from kd_plugins.doctor.units import FORCE_UNITS
 
 LARGE_FORCE = 0.1
@@ -22,14 +22,14 @@ WRONG_FORCE = 5.0
 """eV/Å off the label, below which no atom is called an outlier."""
 
 
-def force_agreement(cases: Sequence[Case]) -> Agreement | None:
+def force_agreement(cases: Sequence[DoctorInput]) -> Agreement | None:
     """Return how forces compare, None if too few are large enough to tell."""
     _, teachers, labels = paired(cases, "forces")
     return agreement(teachers, labels, LARGE_FORCE)
 
 
 def force_faults(
-    cases: Sequence[Case], compared: Agreement | None, energy_slope: float | None
+    cases: Sequence[DoctorInput], compared: Agreement | None, energy_slope: float | None
 ) -> list[Finding]:
     """Compare a teacher's forces with the labels.
 
@@ -114,7 +114,10 @@ def _softer(compared: Agreement, slope: float, factors: Iterable[float]) -> bool
 
 
 def _strange(
-    cases: Sequence[Case], teachers: Sequence[Values], labels: Sequence[Values], compared: Agreement
+    cases: Sequence[DoctorInput],
+    teachers: Sequence[Values],
+    labels: Sequence[Values],
+    compared: Agreement,
 ) -> Finding:
     found = f"the teacher's forces do not follow the labels (mean cosine {compared.cosine:.2f})"
     shuffled = [row for row in _elsewhere(teachers, labels) if row in compared.rows]
@@ -155,7 +158,7 @@ def _directions(forces: Sequence[Values]) -> Values:
 
 
 def _outliers(
-    cases: Sequence[Case], teachers: Sequence[Values], labels: Sequence[Values]
+    cases: Sequence[DoctorInput], teachers: Sequence[Values], labels: Sequence[Values]
 ) -> Iterator[Finding]:
     largest = np.array([_largest(t - f) for t, f in zip(teachers, labels, strict=True)])
     smaller = np.array(

@@ -20,7 +20,7 @@ NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class DoctorInput:
     """One structure with its labels and its teacher's targets.
 
     Args:
@@ -117,7 +117,7 @@ class Finding:
         return f"{self.text}; if it is meant so, allow: [{self.name}] overrules this"
 
 
-def first_ids(cases: Iterable[Case]) -> tuple[str, ...]:
+def first_ids(cases: Iterable[DoctorInput]) -> tuple[str, ...]:
     """Return the ids of the first few cases."""
     return tuple(case.structure_id for case in cases)[:NAMED]
 
@@ -131,7 +131,9 @@ def share(part: int, whole: int) -> str:
     return f"{part} of {whole} structures ({100 * part / max(whole, 1):.2g} %)"
 
 
-def paired(cases: Sequence[Case], name: str) -> tuple[list[Case], list[Values], list[Values]]:
+def paired(
+    cases: Sequence[DoctorInput], name: str
+) -> tuple[list[DoctorInput], list[Values], list[Values]]:
     """Return the cases with both values of a quantity, the teacher's values and the labels."""
     found = [(case, pair) for case in cases if (pair := case.pair(name)) is not None]
     return (

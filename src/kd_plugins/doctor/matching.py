@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kd_plugins.doctor.inputs import NAMED, Case, Finding, Severity
+from kd_plugins.doctor.inputs import NAMED, DoctorInput, Finding, Severity
 from kd_plugins.store.record import Record
 from kd_plugins.store.shard import StoreError
 from kd_plugins.store.store import TargetStore
 from kd_plugins.store.structure import Structure
-from kd_plugins.structures.readers import Frame, to_structure
+from kd_plugins.structures.readers import LabelledStructure, to_structure
 
 KEPT_DIFFERENT = 200
 """Structures unlike the store's, among which those that changed places are looked for."""
@@ -33,7 +33,7 @@ class Matching:
         if limit < 1:
             raise ValueError(f"limit: expected at least one structure to examine, got {limit}")
         self.store, self.limit = store, limit
-        self.sample: list[Case] = []
+        self.sample: list[DoctorInput] = []
         self.n_labels = 0
         self._generator = np.random.default_rng(seed)
         self._n_matched = 0
@@ -44,7 +44,7 @@ class Matching:
         self._different: list[tuple[str, str]] = []
         self._structures: list[tuple[Structure, Structure]] = []
 
-    def add(self, frame: Frame) -> None:
+    def add(self, frame: LabelledStructure) -> None:
         """Take a label."""
         name = frame.structure_id
         self.n_labels += 1
@@ -61,18 +61,18 @@ class Matching:
         else:
             self._compare(frame, record)
 
-    def _compare(self, frame: Frame, record: Record) -> None:
+    def _compare(self, frame: LabelledStructure, record: Record) -> None:
         structure = to_structure(frame.atoms)
         difference = structure.difference(record.structure)
         if difference is None:
             values = {name: value.double().numpy() for name, value in record.values.items()}
-            self._keep(Case(frame.structure_id, structure, frame.labels, values))
+            self._keep(DoctorInput(frame.structure_id, structure, frame.labels, values))
             return
         self._different.append((frame.structure_id, difference))
         if len(self._structures) < KEPT_DIFFERENT:
             self._structures.append((structure, record.structure))
 
-    def _keep(self, case: Case) -> None:
+    def _keep(self, case: DoctorInput) -> None:
         """Keep each of all cases with the same probability, however many will come."""
         self._n_matched += 1
         if len(self.sample) < self.limit:

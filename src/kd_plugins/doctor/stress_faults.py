@@ -15,7 +15,7 @@ from kd_plugins.doctor.agreement import (
     rank_correlation,
     suspects,
 )
-from kd_plugins.doctor.inputs import Case, Finding, Values, paired
+from kd_plugins.doctor.inputs import DoctorInput, Finding, Values, paired
 from kd_plugins.doctor.units import STRESS_UNITS
 
 LARGE_STRESS = 0.003
@@ -32,7 +32,7 @@ _ORDERS = {"teacher's": [0, 1, 2, 4, 5, 3], "label": [0, 1, 2, 5, 3, 4]}
 
 
 def stress_faults(
-    cases: Sequence[Case], force_cosine: float | None, softness: float | None
+    cases: Sequence[DoctorInput], force_cosine: float | None, softness: float | None
 ) -> list[Finding]:
     """Compare a teacher's stress with the labels, in structures that are periodic all around.
 

@@ -9,7 +9,7 @@ from itertools import islice
 
 import numpy as np
 
-from kd_plugins.doctor.inputs import Case, Finding, first_ids, share
+from kd_plugins.doctor.inputs import DoctorInput, Finding, first_ids, share
 from kd_plugins.store.structure import Structure
 
 CLOSEST = 0.4
@@ -21,12 +21,12 @@ CONTRADICTION = {"energy": 1e-3, "forces": 0.02, "stress": 1e-4}
 _CHUNK = 1 << 22
 
 
-def structure_faults(cases: Sequence[Case]) -> list[Finding]:
+def structure_faults(cases: Sequence[DoctorInput]) -> list[Finding]:
     """Look for duplicates and for atoms too close."""
     return [*_duplicates(cases), *_too_close(cases)]
 
 
-def _duplicates(cases: Sequence[Case]) -> Iterator[Finding]:
+def _duplicates(cases: Sequence[DoctorInput]) -> Iterator[Finding]:
     pairs = list(_same(cases))
     wrong = [(one, other, name) for one, other in pairs if (name := _contradiction(one, other))]
     if wrong:
@@ -47,9 +47,9 @@ def _duplicates(cases: Sequence[Case]) -> Iterator[Finding]:
         yield Finding("duplicate", "warning", "structure", message, first_ids(agreeing))
 
 
-def _same(cases: Sequence[Case]) -> Iterator[tuple[Case, Case]]:
+def _same(cases: Sequence[DoctorInput]) -> Iterator[tuple[DoctorInput, DoctorInput]]:
     """Yield each case with the next one of the same structure, sorted by what they would share."""
-    groups: dict[bytes, list[tuple[float, Case]]] = defaultdict(list)
+    groups: dict[bytes, list[tuple[float, DoctorInput]]] = defaultdict(list)
     for case in cases:
         groups[case.structure.atomic_numbers.tobytes()].append((_mark(case.structure), case))
     for group in groups.values():
@@ -71,7 +71,7 @@ def _mark(structure: Structure) -> float:
     return float(size + np.cos(2 * np.pi * fractions).sum() / max(structure.n_atoms, 1))
 
 
-def _is_same(case: Case, other: Case) -> bool:
+def _is_same(case: DoctorInput, other: DoctorInput) -> bool:
     one, two = case.structure, other.structure
     if one.difference(two) is not None or np.abs(one.cell - two.cell).max() > SAME:
         return False
@@ -80,7 +80,7 @@ def _is_same(case: Case, other: Case) -> bool:
     return bool(np.abs(apart).max(initial=0.0) < SAME)
 
 
-def _contradiction(case: Case, other: Case) -> str | None:
+def _contradiction(case: DoctorInput, other: DoctorInput) -> str | None:
     """Return which value of one structure differs under another id, or None."""
     for (side, here), (_, there) in zip(case.sides, other.sides, strict=True):
         for name, tolerance in CONTRADICTION.items():
@@ -92,7 +92,7 @@ def _contradiction(case: Case, other: Case) -> str | None:
     return None
 
 
-def _too_close(cases: Sequence[Case]) -> Iterator[Finding]:
+def _too_close(cases: Sequence[DoctorInput]) -> Iterator[Finding]:
     distances = [(_closest(case.structure), case) for case in cases]
     bad = sorted((pair for pair in distances if pair[0] < CLOSEST), key=lambda pair: pair[0])
     if bad:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kd_plugins.doctor.inputs import Case, Finding, Severity, Values, first_ids, share
+from kd_plugins.doctor.inputs import DoctorInput, Finding, Severity, Values, first_ids, share
 
 MANY_MISSING = 0.1
 """Share of structures without a teacher's value above which that is an error."""
@@ -37,13 +37,13 @@ class _Column:
 
     name: str
     called: str
-    cases: Sequence[Case]
+    cases: Sequence[DoctorInput]
     values: Sequence[Values | None]
     fits: Sequence[bool]
     finite: Sequence[bool]
 
     @classmethod
-    def of(cls, cases: Sequence[Case], side: str, name: str) -> _Column:
+    def of(cls, cases: Sequence[DoctorInput], side: str, name: str) -> _Column:
         values = [dict(case.sides)[side].get(name) for case in cases]
         pairs = list(zip(cases, values, strict=True))
         fits = [value is not None and case.fits(name, value) for case, value in pairs]
@@ -57,7 +57,7 @@ class _Column:
         return [value if fits and finite else None for value, fits, finite in rows]
 
     def finding(
-        self, code: str, severity: Severity, bad: Sequence[Case], words: str
+        self, code: str, severity: Severity, bad: Sequence[DoctorInput], words: str
     ) -> Iterator[Finding]:
         """Yield a finding if some cases are bad."""
         if bad:
@@ -65,7 +65,7 @@ class _Column:
             yield Finding(code, severity, self.name, message, first_ids(bad))
 
 
-def value_faults(cases: Sequence[Case]) -> list[Finding]:
+def value_faults(cases: Sequence[DoctorInput]) -> list[Finding]:
     """Look at labels and teacher values one by one."""
     names = sorted({name for case in cases for _, side in case.sides for name in side})
     labels, teachers = (
@@ -112,7 +112,7 @@ def _missing(column: _Column, many: float) -> Iterator[Finding]:
     return column.finding("missing", severity, missing, words)
 
 
-def _may_have(case: Case, name: str) -> bool:
+def _may_have(case: DoctorInput, name: str) -> bool:
     """Return whether a structure can have a quantity: no stress without a lattice."""
     return name != "stress" or bool(case.structure.pbc.all())
 
@@ -147,7 +147,7 @@ def _placeholders(column: _Column, other: _Column) -> Iterator[Finding]:
     return column.finding("zeros", "error", bad, words)
 
 
-def _size(case: Case, name: str, told: Values | None) -> float | None:
+def _size(case: DoctorInput, name: str, told: Values | None) -> float | None:
     """Return the largest component, of an energy per atom; None where there is none."""
     if told is None or told.size == 0:
         return None
@@ -172,7 +172,7 @@ def _sums(columns: dict[str, _Column]) -> Iterator[Finding]:
             yield from column.finding("sum", "error", [case for _, case in bad], words)
 
 
-def _miss(case: Case, parts: Values | None, energy: Values | None) -> float:
+def _miss(case: DoctorInput, parts: Values | None, energy: Values | None) -> float:
     """Return by how much parts miss the energy, eV/atom; 0 within what their dtype can hold."""
     if energy is None or parts is None or case.n_atoms == 0:
         return 0.0

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from kd_plugins.evaluate.measured import Measured
+from kd_plugins.evaluate.measured import Evaluator
 from kd_plugins.evaluate.predictions import add_accuracy
 from kd_plugins.evaluate.rdf import Rdf
 from kd_plugins.evaluate.volume import volume_error_percent
 from kd_plugins.teachers.calculator import count_weights
 
 
-def evaluation(student: Measured, teacher: Measured | None = None) -> dict[str, Any]:
+def evaluation(student: Evaluator, teacher: Evaluator | None = None) -> dict[str, Any]:
     """Measure what is still missing and return all of it, ready to be written as JSON.
 
     Args:
@@ -51,7 +51,7 @@ def evaluation(student: Measured, teacher: Measured | None = None) -> dict[str, 
     return found
 
 
-def _add_speed(found: dict[str, Any], student: Measured, teacher: Measured | None) -> None:
+def _add_speed(found: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
     found["speed"] = {"student": student.speed()}
     found["metrics"] |= _costs(found["speed"]["student"])
     if teacher is not None:
@@ -71,7 +71,7 @@ def _costs(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: cells[-1][key] for name, key in names.items() if cells[-1][key] is not None}
 
 
-def _add_runs(found: dict[str, Any], student: Measured, teacher: Measured | None) -> None:
+def _add_runs(found: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
     runs = student.runs()
     if not runs:
         return
@@ -106,7 +106,7 @@ def _floor(runs: Sequence[Mapping[str, Any]]) -> float | None:
     return float(np.mean(apart)) if apart else None
 
 
-def _add_crystals(found: dict[str, Any], student: Measured, teacher: Measured | None) -> None:
+def _add_crystals(found: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
     ours, theirs = student.crystals(), {} if teacher is None else teacher.crystals()
     found["volumes"] = {name: _volumes(one, theirs.get(name)) for name, one in ours.items()}
     failed = [name for name, one in found["volumes"].items() if "student" in one["failures"]]

@@ -33,7 +33,7 @@ from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Meas
 from kd_plugins.evaluate.thermostat import equilibrated
 from kd_plugins.files import write_json
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures.readers import Frame, read_structures
+from kd_plugins.structures.readers import LabelledStructure, read_structures
 from kd_plugins.teachers.labelling import label
 from kd_plugins.teachers.spec import load_teacher
 from kd_plugins.teachers.teacher import Teacher
@@ -44,7 +44,7 @@ TIMED, EVERY = 20, 10
 """Steps that are timed on each cell, and steps between two notes of a run."""
 
 
-class Measured:
+class Evaluator:
     """A folder with what was measured of one potential.
 
     Args:
@@ -102,7 +102,7 @@ class Measured:
             self.crystals()
 
     @cached_property
-    def frames(self) -> list[Frame]:
+    def frames(self) -> list[LabelledStructure]:
         """The structures whose values are compared, with the labels that they hold."""
         return list(read_structures(self.settings.structures, self.settings.ids))
 

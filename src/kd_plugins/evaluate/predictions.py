@@ -12,9 +12,9 @@ from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
 from kd_plugins.evaluate.accuracy import Accuracy, compare
-from kd_plugins.evaluate.measured import Measured
+from kd_plugins.evaluate.measured import Evaluator
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 
 logger = logging.getLogger(__name__)
 ERRORS = {"energy_per_atom": "energy_per_atom", "forces": "force", "stress": "stress"}
@@ -24,7 +24,7 @@ MOST = 2000
 Values = dict[str, dict[str, NDArray[np.float64]]]
 
 
-def add_accuracy(found: dict[str, Any], student: Measured, teacher: Measured | None) -> None:
+def add_accuracy(found: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
     """Add ``parity``, and to ``metrics`` the errors against labels and against the teacher.
 
     Forces count on atoms that no ``FixAtoms`` holds, as in fairchem.
@@ -61,7 +61,7 @@ def free_atoms(atoms: Atoms) -> NDArray[np.bool_]:
     return free
 
 
-def _labels(frames: Sequence[Frame]) -> Values:
+def _labels(frames: Sequence[LabelledStructure]) -> Values:
     return {frame.structure_id: dict(frame.labels) for frame in frames}
 
 

@@ -26,7 +26,7 @@ PREFIX = "kd_target_"
 _NEVER = {"force_derivatives": "force derivatives along directions drawn in each step"}
 
 
-class CachedTeacher:
+class StoredTargets:
     """Gives the targets of `TargetStore` for fairchem's batches, found by structure id.
 
     Each structure is compared with the one that was labelled before its targets are given away.
@@ -48,7 +48,7 @@ class CachedTeacher:
         self.store, self.quantities, self.width, self.lmax = store, quantities, width, lmax
 
     @classmethod
-    def open(cls, folder: str, terms: Sequence[Term]) -> CachedTeacher:
+    def open(cls, folder: str, terms: Sequence[Term]) -> StoredTargets:
         """Return the targets of a store that was filled before.
 
         Args:

@@ -22,7 +22,7 @@ from kd_plugins.config import read_yaml as config_file
 from kd_plugins.fairchem.cached import check_storable, structures
 from kd_plugins.fairchem.convert import structure_ids
 from kd_plugins.fairchem.identities import check_ids
-from kd_plugins.structures.readers import Frame, to_atoms
+from kd_plugins.structures.readers import LabelledStructure, to_atoms
 
 SPLITS = ("train", "val")
 """What a training reads."""
@@ -45,7 +45,7 @@ class Structures:
     def __len__(self) -> int:
         return sum(len(dataset) for dataset in self.datasets.values())  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[LabelledStructure]:
         """Yield each structure with its id, after a look that no id stands for two of them.
 
         Raises:
@@ -57,7 +57,7 @@ class Structures:
         for name, found in ids.items():
             for index, its_id in enumerate(found):
                 (structure,) = structures(self._batch(name, index))
-                yield Frame(its_id, to_atoms(structure))
+                yield LabelledStructure(its_id, to_atoms(structure))
 
     def _ids(self, name: str) -> list[str]:
         bar = tqdm(range(len(self.datasets[name])), f"reading ids of {name}", leave=False)  # type: ignore[arg-type]

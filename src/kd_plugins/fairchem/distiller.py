@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch
 
-from kd_plugins.core.loss import LossReport, Sample, Term
+from kd_plugins.core.loss import LossInputs, LossReport, Term
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.fairchem import random_state
-from kd_plugins.fairchem.cached import CachedTeacher
+from kd_plugins.fairchem.cached import StoredTargets
 from kd_plugins.fairchem.convert import Capture, Units, flatten_outputs
 from kd_plugins.fairchem.filling import AnyTeacher
 from kd_plugins.fairchem.hessian import draw_directions, force_derivatives
@@ -64,7 +64,7 @@ class Distiller:
         self.labels = tuple(labels)
         self.settings, self.student, self.teacher, self.device = settings, student, teacher, device
         self.loss = settings.terms.loss()
-        self.cached = isinstance(teacher, CachedTeacher)
+        self.cached = isinstance(teacher, StoredTargets)
         self.shares_graph = not self.cached and teacher.shares_graph_with(student.backbone)
         self.projection = self._projection()
         self.optimizer: torch.optim.Optimizer | None = None
@@ -172,7 +172,7 @@ class Distiller:
 
     def _sample(
         self, values: dict[str, Tensor], targets: TeacherTargets, units: Units, batch: Batch
-    ) -> Sample:
+    ) -> LossInputs:
         """Return both sides in the student's normalised units and the teacher's width."""
         teacher = teacher_in_student_units(dict(targets.values), units, batch)
         theirs = teacher.get("equivariant_embeddings")
@@ -185,9 +185,9 @@ class Distiller:
             student |= {"equivariant_embeddings": ours, "node_embeddings": ours[:, 0]}
         if "equivariant_embeddings" in teacher:
             teacher["equivariant_embeddings"] = theirs[:, : ours.shape[1]]
-        return Sample(student, dataclasses.replace(targets, values=teacher))
+        return LossInputs(student, dataclasses.replace(targets, values=teacher))
 
-    def _report(self, sample: Sample, step: int, terms: tuple[Term, ...]) -> LossReport:
+    def _report(self, sample: LossInputs, step: int, terms: tuple[Term, ...]) -> LossReport:
         report = self.loss(sample, step=step, terms=terms)
         self._metrics |= {**loss_metrics(report), **embedding_metrics(sample, self._degrees())}
         return report

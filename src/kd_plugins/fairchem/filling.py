@@ -20,7 +20,7 @@ from kd_plugins.config import ConfigError
 from kd_plugins.core.loss import Term
 from kd_plugins.core.quantities import quantity
 from kd_plugins.core.targets import TeacherTargets
-from kd_plugins.fairchem.cached import CachedTeacher, read_quantities, structures
+from kd_plugins.fairchem.cached import StoredTargets, read_quantities, structures
 from kd_plugins.fairchem.convert import Capture
 from kd_plugins.fairchem.teacher import GRAPH_SETTINGS, Teacher
 from kd_plugins.store.manifest import Manifest, check_same
@@ -55,7 +55,7 @@ class FillingTeacher:
         self.online = online
         self.quantities = _kept(online, terms)
         store = _open(folder, _manifest(online, self.quantities))
-        self.cached = CachedTeacher(store, self.quantities)
+        self.cached = StoredTargets(store, self.quantities)
         logging.info(f"targets: {folder} holds {len(store)} structures, others are added to it")
 
     @property
@@ -133,7 +133,7 @@ class FillingTeacher:
         ]
 
 
-AnyTeacher = Teacher | CachedTeacher | FillingTeacher
+AnyTeacher = Teacher | StoredTargets | FillingTeacher
 
 
 def online(teacher: AnyTeacher) -> Teacher | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_plugins.core.distances import absolute_mean, cosine_similarity
-from kd_plugins.core.loss import LossReport, Sample, Term
+from kd_plugins.core.loss import LossInputs, LossReport, Term
 from kd_plugins.core.schedules import Constant
 
 Metric = dict[str, Any]
@@ -57,7 +57,7 @@ def teacher_metrics(
 
 
 @torch.no_grad()
-def embedding_metrics(sample: Sample, quantities: Collection[str]) -> dict[str, Metric]:
+def embedding_metrics(sample: LossInputs, quantities: Collection[str]) -> dict[str, Metric]:
     """Return mean absolute error and cosine similarity of the embeddings, as in the paper's tables.
 
     ``embedding_*`` are over all degrees l that both models have, ``embedding_*_l0`` over l = 0. The

@@ -16,7 +16,7 @@ from torch_geometric.data import Batch
 from tqdm import tqdm
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.cached import CachedTeacher, check_storable, label_command
+from kd_plugins.fairchem.cached import StoredTargets, check_storable, label_command
 from kd_plugins.fairchem.checkpoint import Checkpoint, read_checkpoint
 from kd_plugins.fairchem.convert import Units
 from kd_plugins.fairchem.filling import AnyTeacher, FillingTeacher, of_all_ranks, online
@@ -39,7 +39,7 @@ class Source:
     """
 
     checkpoint: Checkpoint | None
-    cached: CachedTeacher | None = None
+    cached: StoredTargets | None = None
     filling: Auto | None = None
 
     @classmethod
@@ -55,7 +55,7 @@ class Source:
         check_storable(terms, dataset)
         if isinstance(settings.targets, Auto):
             return cls(read_checkpoint(settings.teacher), filling=settings.targets)
-        cached = CachedTeacher.open(settings.targets, terms)
+        cached = StoredTargets.open(settings.targets, terms)
         if settings.student.initialize == "teacher":
             return cls(read_checkpoint(settings.teacher), cached)
         if settings.teacher is not None:

@@ -14,7 +14,7 @@ from torch_geometric.data import Batch
 from kd_plugins.config import ConfigError
 from kd_plugins.core.loss import DistillationLoss
 from kd_plugins.core.projection import Projection
-from kd_plugins.fairchem.cached import CachedTeacher
+from kd_plugins.fairchem.cached import StoredTargets
 from kd_plugins.fairchem.convert import Capture, Units, at_least_float32, energy_and_forces
 from kd_plugins.fairchem.filling import AnyTeacher
 from kd_plugins.fairchem.settings import DistillSettings
@@ -119,7 +119,7 @@ def check_pair(
                 f"terms.{name} needs an output of that name; the YAML's outputs: {list(outputs)}"
             )
     _check_heads(student, "student", quantities)
-    if not isinstance(teacher, CachedTeacher):
+    if not isinstance(teacher, StoredTargets):
         _check_heads(teacher.capture, "teacher", quantities)
     if "force_derivatives" in quantities and student.backbone.activation_checkpoint:
         raise ConfigError(

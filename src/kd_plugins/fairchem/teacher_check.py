@@ -16,8 +16,8 @@ from tqdm import tqdm
 from kd_plugins.config import ConfigError
 from kd_plugins.core.loss import Term
 from kd_plugins.doctor.diagnosis import examine, split_allowed
-from kd_plugins.doctor.inputs import Case, Finding
-from kd_plugins.fairchem.cached import CachedTeacher, structures
+from kd_plugins.doctor.inputs import DoctorInput, Finding
+from kd_plugins.fairchem.cached import StoredTargets, structures
 from kd_plugins.fairchem.convert import structure_ids
 from kd_plugins.fairchem.teacher import Teacher
 from kd_plugins.fairchem.watching import has_edges
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 def check_teacher(
     dataset: Dataset[Any],
-    teacher: Teacher | CachedTeacher,
+    teacher: Teacher | StoredTargets,
     terms: Iterable[Term],
     limit: int,
     device: torch.device,
@@ -82,7 +82,9 @@ def _report(findings: Sequence[Finding], taught: set[str], allow: Iterable[str])
         raise ConfigError("\n  ".join(["the teacher's targets cannot be right:", *messages]))
 
 
-def _case(batch: Batch, teacher: Teacher | CachedTeacher, device: torch.device) -> Case | None:
+def _case(
+    batch: Batch, teacher: Teacher | StoredTargets, device: torch.device
+) -> DoctorInput | None:
     """Return one structure's labels and targets, or None for a lone atom, which has none."""
     batch = batch.to(device)
     if isinstance(teacher, Teacher) and not has_edges(teacher.backbone, batch):
@@ -95,7 +97,7 @@ def _case(batch: Batch, teacher: Teacher | CachedTeacher, device: torch.device) 
             name: _array(name, targets[name], batch) for name in targets if name in _LABELLED
         },
     }
-    return Case(structure_ids(batch)[0], structures(batch)[0], **pairs)
+    return DoctorInput(structure_ids(batch)[0], structures(batch)[0], **pairs)
 
 
 def _array(name: str, value: Tensor, batch: Batch) -> Any:

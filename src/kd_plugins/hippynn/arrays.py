@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from kd_plugins.numbers import shown
 from kd_plugins.store.structure import Structure
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 
 STRUCTURE_KEY = "structure_key"
 """The array by which a database's rows are found in a TargetStore."""
@@ -87,7 +87,7 @@ def structure_keys(structure_ids: Iterable[str]) -> NDArray[np.int64]:
 
 
 def to_arrays(
-    frames: Iterable[Frame],
+    frames: Iterable[LabelledStructure],
     labels: Sequence[str] = LABELS,
     names: ArrayNames | None = None,
     dtype: DTypeLike = np.float32,
@@ -109,7 +109,8 @@ def to_arrays(
             periodic along all three vectors where there are cells, as hippynn knows no others.
 
     >>> from ase import Atoms
-    >>> frame = Frame("cu", Atoms("Cu", cell=[2, 2, 2], pbc=True), {"energy": np.array(-3.5)})
+    >>> atoms = Atoms("Cu", cell=[2, 2, 2], pbc=True)
+    >>> frame = LabelledStructure("cu", atoms, {"energy": np.array(-3.5)})
     >>> sorted(to_arrays([frame], labels=["energy"]))
     ['cell', 'energy', 'energy_per_atom', 'numbers', 'positions', 'structure_key']
     """
@@ -197,7 +198,7 @@ def check_there(arrays: Mapping[str, Any], wanted: Iterable[str]) -> None:
             )
 
 
-def _check_periodic(frames: Sequence[Frame], names: ArrayNames) -> None:
+def _check_periodic(frames: Sequence[LabelledStructure], names: ArrayNames) -> None:
     """Refuse structures that hippynn would repeat, or not repeat, against what they say."""
     periodic = names.cell is not None
     wrong = [frame for frame in frames if not (frame.atoms.pbc == periodic).all()]
@@ -220,7 +221,7 @@ def _check_periodic(frames: Sequence[Frame], names: ArrayNames) -> None:
     raise DataError(f"structure {first.structure_id!r} {what}; {remedy}")
 
 
-def _check_finite(arrays: Mapping[str, NDArray[Any]], frames: Sequence[Frame]) -> None:
+def _check_finite(arrays: Mapping[str, NDArray[Any]], frames: Sequence[LabelledStructure]) -> None:
     for name, value in arrays.items():
         lost = ~np.isfinite(value).reshape(len(value), -1).all(axis=1)
         if lost.any():
@@ -231,7 +232,7 @@ def _check_finite(arrays: Mapping[str, NDArray[Any]], frames: Sequence[Frame]) -
             )
 
 
-def _check_frames(frames: Sequence[Frame], labels: Sequence[str]) -> None:
+def _check_frames(frames: Sequence[LabelledStructure], labels: Sequence[str]) -> None:
     if isinstance(labels, str):
         raise DataError(f"labels: expected a list of names, got {labels!r}")
     unknown = sorted(set(labels) - set(LABELS))
@@ -240,9 +241,9 @@ def _check_frames(frames: Sequence[Frame], labels: Sequence[str]) -> None:
     if not frames:
         raise DataError("there are no structures to make arrays of")
     for frame in frames:
-        if not isinstance(frame, Frame):
+        if not isinstance(frame, LabelledStructure):
             raise DataError(
-                f"frames: expected Frames, such as read_structures yields, got "
+                f"frames: expected LabelledStructures, such as read_structures yields, got "
                 f"{type(frame).__name__}"
             )
     seen = set[str]()
@@ -260,7 +261,7 @@ def _check_frames(frames: Sequence[Frame], labels: Sequence[str]) -> None:
             _check_label(frame, name)
 
 
-def _check_label(frame: Frame, name: str) -> None:
+def _check_label(frame: LabelledStructure, name: str) -> None:
     if name not in frame.labels:
         held = ", ".join(frame.labels) or "no labels"
         raise DataError(f"structure {frame.structure_id!r} has no {name}; it has {held}")

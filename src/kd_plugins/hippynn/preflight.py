@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from kd_plugins.doctor.diagnosis import examine, split_allowed
-from kd_plugins.doctor.inputs import Case
+from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.hippynn.arrays import ArrayNames, DataError, is_gradient, structures
 from kd_plugins.hippynn.geometry import check_floats, finite, refuse
-from kd_plugins.hippynn.sources import Said
+from kd_plugins.hippynn.sources import Predictions
 from kd_plugins.hippynn.sums import energies
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def check_labels(split: str, arrays: Mapping[str, torch.Tensor], names: ArrayNam
 
 def check_targets(
     splits: Mapping[str, Mapping[str, torch.Tensor]],
-    said: Mapping[str, Said],
+    said: Mapping[str, Predictions],
     names: ArrayNames,
     allow: Sequence[str],
 ) -> None:
@@ -83,7 +83,9 @@ def _is_single(arrays: Mapping[str, torch.Tensor], names: ArrayNames) -> bool:
     return arrays[names.positions].dtype == torch.float32
 
 
-def _cases(arrays: Mapping[str, torch.Tensor], said: Said, names: ArrayNames) -> Iterator[Case]:
+def _cases(
+    arrays: Mapping[str, torch.Tensor], said: Predictions, names: ArrayNames
+) -> Iterator[DoctorInput]:
     held, total = structures(arrays, names), energies(said)
     labels = {
         quantity: arrays[name].detach().cpu().double().numpy()
@@ -103,4 +105,4 @@ def _cases(arrays: Mapping[str, torch.Tensor], said: Said, names: ArrayNames) ->
             label["energy"] = labels["energy"][row].item()
         if "forces" in labels and "forces" in teacher:
             label["forces"] = labels["forces"][row][real]
-        yield Case(f"row {row}", held[row], label, teacher)
+        yield DoctorInput(f"row {row}", held[row], label, teacher)

@@ -32,7 +32,7 @@ One = Mapping[str, NDArray[np.float64]] | None
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
+class Predictions:
     """What a teacher says of a split.
 
     Args:
@@ -83,7 +83,7 @@ def ask(
     quantities: Sequence[str],
     split: str,
     allow_missing: bool,
-) -> Said:
+) -> Predictions:
     """Return what a member that has been `opened` says of one split.
 
     Raises:
@@ -94,14 +94,14 @@ def ask(
     if hasattr(teacher, "get_property"):
         return _of_calculator(teacher, arrays, names, quantities, split)
     found = teacher(arrays, quantities, names)
-    return Said(
+    return Predictions(
         {name: found[name] for name in quantities},
         np.ones(len(arrays[names.species]), bool),
         {name: found[name + SPREAD] for name in quantities if name + SPREAD in found},
     )
 
 
-def mean(members: Sequence[Said]) -> Said:
+def mean(members: Sequence[Predictions]) -> Predictions:
     """Return the mean of what several members say, with the sample standard deviation over them.
 
     A structure counts where all of them say something. One member stays as it is.
@@ -109,7 +109,7 @@ def mean(members: Sequence[Said]) -> Said:
     if len(members) == 1:
         return members[0]
     stacked = {name: np.stack([one.values[name] for one in members]) for name in members[0].values}
-    return Said(
+    return Predictions(
         {name: value.mean(axis=0) for name, value in stacked.items()},
         np.logical_and.reduce([one.present for one in members]),
         {name: value.std(axis=0, ddof=1) for name, value in stacked.items()},
@@ -122,7 +122,7 @@ def _of_calculator(
     names: ArrayNames,
     quantities: Sequence[str],
     split: str,
-) -> Said:
+) -> Predictions:
     teacher = CalculatorTeacher(calculator)
     check_quantities(quantities, teacher.quantities, type(calculator).__name__)
     bar = tqdm(structures(arrays, names), f"asking the teacher of {split!r}", unit=" structures")
@@ -138,7 +138,7 @@ def _of_store(
     quantities: Sequence[str],
     split: str,
     allow_missing: bool,
-) -> Said:
+) -> Predictions:
     who = f"the store {store.folder.name}"
     keys, held = _keys(arrays, split), tuple(store.manifest.dtypes)
     check_quantities(quantities, held, who)
@@ -189,7 +189,7 @@ def _gathered(
     names: ArrayNames,
     quantities: Sequence[str],
     split: str,
-) -> Said:
+) -> Predictions:
     """Return what is said of structures one by one, padded as the arrays are.
 
     Raises:
@@ -217,7 +217,7 @@ def _gathered(
             raise DataError(f"split {split!r}, row {row}: {what}") from error
         present[row] = bool(said)
     held = {name: one for name, one in spreads.items() if spread_in[name] and present.any()}
-    return Said(values, present, held)
+    return Predictions(values, present, held)
 
 
 def _shape(name: str, real: NDArray[np.bool_]) -> tuple[int, ...]:

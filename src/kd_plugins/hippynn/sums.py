@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kd_plugins.doctor.references import fit_references
 from kd_plugins.hippynn.arrays import ArrayNames, DataError
-from kd_plugins.hippynn.sources import Said
+from kd_plugins.hippynn.sources import Predictions
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class SumErrors:
 
 
 def sum_errors(
-    arrays: Mapping[str, torch.Tensor], said: Said, names: ArrayNames
+    arrays: Mapping[str, torch.Tensor], said: Predictions, names: ArrayNames
 ) -> SumErrors | None:
     """Return how far a teacher's energies are from the labels; None where one of them is not."""
     total = energies(said)
@@ -68,14 +68,16 @@ def sum_errors(
     return SumErrors(np.where(said.present, (total - labels) / sizes, np.nan))
 
 
-def energies(said: Said) -> NDArray[np.float64] | None:
+def energies(said: Predictions) -> NDArray[np.float64] | None:
     """Return the total energies in eV, (n,), by which a teacher is compared with labels."""
     if "atomic_energies" in said.values:
         return said.values["atomic_energies"].sum(axis=1)
     return said.values.get("energy")
 
 
-def offsets(arrays: Mapping[str, torch.Tensor], said: Said, names: ArrayNames) -> dict[int, float]:
+def offsets(
+    arrays: Mapping[str, torch.Tensor], said: Predictions, names: ArrayNames
+) -> dict[int, float]:
     """Return what the teacher gives an atom of each element more than the labels do, in eV.
 
     Raises:
@@ -99,7 +101,7 @@ def offsets(arrays: Mapping[str, torch.Tensor], said: Said, names: ArrayNames) -
     return dict(found.offsets)
 
 
-def aligned(said: Said, species: torch.Tensor, moved: Mapping[int, float]) -> Said:
+def aligned(said: Predictions, species: torch.Tensor, moved: Mapping[int, float]) -> Predictions:
     """Return what a teacher says with an energy taken from every atom.
 
     Raises:

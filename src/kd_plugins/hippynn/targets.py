@@ -16,7 +16,7 @@ from kd_plugins.hippynn.arrays import ArrayNames, DataError, checked_names
 from kd_plugins.hippynn.geometry import check_geometry
 from kd_plugins.hippynn.loss import TEACHER, WEIGHT
 from kd_plugins.hippynn.preflight import check_labels, check_targets
-from kd_plugins.hippynn.sources import Said, ask, mean, opened
+from kd_plugins.hippynn.sources import Predictions, ask, mean, opened
 from kd_plugins.hippynn.sums import SumErrors, aligned, offsets, sum_errors
 from kd_plugins.hippynn.teacher import QUANTITIES
 from kd_plugins.names import suggestion
@@ -150,7 +150,7 @@ def _said(
     wanted: Sequence[str],
     align: bool,
     allow_missing: bool,
-) -> tuple[dict[str, Said], dict[int, float]]:
+) -> tuple[dict[str, Predictions], dict[int, float]]:
     """Return what one teacher says of each split, and the offsets that were taken from it."""
     said = {
         split: ask(member, arrays, names, wanted, split, allow_missing)
@@ -165,7 +165,7 @@ def _said(
 
 def _check_member(
     database: Any,
-    said: Mapping[str, Said],
+    said: Mapping[str, Predictions],
     names: ArrayNames,
     align: bool,
     allow: Sequence[str],
@@ -286,7 +286,7 @@ def _beyond(sums: Mapping[str, SumErrors], split: str, limit: float | None) -> t
 
 def _arrays(
     arrays: Mapping[str, torch.Tensor],
-    one: Said,
+    one: Predictions,
     dropped: Sequence[int],
     names: ArrayNames,
     spread: float | None,
@@ -304,7 +304,7 @@ def _arrays(
 
 
 def _weight(
-    name: str, one: Said, counts: NDArray[Any], real: NDArray[Any], spread: float | None
+    name: str, one: Predictions, counts: NDArray[Any], real: NDArray[Any], spread: float | None
 ) -> NDArray[np.float64]:
     """Return (n, atoms) of an atom's quantity, or (n, 1)."""
     weight = (counts[:, None] if name == "energy" else counts[:, None] & real).astype(float)

@@ -10,7 +10,7 @@ from ase.data import atomic_numbers as number_of
 from numpy.typing import NDArray
 
 from kd_plugins.names import suggestion
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 
 Kind = Literal["organic", "complex", "inorganic"]
 
@@ -54,7 +54,7 @@ def kind(atomic_numbers: Sequence[int] | NDArray[np.integer[Any]]) -> Kind:
     return "complex" if enough_elements and enough_atoms else "inorganic"
 
 
-def of_kind(frames: Iterable[Frame], wanted: Kind) -> Iterator[Frame]:
+def of_kind(frames: Iterable[LabelledStructure], wanted: Kind) -> Iterator[LabelledStructure]:
     """Yield the frames of one kind.
 
     Raises:

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from kd_plugins.numbers import check_number, check_seed, check_whole, is_number
 from kd_plugins.sampling.molecules import Molecules, find_molecules
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 
 NEAREST = 1.4
 """Atoms of different molecules stay apart by this times the sum of their covalent radii, which is
@@ -121,11 +121,11 @@ def deformed(
 
 
 def deformed_frames(
-    frames: Iterable[Frame],
+    frames: Iterable[LabelledStructure],
     count: int,
     seed: int,
     settings: Deformation = Deformation(),  # noqa: B008 - frozen
-) -> Iterator[Frame]:
+) -> Iterator[LabelledStructure]:
     """Yield random deformations of each crystal, called ``<id>/000``, ``<id>/001``, ...
 
     Each depends on the seed, its crystal and its own number alone: not on the other crystals, nor
@@ -146,8 +146,8 @@ def deformed_frames(
 
 
 def _deformed_frames(
-    frames: Iterable[Frame], count: int, seed: int, settings: Deformation
-) -> Iterator[Frame]:
+    frames: Iterable[LabelledStructure], count: int, seed: int, settings: Deformation
+) -> Iterator[LabelledStructure]:
     for frame in frames:
         name = zlib.crc32(frame.structure_id.encode())
         try:
@@ -155,7 +155,7 @@ def _deformed_frames(
             for number in range(count):
                 generator = np.random.default_rng([seed, name, number])
                 atoms = deformed(frame.atoms, generator, settings, molecules)
-                yield Frame(f"{frame.structure_id}/{number:03d}", atoms)
+                yield LabelledStructure(f"{frame.structure_id}/{number:03d}", atoms)
         except ValueError as error:
             raise ValueError(f"{frame.structure_id}: {error}") from error
 

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from kd_plugins.numbers import check_seed, check_whole, is_number
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 
-Item = TypeVar("Item", str, Frame)
+Item = TypeVar("Item", str, LabelledStructure)
 
 ROUNDING = 1e-9
 """By how much shares may miss 1."""
 
 
-def crystal_of(item: str | Frame) -> str:
+def crystal_of(item: str | LabelledStructure) -> str:
     """Return the crystal that a deformed frame comes from: its id up to the last slash.
 
     >>> crystal_of("urea/007")
@@ -116,7 +116,7 @@ def _shuffled(names: Iterable[str], seed: int) -> list[str]:
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
 
 
-def _name(item: str | Frame) -> str:
+def _name(item: str | LabelledStructure) -> str:
     return item if isinstance(item, str) else item.structure_id
 
 

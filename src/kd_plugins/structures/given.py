@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from kd_plugins.numbers import shown
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 
 
-def checked(frames: object) -> Iterator[Frame]:
+def checked(frames: object) -> Iterator[LabelledStructure]:
     """Yield frames, as `read_structures` gives them.
 
     Raises:
         ValueError: for a path, a single frame, or something among them that is none.
     """
-    if isinstance(frames, (str, Frame)) or not isinstance(frames, Iterable):
+    if isinstance(frames, (str, LabelledStructure)) or not isinstance(frames, Iterable):
         raise ValueError(
             f"frames: expected several Frames, such as read_structures yields, got {shown(frames)}"
         )
     return _frames(frames)
 
 
-def _frames(frames: Iterable[object]) -> Iterator[Frame]:
+def _frames(frames: Iterable[object]) -> Iterator[LabelledStructure]:
     for frame in frames:
-        if not isinstance(frame, Frame):
+        if not isinstance(frame, LabelledStructure):
             raise ValueError(
-                "frames: expected Frames, such as read_structures yields or Frame(id, atoms), got "
-                f"{shown(frame)}"
+                "frames: expected LabelledStructures, such as read_structures yields or "
+                f"LabelledStructure(id, atoms), got {shown(frame)}"
             )
         yield frame
 

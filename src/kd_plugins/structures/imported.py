@@ -16,7 +16,7 @@ from kd_plugins.store.precision import default_dtypes
 from kd_plugins.store.record import BATCH_RECORDS, Record, batches, pack
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.given import check_names
-from kd_plugins.structures.readers import Frame, read_structures, to_structure
+from kd_plugins.structures.readers import LabelledStructure, read_structures, to_structure
 from kd_plugins.structures.table import read_table
 
 BATCH = BATCH_RECORDS
@@ -84,7 +84,7 @@ def import_labels(
     return store
 
 
-def _frames(paths: Sequence[str | Path], ids: str) -> Iterator[Frame]:
+def _frames(paths: Sequence[str | Path], ids: str) -> Iterator[LabelledStructure]:
     given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     tables = {path.suffix: path for path in given if path.suffix in (".csv", ".npz")}
     if not given:
@@ -99,7 +99,9 @@ def _frames(paths: Sequence[str | Path], ids: str) -> Iterator[Frame]:
     return read_table(tables[".csv"], tables[".npz"])
 
 
-def _record(frame: Frame, required: list[str], optional: Sequence[str], *, exact: bool) -> Record:
+def _record(
+    frame: LabelledStructure, required: list[str], optional: Sequence[str], *, exact: bool
+) -> Record:
     """Return the labels that are asked for, checked."""
     who = f"structure {frame.structure_id!r}"
     wanted = [*required, *(name for name in optional if name in frame.labels)]

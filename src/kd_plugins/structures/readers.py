@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class LabelledStructure:
     """One structure of a source.
 
     Args:
@@ -76,7 +76,7 @@ def to_atoms(structure: Structure) -> Atoms:
     )
 
 
-def read_structures(paths: Sequence[str | Path], ids: str = "auto") -> Iterator[Frame]:
+def read_structures(paths: Sequence[str | Path], ids: str = "auto") -> Iterator[LabelledStructure]:
     """Return the structures of some files one after another, in flat memory.
 
     A file may be anything that ASE reads, an ASE database (``.db``, ``.json``) or MPtrj's JSON,
@@ -142,7 +142,7 @@ def check_file(path: Path) -> None:
         raise PermissionError(f"{path}: you may not read it; change its permissions")
 
 
-def _frames(path: Path, ids: str) -> Iterator[Frame]:
+def _frames(path: Path, ids: str) -> Iterator[LabelledStructure]:
     stem = Path(plain_name(path)).stem
     place = str(path.parent / stem) if ids == "path" else stem
     told = set[str]()
@@ -160,7 +160,7 @@ def _frames(path: Path, ids: str) -> Iterator[Frame]:
                 raise ValueError(f"{where}: {error}") from error
             _warn_of_case(atoms, where, told)
             atoms.calc = None
-            yield Frame(structure_id, atoms, labels, where)
+            yield LabelledStructure(structure_id, atoms, labels, where)
 
 
 def _check_sound(atoms: Atoms) -> None:

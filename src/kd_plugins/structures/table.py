@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kd_plugins.core.quantities import QUANTITIES
 from kd_plugins.names import suggestion
-from kd_plugins.structures.readers import Frame, check_file
+from kd_plugins.structures.readers import LabelledStructure, check_file
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -40,7 +40,7 @@ _SHAPES: Mapping[str, tuple[int | str, ...]] = {
 _KINDS = {_ID: "Uiu", "n_atoms": "iu", "atomic_numbers": "iu", "pbc": "biu"}
 
 
-def read_table(csv_path: Path, npz_path: Path) -> Iterator[Frame]:
+def read_table(csv_path: Path, npz_path: Path) -> Iterator[LabelledStructure]:
     """Yield the structures of a table in the npz's order, matched with the CSV by their id.
 
     The CSV has a header, ``structure_id``, and structure quantities: ``energy``,
@@ -76,7 +76,7 @@ def read_table(csv_path: Path, npz_path: Path) -> Iterator[Frame]:
             pbc=arrays["pbc"][index].astype(bool),
         )
         labels = {label: np.asarray(arrays[label][atoms], dtype=float) for label in atom_labels}
-        yield Frame(name, structure, {**rows[name], **labels})
+        yield LabelledStructure(name, structure, {**rows[name], **labels})
 
 
 def _read_csv(path: Path) -> dict[str, Arrays]:

@@ -13,7 +13,12 @@ from kd_plugins.teachers.spec import load_teacher as load_teacher
 from kd_plugins.teachers.teacher import Teacher as Teacher
 from kd_plugins.teachers.teacher import TeacherError as TeacherError
 
-_MOVED = ("export_extxyz", "import_labels", "read_structures")
+_MOVED = {
+    "Frame": "LabelledStructure",
+    "export_extxyz": "export_extxyz",
+    "import_labels": "import_labels",
+    "read_structures": "read_structures",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +30,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(
-        f"{__name__}.{name} is kd_plugins.structures.{name} now", DeprecationWarning, stacklevel=2
+        f"{__name__}.{name} is kd_plugins.structures.{_MOVED[name]} now",
+        DeprecationWarning,
+        stacklevel=2,
     )
-    return getattr(import_module("kd_plugins.structures"), name)
+    return getattr(import_module("kd_plugins.structures"), _MOVED[name])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 from kd_plugins.teachers.teacher import Teacher
 from kd_plugins.teachers.worker import Outcome, Worker
 
@@ -16,7 +16,7 @@ class Engine(Protocol):
 
     n_workers: int
 
-    def submit(self, worker: int, batch: Sequence[Frame]) -> None:
+    def submit(self, worker: int, batch: Sequence[LabelledStructure]) -> None:
         """Give a batch to an idle worker."""
 
     def wait(self) -> list[tuple[int, Outcome | None]]:
@@ -45,7 +45,7 @@ class SerialEngine:
         self._worker = Worker(teacher, store, "main")
         self._outcomes: list[tuple[int, Outcome | None]] = []
 
-    def submit(self, worker: int, batch: Sequence[Frame]) -> None:
+    def submit(self, worker: int, batch: Sequence[LabelledStructure]) -> None:
         """Label a batch here and now."""
         self._outcomes.append((worker, self._worker.label(batch)))
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from kd_plugins.store.shard import key
 from kd_plugins.store.store import TargetStore
 from kd_plugins.store.structure import Structure
-from kd_plugins.structures.readers import Frame, to_structure
+from kd_plugins.structures.readers import LabelledStructure, to_structure
 from kd_plugins.teachers.engines import Engine
 from kd_plugins.teachers.failures import FailureLog
 from kd_plugins.teachers.teacher import TeacherError
@@ -48,14 +48,16 @@ class LabelRun:
         self.engine, self.store, self.bar = engine, store, bar
         self.report = LabelReport()
         self.failures = FailureLog(store.folder)
-        self.in_flight: dict[int, list[Frame]] = {}
-        self.on_the_way: dict[str, Frame] = {}
-        self.suspects: deque[Frame] = deque()  # a worker died with them, so one at a time
+        self.in_flight: dict[int, list[LabelledStructure]] = {}
+        self.on_the_way: dict[str, LabelledStructure] = {}
+        self.suspects: deque[LabelledStructure] = (
+            deque()
+        )  # a worker died with them, so one at a time
         self.deaths: Counter[str] = Counter()
         self.deaths_in_a_row = 0
         self.size = 4
 
-    def all(self, frames: Iterable[Frame]) -> LabelReport:
+    def all(self, frames: Iterable[LabelledStructure]) -> LabelReport:
         """Label everything."""
         start = time.monotonic()
         new = self._new(frames)
@@ -72,12 +74,12 @@ class LabelRun:
                 self._collect(self.in_flight.pop(worker, []), outcome)
                 idle.add(worker)
 
-    def _batch(self, new: Iterator[Frame]) -> list[Frame]:
+    def _batch(self, new: Iterator[LabelledStructure]) -> list[LabelledStructure]:
         if self.suspects:
             return [self.suspects.popleft()]
         return list(islice(new, self.size))
 
-    def _new(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+    def _new(self, frames: Iterable[LabelledStructure]) -> Iterator[LabelledStructure]:
         """Yield what is neither in the store nor on its way, after a look that it is the same."""
         for frame in frames:
             name = frame.structure_id
@@ -101,7 +103,7 @@ class LabelRun:
         self.report.skipped += 1
         self.bar.update()
 
-    def _collect(self, batch: list[Frame], outcome: Outcome | None) -> None:
+    def _collect(self, batch: list[LabelledStructure], outcome: Outcome | None) -> None:
         if outcome is None:
             return self._bury(batch)
         self._arrived(batch)
@@ -112,7 +114,7 @@ class LabelRun:
         factor = min(2.0, max(0.5, SECONDS_A_BATCH / max(outcome.seconds, 1e-9)))
         self.size = min(LARGEST_BATCH, max(1, round(self.size * factor)))
 
-    def _bury(self, batch: list[Frame]) -> None:
+    def _bury(self, batch: list[LabelledStructure]) -> None:
         """Keep what a dead worker had committed; give the rest out again, one at a time."""
         self.deaths_in_a_row += 1
         if self.deaths_in_a_row > MOST_DEATHS:
@@ -131,14 +133,14 @@ class LabelRun:
         for frame in lost if len(lost) == 1 else ():
             self._suspect(frame)
 
-    def _suspect(self, frame: Frame) -> None:
+    def _suspect(self, frame: LabelledStructure) -> None:
         self.deaths[frame.structure_id] += 1
         if self.deaths[frame.structure_id] < 2:
             return self.suspects.append(frame)
         self._arrived([frame])
         self._fail({frame.structure_id: "its worker died, twice (out of memory?)"})
 
-    def _arrived(self, frames: Iterable[Frame]) -> None:
+    def _arrived(self, frames: Iterable[LabelledStructure]) -> None:
         for frame in frames:
             del self.on_the_way[frame.structure_id]
 

@@ -16,7 +16,7 @@ from kd_plugins.store.precision import DEFAULT_DTYPES
 from kd_plugins.store.shard import key
 from kd_plugins.store.store import MANIFEST, TargetStore
 from kd_plugins.structures.given import check_names, checked
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 from kd_plugins.teachers.calculator import check_quantities
 from kd_plugins.teachers.engines import Engine, SerialEngine
 from kd_plugins.teachers.label_run import LabelReport, LabelRun
@@ -34,7 +34,7 @@ PATIENCE = 30.0
 
 
 def label(
-    frames: Iterable[Frame],
+    frames: Iterable[LabelledStructure],
     teacher: str | Teacher,
     store: str | Path,
     quantities: Sequence[str] | Mapping[str, str] | None = None,
@@ -92,7 +92,7 @@ def label(
     found = checked(frames)
     first = list(islice(found, 1))
     if not first:
-        raise ValueError("there is no structure to label; expected one Frame or more")
+        raise ValueError("there is no structure to label; expected one LabelledStructure or more")
     key(first[0].structure_id)
 
     opened = TargetStore.create(store, manifest)

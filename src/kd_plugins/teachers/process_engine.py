@@ -16,7 +16,7 @@ import torch
 
 from kd_plugins.store.shard import StoreError
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 from kd_plugins.teachers.spec import load_teacher
 from kd_plugins.teachers.teacher import TeacherError
 from kd_plugins.teachers.worker import Outcome, Worker
@@ -47,7 +47,7 @@ class ProcessEngine:
         """Process id of each worker."""
         return [self._processes[worker].pid for worker in range(self.n_workers)]
 
-    def submit(self, worker: int, batch: Sequence[Frame]) -> None:
+    def submit(self, worker: int, batch: Sequence[LabelledStructure]) -> None:
         """Send a batch; whether the worker lives shows in `wait`."""
         with suppress(BrokenPipeError, ConnectionResetError):
             self._pipes[worker].send(batch)

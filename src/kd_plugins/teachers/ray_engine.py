@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures.readers import Frame
+from kd_plugins.structures.readers import LabelledStructure
 from kd_plugins.teachers.spec import load_teacher
 from kd_plugins.teachers.teacher import TeacherError
 from kd_plugins.teachers.worker import Outcome, Worker
@@ -52,7 +52,7 @@ class RayEngine:
         """Process id of each worker."""
         return self._ray.get([actor.pid.remote() for actor in self._actors.values()])
 
-    def submit(self, worker: int, batch: Sequence[Frame]) -> None:
+    def submit(self, worker: int, batch: Sequence[LabelledStructure]) -> None:
         """Send a batch to an actor."""
         self._pending[self._actors[worker].label.remote(batch)] = worker
 
@@ -90,7 +90,7 @@ class _RayWorker:
         self._job = (teacher, folder, shard)
         self._worker: Worker | None = None
 
-    def label(self, batch: Sequence[Frame]) -> Outcome:
+    def label(self, batch: Sequence[LabelledStructure]) -> Outcome:
         """Label and commit a batch."""
         if self._worker is None:
             teacher, folder, shard = self._job

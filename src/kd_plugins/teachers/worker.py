@@ -10,7 +10,7 @@ import torch
 
 from kd_plugins.store.record import BATCH_BYTES, Record
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures.readers import Frame, to_structure
+from kd_plugins.structures.readers import LabelledStructure, to_structure
 from kd_plugins.teachers.teacher import Teacher, TeacherError
 
 
@@ -46,7 +46,7 @@ class Worker:
         self.quantities = tuple(store.manifest.dtypes)
         self.writer = store.writer(shard)
 
-    def label(self, batch: Sequence[Frame]) -> Outcome:
+    def label(self, batch: Sequence[LabelledStructure]) -> Outcome:
         """Label and commit a batch; a structure that fails is left out with its reason.
 
         A batch of large records is committed in parts, so that memory does not grow with it.
@@ -75,7 +75,7 @@ class Worker:
         self.writer.append(payloads)
         return Outcome(labelled + len(payloads), failed, time.monotonic() - start)
 
-    def _record(self, frame: Frame) -> Record:
+    def _record(self, frame: LabelledStructure) -> Record:
         values = self.teacher(frame.atoms, self.quantities)
         tensors = {name: torch.tensor(value) for name, value in values.items()}
         return Record(frame.structure_id, to_structure(frame.atoms), tensors)

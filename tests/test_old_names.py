@@ -1,0 +1,40 @@
+"""Names of version 0.1.0 that users wrote go on working, with a warning that says the new one."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+import kd_plugins
+
+OLD = [
+    ("kd_plugins.core", "TargetStore", "kd_plugins.store.TargetStore"),
+    ("kd_plugins.core", "StoreError", "kd_plugins.store.StoreError"),
+    ("kd_plugins.teachers", "Frame", "kd_plugins.structures.LabelledStructure"),
+    ("kd_plugins.teachers", "read_structures", "kd_plugins.structures.read_structures"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "new"), OLD)
+def test_an_old_name_is_the_new_one(module: str, name: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"{module}.{name} is {new} now"):
+        old = getattr(import_module(module), name)
+    room, _, attribute = new.rpartition(".")
+    assert old is getattr(import_module(room), attribute)
+
+
+def test_the_old_name_of_sampling_is_a_module() -> None:
+    with pytest.warns(DeprecationWarning, match="kd_plugins.crystals is kd_plugins.sampling now"):
+        old = import_module("kd_plugins.crystals")
+    assert old.split is import_module("kd_plugins.sampling").split
+
+
+@pytest.mark.parametrize("module", ["kd_plugins", "kd_plugins.core", "kd_plugins.teachers"])
+def test_an_unknown_name_is_refused(module: str) -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        import_module(module).no_such_name  # noqa: B018
+
+
+def test_the_store_has_one_public_name() -> None:
+    assert kd_plugins.TargetStore is import_module("kd_plugins.store").TargetStore
