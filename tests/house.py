@@ -20,6 +20,7 @@ LONGEST_FUNCTION, LONGEST_MODULE = 60, 500
 
 GROUND = {
     "kd_plugins.files",
+    "kd_plugins.lazy",
     "kd_plugins.names",
     "kd_plugins.numbers",
     "kd_plugins.torch_files",
@@ -31,10 +32,11 @@ TEACHERS = STRUCTURES | {"kd_plugins.teachers"}
 DOCTOR = TEACHERS | {"kd_plugins.doctor"}
 ADAPTER = DOCTOR | {"yaml"}
 ALLOWED_IMPORTS = {
-    "kd_plugins/__init__.py": {"kd_plugins.core", "kd_plugins.store"},
-    "kd_plugins/crystals.py": {"kd_plugins.sampling"},
+    "kd_plugins/__init__.py": {"kd_plugins.core", "kd_plugins.store", "kd_plugins.lazy"},
+    "kd_plugins/crystals.py": {"kd_plugins"},
     "kd_plugins/config.py": {"yaml", "kd_plugins.core", "kd_plugins.names"},
     "kd_plugins/files.py": set(),
+    "kd_plugins/lazy.py": set(),
     "kd_plugins/names.py": set(),
     "kd_plugins/numbers.py": {"torch", "numpy"},
     "kd_plugins/torch_files.py": {"torch"},

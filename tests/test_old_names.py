@@ -24,10 +24,11 @@ def test_an_old_name_is_the_new_one(module: str, name: str, new: str) -> None:
     assert old is getattr(import_module(room), attribute)
 
 
-def test_the_old_name_of_sampling_is_a_module() -> None:
-    with pytest.warns(DeprecationWarning, match="kd_plugins.crystals is kd_plugins.sampling now"):
-        old = import_module("kd_plugins.crystals")
-    assert old.split is import_module("kd_plugins.sampling").split
+def test_every_name_of_sampling_has_its_old_one() -> None:
+    old, new = (import_module(f"kd_plugins.{room}") for room in ("crystals", "sampling"))
+    for name in ("split", "find_molecules", "volume_scan", "kind"):
+        with pytest.warns(DeprecationWarning, match=f"is kd_plugins.sampling.{name} now"):
+            assert getattr(old, name) is getattr(new, name)
 
 
 @pytest.mark.parametrize("module", ["kd_plugins", "kd_plugins.core", "kd_plugins.teachers"])

@@ -5,8 +5,9 @@ Nothing is imported before it is asked for, so that a command answers Ctrl-C fro
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kd_plugins.lazy import lazy_names
 
 if TYPE_CHECKING:
     from kd_plugins.core import Crack as Crack
@@ -22,34 +23,19 @@ if TYPE_CHECKING:
     from kd_plugins.store import TargetStore as TargetStore
 
 __version__ = "0.1.0"
-__all__ = [
-    "Crack",
-    "CrackTerm",
-    "DistanceTerm",
-    "DistillationLoss",
-    "Instance",
-    "InstanceTerm",
-    "TargetStore",
-    "TeacherTargets",
-    "crack_loss",
-    "instance_loss",
-    "masked_mean",
-]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a part when it is first asked for (PEP 562).
-
-    Raises:
-        AttributeError: for a name that is not in ``__all__``.
-    """
-    if name == "core":
-        return import_module("kd_plugins.core")
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = "kd_plugins.store" if name == "TargetStore" else "kd_plugins.core"
-    return getattr(import_module(room), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+_HOMES = {
+    "Crack": "kd_plugins.core",
+    "CrackTerm": "kd_plugins.core",
+    "DistanceTerm": "kd_plugins.core",
+    "DistillationLoss": "kd_plugins.core",
+    "Instance": "kd_plugins.core",
+    "InstanceTerm": "kd_plugins.core",
+    "TargetStore": "kd_plugins.store",
+    "TeacherTargets": "kd_plugins.core",
+    "core": "kd_plugins.core",
+    "crack_loss": "kd_plugins.core",
+    "instance_loss": "kd_plugins.core",
+    "masked_mean": "kd_plugins.core",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

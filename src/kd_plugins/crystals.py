@@ -1,7 +1,9 @@
 """The old name of `kd_plugins.sampling`, for one version more."""
 
-import warnings
+from __future__ import annotations
 
-from kd_plugins.sampling import *  # noqa: F403
+from kd_plugins import sampling
+from kd_plugins.lazy import lazy_names
 
-warnings.warn("kd_plugins.crystals is kd_plugins.sampling now", DeprecationWarning, stacklevel=2)
+_MOVED = {name: f"kd_plugins.sampling.{name}" for name in vars(sampling) if name[0] != "_"}
+__getattr__, __dir__ = lazy_names(__name__, {}, _MOVED)

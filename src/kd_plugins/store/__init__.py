@@ -1,7 +1,23 @@
 """Teacher targets on disk: structure id to targets, crash-safe, checked when read, no pickle."""
 
-from kd_plugins.store.manifest import Manifest as Manifest
-from kd_plugins.store.record import Record as Record
-from kd_plugins.store.shard import StoreError as StoreError
-from kd_plugins.store.store import TargetStore as TargetStore
-from kd_plugins.store.structure import Structure as Structure
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kd_plugins.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from kd_plugins.store.manifest import Manifest as Manifest
+    from kd_plugins.store.record import Record as Record
+    from kd_plugins.store.shard import StoreError as StoreError
+    from kd_plugins.store.store import TargetStore as TargetStore
+    from kd_plugins.store.structure import Structure as Structure
+
+_HOMES = {
+    "Manifest": "kd_plugins.store.manifest",
+    "Record": "kd_plugins.store.record",
+    "StoreError": "kd_plugins.store.shard",
+    "Structure": "kd_plugins.store.structure",
+    "TargetStore": "kd_plugins.store.store",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
