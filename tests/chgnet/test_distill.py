@@ -14,7 +14,7 @@ import torch
 from chgnet.model import CHGNet
 
 from kd_plugins.chgnet import DistillData, Distilled, FitSettings, distill
-from kd_plugins.chgnet.estimate import Estimate
+from kd_plugins.chgnet.distilling import Estimate
 from tests.chgnet import small
 from tests.chgnet.small import Labelled, differs
 from tests.house import ROOT

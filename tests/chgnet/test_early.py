@@ -21,7 +21,7 @@ from kd_plugins.chgnet import (
     Ratios,
     align_references,
 )
-from kd_plugins.chgnet.trunk_cache import coordinates
+from kd_plugins.chgnet.frozen_trunk import coordinates
 from tests.chgnet import small
 from tests.chgnet.small import Labelled, differs
 from tests.chgnet.test_distill import LOADS, prefer, run

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kd_plugins.chgnet import FitSettings, freeze_except
-from kd_plugins.chgnet.freezing import trainable
-from kd_plugins.chgnet.schedule import is_step, make_cosine
+from kd_plugins.chgnet.student import trainable
+from kd_plugins.chgnet.trainer import is_step, make_cosine
 from tests.chgnet import small
 
 CHGNETS = {1: 0.00976, 2: 0.00905, 4: 0.0066, 8: 0.00105, 10: 0.0001, 37: 0.0001}

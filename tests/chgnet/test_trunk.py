@@ -29,7 +29,7 @@ from kd_plugins.chgnet import (
     fit,
 )
 from kd_plugins.chgnet.fitting import _collate
-from kd_plugins.chgnet.trunk_cache import coordinates
+from kd_plugins.chgnet.frozen_trunk import coordinates
 from tests.chgnet import small
 from tests.chgnet.small import Labelled, differs
 from tests.house import ROOT

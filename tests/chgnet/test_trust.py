@@ -10,8 +10,8 @@ import pytest
 import torch
 from chgnet.model import CHGNet
 
-from kd_plugins.chgnet.checkpoint import read_model
 from kd_plugins.chgnet.command import _student
+from kd_plugins.chgnet.run_folder import read_model
 from kd_plugins.chgnet.settings import StudentSettings
 
 

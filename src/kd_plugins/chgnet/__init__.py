@@ -11,20 +11,20 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kd_plugins.chgnet.alignment import align_references as align_references
     from kd_plugins.chgnet.data import DataError as DataError
     from kd_plugins.chgnet.data import DistillData as DistillData
     from kd_plugins.chgnet.distilling import Distilled as Distilled
     from kd_plugins.chgnet.distilling import distill as distill
+    from kd_plugins.chgnet.fitting import FitSettings as FitSettings
     from kd_plugins.chgnet.fitting import Fitted as Fitted
     from kd_plugins.chgnet.fitting import fit as fit
-    from kd_plugins.chgnet.freezing import freeze_except as freeze_except
+    from kd_plugins.chgnet.frozen_trunk import CachedData as CachedData
+    from kd_plugins.chgnet.frozen_trunk import FrozenTrunk as FrozenTrunk
     from kd_plugins.chgnet.loss import DistillLoss as DistillLoss
-    from kd_plugins.chgnet.schedule import FitSettings as FitSettings
+    from kd_plugins.chgnet.loss import Ratios as Ratios
+    from kd_plugins.chgnet.student import align_references as align_references
+    from kd_plugins.chgnet.student import freeze_except as freeze_except
     from kd_plugins.chgnet.trainer import DistillTrainer as DistillTrainer
-    from kd_plugins.chgnet.trunk import FrozenTrunk as FrozenTrunk
-    from kd_plugins.chgnet.trunk_cache import CachedData as CachedData
-    from kd_plugins.chgnet.weights import Ratios as Ratios
 
 if find_spec("chgnet") is None:
     _missing = "CHGNet is not installed: pip install 'kd_plugins[chgnet]'"
@@ -35,20 +35,20 @@ if find_spec("chgnet") is None:
     raise ImportError(_missing)
 
 _ROOMS = {
-    "CachedData": "trunk_cache",
+    "CachedData": "frozen_trunk",
     "DataError": "data",
     "DistillData": "data",
     "DistillLoss": "loss",
     "DistillTrainer": "trainer",
     "Distilled": "distilling",
-    "FitSettings": "schedule",
+    "FitSettings": "fitting",
     "Fitted": "fitting",
-    "FrozenTrunk": "trunk",
-    "Ratios": "weights",
-    "align_references": "alignment",
+    "FrozenTrunk": "frozen_trunk",
+    "Ratios": "loss",
+    "align_references": "student",
     "distill": "distilling",
     "fit": "fitting",
-    "freeze_except": "freezing",
+    "freeze_except": "student",
 }
 __all__ = [
     "CachedData",

@@ -8,15 +8,12 @@ from pathlib import Path
 from chgnet.model import CHGNet
 
 from kd_plugins import TargetStore
-from kd_plugins.chgnet.alignment import align_references, in_words
-from kd_plugins.chgnet.checkpoint import read_model
-from kd_plugins.chgnet.curves import write_curves
 from kd_plugins.chgnet.data import DataError, DistillData, soft_of
 from kd_plugins.chgnet.distilling import distill
-from kd_plugins.chgnet.loss import Source
-from kd_plugins.chgnet.run_folder import check_free
+from kd_plugins.chgnet.loss import Ratios, Source
+from kd_plugins.chgnet.run_folder import check_free, read_model, write_curves
 from kd_plugins.chgnet.settings import DataSettings, StudentSettings, TrainingSettings
-from kd_plugins.chgnet.weights import Ratios
+from kd_plugins.chgnet.student import align_references, in_words
 from kd_plugins.ending import sentence
 from kd_plugins.sampling import crystal_of, nested_subset, of_kind, split
 from kd_plugins.store.shard import StoreError

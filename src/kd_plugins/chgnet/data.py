@@ -16,8 +16,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from kd_plugins.chgnet.convert import LETTERS, to_host, to_pymatgen
-from kd_plugins.chgnet.loss import PREFIX
-from kd_plugins.chgnet.weights import HARD, SOFT
+from kd_plugins.chgnet.loss import HARD, PREFIX, SOFT
 from kd_plugins.core.quantities import quantity
 from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.names import suggestion

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kd_plugins.chgnet.data import DistillData
-from kd_plugins.chgnet.freezing import trainable
-from kd_plugins.chgnet.loss import DistillLoss, joined
+from kd_plugins.chgnet.frozen_trunk import CachedData, Features, FrozenTrunk
+from kd_plugins.chgnet.loss import DistillLoss, joined, plain
 from kd_plugins.chgnet.preflight import check_loaders, check_magmoms, check_student, checked_allow
 from kd_plugins.chgnet.run_folder import (
     BEST,
@@ -29,13 +29,69 @@ from kd_plugins.chgnet.run_folder import (
     read_checkpoint,
     write_checkpoint,
 )
-from kd_plugins.chgnet.schedule import FitSettings, is_step, make_cosine
-from kd_plugins.chgnet.trunk import Features, FrozenTrunk
-from kd_plugins.chgnet.trunk_cache import CachedData
+from kd_plugins.chgnet.student import trainable
+from kd_plugins.chgnet.trainer import Schedule, cosine_length, is_step, make_cosine
 from kd_plugins.chgnet.validation import check_apart
+from kd_plugins.numbers import check_number, check_seed, check_whole
 
 SECONDS = 20.0
 """Between checkpoints, so the most that a killed run does again."""
+
+
+def epochs_for(steps: int, n_structures: int, batch_size: int) -> int:
+    """Return the whole epochs that take at least so many optimizer steps.
+
+    Raises:
+        ValueError: for a number that is not above 0.
+
+    >>> epochs_for(2400, n_structures=250, batch_size=32)
+    300
+    """
+    for name, count in (
+        ("steps", steps),
+        ("n_structures", n_structures),
+        ("batch_size", batch_size),
+    ):
+        check_whole(name, count, least=1)
+    return -(-steps // -(-n_structures // batch_size))
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a student's readout MLP is trained; what paper 004 says is the default.
+
+    Args:
+        epochs: passes over the structures (paper: 100).
+        batch_size: structures a step (paper: 32).
+        learning_rate: of Adam, at the start (paper: 0.01).
+        schedule: of the learning rate.
+        seed: of the order of structures.
+    """
+
+    epochs: int = 100
+    batch_size: int = 32
+    learning_rate: float = 0.01
+    schedule: Schedule = "finishing"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, plain(value))
+        for name in ("epochs", "batch_size"):
+            check_whole(name, getattr(self, name), least=1)
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_seed("seed", self.seed)
+        cosine_length(self.schedule, self.epochs, 1)
+
+    @classmethod
+    def for_steps(cls, steps: int, n_structures: int, **others: Any) -> FitSettings:
+        """Return settings for a budget of optimizer steps, in whole epochs.
+
+        >>> FitSettings.for_steps(2400, n_structures=250, batch_size=32).epochs
+        300
+        """
+        epochs = epochs_for(steps, n_structures, others.get("batch_size", cls.batch_size))
+        return cls(epochs=epochs, **others)
 
 
 @dataclass

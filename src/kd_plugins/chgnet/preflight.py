@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader
 
 from kd_plugins.chgnet.convert import GPA, LETTERS
 from kd_plugins.chgnet.data import DataError, DistillData, GraphSample, check_kind
-from kd_plugins.chgnet.freezing import HEAD, trainable
-from kd_plugins.chgnet.loss import PREFIX, DistillLoss
+from kd_plugins.chgnet.loss import PREFIX, DistillLoss, Ratios
+from kd_plugins.chgnet.student import HEAD, trainable
 from kd_plugins.chgnet.validation import other_zero
-from kd_plugins.chgnet.weights import Ratios
 from kd_plugins.doctor.diagnosis import check_allow, examine, split_allowed
 from kd_plugins.doctor.inputs import DoctorInput, Finding, paired
 

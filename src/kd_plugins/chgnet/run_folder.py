@@ -1,17 +1,19 @@
-"""The folder of a run: one training at a time, and checkpoints that are whole or not there."""
+"""The folder of a run: one training at a time, whole checkpoints, and learning curves."""
 
 from __future__ import annotations
 
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from chgnet.model import CHGNet
 
+from kd_plugins.files import write_json
 from kd_plugins.store.shard import ShardBusy, exclusive_lock
 from kd_plugins.torch_files import load_torch_file
 
@@ -129,3 +131,77 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_model(path: str | Path, *, trust_pickle: bool, remedy: str) -> CHGNet:
+    """Return the model of a checkpoint that CHGNet's Trainer or this package wrote, on the CPU.
+
+    Args:
+        path: of the file; ``~`` is expanded.
+        trust_pickle: read a file that holds pickled code, which may do anything.
+        remedy: how the user says that.
+
+    Raises:
+        OSError: if there is no such file, or it may not be read.
+        ValueError: if it is no CHGNet checkpoint, damaged, or holds pickled code that is not
+            trusted.
+    """
+    state = load_torch_file(path, trust_pickle=trust_pickle, remedy=remedy)
+    held = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(held, dict) or not {"model_args", "state_dict"} <= set(held):
+        raise ValueError(
+            f"{path} is no CHGNet checkpoint; expected one of CHGNet's Trainer, with model_args "
+            "and state_dict under its key model"
+        )
+    try:
+        return CHGNet.from_dict(held)
+    except Exception as error:  # whatever building a foreign model leads to
+        first = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{path} is no CHGNet checkpoint that can be built ({type(error).__name__}: {first})"
+        ) from error
+
+
+QUANTITIES = {"e": "energy", "f": "forces", "s": "stress", "m": "magmoms"}
+
+
+def write_curves(errors: Sequence[Mapping[str, float]], folder: str | Path) -> None:
+    """Write what `kd-plugins report` draws: ``curves.json`` and ``terms.json``.
+
+    Mean absolute errors in CHGNet's units (eV/atom, eV/Å, GPa, µB), against labels (hard) and the
+    teacher (soft): of validation as learning curves, of training as terms.
+
+    Args:
+        errors: an epoch each, of `Fitted.errors`.
+        folder: of the run.
+
+    Raises:
+        ValueError: for a training without an epoch.
+    """
+    if not errors:
+        raise ValueError("the training has no epoch yet, so there are no curves")
+    sides = {
+        split: {
+            _title(name): _series([epoch[name] for epoch in errors])
+            for name in errors[0]
+            if name.startswith(f"{split}_")
+        }
+        for split in ("train", "val")
+    }
+    curves = {f"valid {title}": series for title, series in sides["val"].items()}
+    write_json(Path(folder) / "curves.json", curves)
+    write_json(Path(folder) / "terms.json", sides["train"])
+
+
+def _title(name: str) -> str:
+    """Return a name in words.
+
+    >>> _title("train_soft_e"), _title("val_score")
+    ('soft energy', 'score')
+    """
+    _, *words = name.split("_")
+    return " ".join(QUANTITIES.get(word, word) for word in words)
+
+
+def _series(values: Sequence[float]) -> Mapping[str, Sequence[float]]:
+    return {"epochs": list(range(1, len(values) + 1)), "values": list(values)}

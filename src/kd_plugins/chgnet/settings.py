@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import yaml
 
-from kd_plugins.chgnet.loss import Criterion, DistillLoss, Source
+from kd_plugins.chgnet.fitting import FitSettings
+from kd_plugins.chgnet.frozen_trunk import check_share
+from kd_plugins.chgnet.loss import HARD, Criterion, DistillLoss, Ratios, Source
 from kd_plugins.chgnet.preflight import checked_allow
 from kd_plugins.chgnet.run_folder import check_folder
-from kd_plugins.chgnet.schedule import FitSettings, Schedule
-from kd_plugins.chgnet.trunk_cache import check_share
-from kd_plugins.chgnet.weights import HARD, Ratios
+from kd_plugins.chgnet.trainer import Schedule
 from kd_plugins.config import ConfigError, read_config, read_yaml, reader, shown
 from kd_plugins.names import suggestion
 from kd_plugins.numbers import check_whole

@@ -14,7 +14,7 @@ from chgnet.model.dynamics import CHGNetCalculator
 from dftd3.ase import DFTD3
 from torch import Tensor, nn
 
-from kd_plugins.chgnet.checkpoint import read_model
+from kd_plugins.chgnet.run_folder import read_model
 from kd_plugins.teachers.teacher import TeacherError
 
 

@@ -9,17 +9,18 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from chgnet.model import CHGNet
 from chgnet.trainer import Trainer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
 from kd_plugins.chgnet.data import DataError, DistillData
-from kd_plugins.chgnet.freezing import HEAD, freeze_except
-from kd_plugins.chgnet.loss import Criterion, DistillLoss, Source
+from kd_plugins.chgnet.loss import Criterion, DistillLoss, Ratios, Source, plain
 from kd_plugins.chgnet.preflight import check_loaders, check_magmoms, check_student, checked_allow
 from kd_plugins.chgnet.run_folder import (
     BEST,
@@ -29,11 +30,18 @@ from kd_plugins.chgnet.run_folder import (
     read_checkpoint,
     write_checkpoint,
 )
-from kd_plugins.chgnet.schedule import Schedule, cosine_length
+from kd_plugins.chgnet.student import HEAD, freeze_except
 from kd_plugins.chgnet.validation import check_apart
-from kd_plugins.chgnet.weights import Ratios, plain
 from kd_plugins.names import suggestion
 from kd_plugins.numbers import check_number, check_seed, check_whole
+
+Schedule = Literal["finishing", "chgnet"]
+"""``chgnet``: CHGNet 0.4.2's cosine over 10 steps an epoch, which stays near its start where an
+epoch has fewer than 10 batches. ``finishing``: the same cosine over the steps that are taken."""
+
+PARTS = 10
+FINAL = 1e-2
+"""What the cosine ends at, as a share of the learning rate; CHGNet's default."""
 
 OURS = "distillation"
 """Under which a checkpoint keeps what is not CHGNet's; CHGNet does not look there."""
@@ -334,6 +342,33 @@ class DistillTrainer(Trainer):
         if kept["best"] is not None:
             self.best_model = copy.deepcopy(self.model)
             self.best_model.load_state_dict(kept["best"])
+
+
+def cosine_length(schedule: Schedule, epochs: int, n_batches: int) -> int:
+    """Return the number of steps until the cosine has reached its end.
+
+    >>> cosine_length("finishing", epochs=100, n_batches=2)
+    200
+    >>> cosine_length("chgnet", epochs=100, n_batches=2)
+    1000
+    """
+    if schedule not in ("finishing", "chgnet"):
+        raise ValueError(f"schedule: expected 'finishing' or 'chgnet', got {schedule!r}")
+    return epochs * (min(PARTS, n_batches) if schedule == "finishing" else PARTS)
+
+
+def make_cosine(
+    optimizer: Optimizer, schedule: Schedule, epochs: int, n_batches: int
+) -> CosineAnnealingLR:
+    """Return the scheduler that CHGNet's Trainer makes, of the length above."""
+    rate = optimizer.param_groups[0]["lr"]
+    length = cosine_length(schedule, epochs, n_batches)
+    return CosineAnnealingLR(optimizer, T_max=length, eta_min=FINAL * rate)
+
+
+def is_step(batch: int, n_batches: int) -> bool:
+    """Return whether the scheduler steps after a batch: at each tenth of an epoch, as CHGNet's."""
+    return batch + 1 in np.arange(1, PARTS + 1) * n_batches // PARTS
 
 
 def _check_host(host: Mapping[str, Any]) -> None:
