@@ -1,4 +1,4 @@
-"""Elastic moduli of test crystals that have been measured, relaxed-ion (paper 004, Table 2).
+"""Elastic moduli of test crystals that have been measured, relaxed-ion (Taniguchi 2024, Table 2).
 
     python recipes/chgnet_organic/elastic.py --out runs/organic \
         --tensors stiffness_tensors_rev.csv --models teacher pretrained recommended-seed0

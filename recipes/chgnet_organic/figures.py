@@ -57,7 +57,7 @@ def scanned(record: dict[str, Any], reference: str = "teacher") -> float:
 
 
 def ratio_map(ratios: Sweep, path: Path) -> None:
-    """Draw the volume error over both hard ratios, paper 004's Figure 5a."""
+    """Draw the volume error over both hard ratios, Taniguchi 2024, Figure 5a."""
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     rows = [one[0] | {"mean": statistics.mean(map(scanned, one))} for one in ratios.values()]
     rows = [row for row in rows if row["hard"] and row["soft"]]
@@ -76,7 +76,7 @@ def ratio_map(ratios: Sweep, path: Path) -> None:
 
 
 def curves(ratios: Sweep, path: Path) -> None:
-    """Draw soft and hard energy errors over training, paper 004's Figure 6, at r_HF = 1."""
+    """Draw soft and hard energy errors over training, Taniguchi 2024, Figure 6, at r_HF = 1."""
     chosen = {arm: ratios[arm][0] for arm in ratios if arm == "soft" or arm.endswith("_1")}
     if not chosen:
         return

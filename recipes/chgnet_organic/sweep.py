@@ -1,4 +1,4 @@
-"""Sweeps: hard ratios (paper 004, Table 1) and N_train (Figure 4), by volume scans.
+"""Sweeps: hard ratios (Taniguchi 2024, Table 1) and N_train (Figure 4), by volume scans.
 
     python recipes/chgnet_organic/sweep.py ratios --out runs/organic
     python recipes/chgnet_organic/sweep.py sizes --out runs/organic

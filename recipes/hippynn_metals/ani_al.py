@@ -1,4 +1,4 @@
-"""Read the ANI-Al release, paper 003's aluminium: a folder of HDF5 files of groups of arrays.
+"""Read the ANI-Al release (aluminium, Matin et al. 2025): HDF5 files of groups of arrays.
 
 A group holds cells of the same atoms: ``species`` (N,), ``coordinates`` (M, N, 3) and ``cell``
 (M, 3, 3) in Å, ``energy`` (M,) and ``force`` (M, N, 3). The files do not say their units, and paper

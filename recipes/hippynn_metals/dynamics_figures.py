@@ -18,7 +18,7 @@ LINES = {"tiny": "-", "small": "--", "large": "-", "paper": ":"}
 
 
 def pareto(study: Study) -> None:
-    """Draw the test force error over time and memory per atom (paper 003, Figure 2)."""
+    """Draw the test force error over time and memory per atom (Matin et al. 2025, Figure 2)."""
     rows = summary(study, "force_rmse", "test")
     held = [row | cost for row in rows if (cost := costs(study, row["method"], row["size"]))]
     if not held:
@@ -63,7 +63,7 @@ def of(models: Models, method: str, size: str) -> Models:
 
 
 def rdf(study: Study) -> None:
-    """Draw the liquids, and their distances from the teacher's (paper 003, Figure 3 C)."""
+    """Draw the liquids, and their distances from the teacher's (Matin et al. 2025, Figure 3 C)."""
     models = {
         name: one
         for name, one in measured(study).items()

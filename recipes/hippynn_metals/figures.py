@@ -30,7 +30,7 @@ SPLITS = {
 
 
 def weights(study: Study) -> None:
-    """Draw the errors over the number of weights, with 95 % intervals (paper 003, Figure 3)."""
+    """Draw errors over the number of weights, with 95 % intervals (Matin et al. 2025, Figure 3)."""
     figure, panels = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
     rows: Rows = []
     for axes, error in zip(panels, ERRORS, strict=True):

@@ -39,7 +39,7 @@ def energy(atoms: Atoms, strain: np.ndarray, relaxed: bool = False) -> float:
 
 
 def second_derivative(atoms: Atoms, i: int, j: int, relaxed: bool = False) -> float:
-    """Return d²E / de_i de_j / V in GPa by central differences; C_ij of paper 004."""
+    """Return d²E / de_i de_j / V in GPa by central differences; C_ij of Taniguchi 2024."""
     one, other = STEP * np.eye(6)[i], STEP * np.eye(6)[j]
     total = sum(
         sign * another * energy(atoms, sign * one + another * other, relaxed)

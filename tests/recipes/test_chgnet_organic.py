@@ -1,4 +1,4 @@
-"""The recipe of paper 004, from two crystals to its tables, through its own commands."""
+"""The recipe of Taniguchi 2024, from two crystals to its tables, through its own commands."""
 
 from __future__ import annotations
 

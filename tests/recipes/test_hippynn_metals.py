@@ -1,4 +1,4 @@
-"""The recipe of paper 003 through its own commands, on a few steps."""
+"""The recipe of Matin et al. 2025 through its own commands, on a few steps."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class NveRun:
 
     @property
     def microseconds_per_atom(self) -> float:
-        """Time per step per atom in µs (paper 003, Figure 2 A)."""
+        """Time per step per atom in µs (Matin et al. 2025, Figure 2 A)."""
         return 1e6 * self.seconds_per_step / self.n_atoms
 
     @property

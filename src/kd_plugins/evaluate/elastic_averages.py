@@ -49,7 +49,7 @@ class Moduli:
 
 @dataclass(frozen=True)
 class ElasticAverages:
-    """The averages of paper 004, Experimental.
+    """The averages of Taniguchi 2024, Experimental.
 
     Args:
         voigt: of the stiffness, an upper bound.

@@ -30,7 +30,7 @@ class Rdf:
     values: Float[Array, " K"]
 
     def distance(self, other: Rdf) -> float:
-        """Return the integral of the absolute difference, in Å (paper 003, Figure 3 C).
+        """Return the integral of the absolute difference, in Å (Matin et al. 2025, Figure 3 C).
 
         Two runs of one model differ as well, so a distance says something only beside theirs.
 

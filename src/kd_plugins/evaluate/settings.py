@@ -79,7 +79,7 @@ class CrystalSettings:
     Args:
         structures: files of crystals; their own volumes are the reference.
         elasticity: measure each crystal's stiffness, too, which takes some 30 relaxations.
-        force_tolerance: of the relaxation in eV/Å (paper 004: 0.03).
+        force_tolerance: of the relaxation in eV/Å (Taniguchi 2024: 0.03).
         max_steps: of the same.
 
     Raises:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kd_plugins.sampling.molecules import Molecules, find_molecules
 
 N_MOLECULES = 15
-"""Molecules of a cluster in Chisholm and Motherwell's comparison, which paper 004 uses."""
+"""Molecules of a cluster in Chisholm and Motherwell's comparison, which Taniguchi 2024 uses."""
 SAME_DISTANCE = 1e-3
 """Å by which two distances may differ and count as the same shell."""
 

@@ -28,7 +28,7 @@ def volume_error_percent(relaxed: float, reference: float) -> float:
 
 @dataclass(frozen=True)
 class VolumeErrors:
-    """The volume errors of several crystals, in percent; paper 004 gives the mean absolute one.
+    """Volume errors of several crystals, in percent; Taniguchi 2024 gives the mean absolute one.
 
     All with a volume count, also those that did not converge or blew up. What has no volume at all
     counts in no mean; ``failures`` names both.
