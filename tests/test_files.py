@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from kd_plugins.files import read_json, write_bytes, write_json
+from kd_plugins.files import FolderInUse, folder_lock, read_json, write_bytes, write_json
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,47 @@ def test_text_that_is_no_unicode_is_shown(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.json: .*caf.udce9.* is not Unicode"):
         write_json(tmp_path / "a.json", {"file": "caf\udce9"})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_locked_for_every_other_process(tmp_path: Path) -> None:
+    """By work of the same name only, and until the process ends, however it does."""
+    code = """
+import sys
+from pathlib import Path
+from kd_plugins.files import folder_lock
+with folder_lock(Path(sys.argv[1]), "training"):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        with (
+            pytest.raises(FolderInUse, match=r"another process holds training\.writer; wait"),
+            folder_lock(tmp_path, "training"),
+        ):
+            pass
+        with folder_lock(tmp_path, "evaluation"):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    with folder_lock(tmp_path, "training"):
+        pass
+
+
+def test_a_shared_lock_keeps_only_exclusive_ones_out(tmp_path: Path) -> None:
+    with folder_lock(tmp_path, "reading", shared=True):
+        with folder_lock(tmp_path, "reading", shared=True):
+            pass
+        with pytest.raises(FolderInUse), folder_lock(tmp_path, "reading", patience=0.05):
+            pass
+    with folder_lock(tmp_path, "reading"):
+        pass
+
+
+def test_a_missing_folder_is_not_locked(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), folder_lock(tmp_path / "nowhere", "training"):
+        pass

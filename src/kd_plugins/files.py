@@ -1,11 +1,13 @@
-"""Files that are there whole or not at all, and JSON without NaN."""
+"""Files that are there whole or not at all, JSON without NaN, and the lock of a folder."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -141,6 +143,52 @@ def check_folder(folder: Path) -> None:
         raise NotADirectoryError(f"{folder}: {there} is a file; expected a folder, or nothing yet")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder}: nothing may be written into {there}")
+
+
+class FolderInUse(Exception):
+    """Another process does in a folder what only one may do at a time."""
+
+
+@contextmanager
+def folder_lock(
+    folder: Path, name: str, *, shared: bool = False, patience: float = 0.0
+) -> Iterator[int]:
+    """Keep other processes from doing the same in a folder.
+
+    The lock is held on the file ``<name>.writer``, which stays behind. The operating system frees
+    it when the last process that has it open ends, so a killed process leaves nothing to clean up.
+
+    Args:
+        folder: which is there.
+        name: of the work. Locks of different names do not exclude each other.
+        shared: let other processes hold it at the same time, if theirs is shared, too.
+        patience: seconds to wait for another process.
+
+    Yields:
+        the lock's file descriptor. A child that inherits it (``Popen(pass_fds=[...])``) holds the
+        lock as well, so that it outlives this process.
+
+    Raises:
+        FolderInUse: if another process, or another caller in this one, holds the lock; nothing is
+            changed then.
+        OSError: if the folder is not there or may not be written.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    deadline = time.monotonic() + patience
+
+    # Appending makes the file and changes nothing in one that is there.
+    with (folder / f"{name}.writer").open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise FolderInUse(
+                        f"{folder}: another process holds {name}.writer; wait until it has ended"
+                    ) from None
+            time.sleep(0.01)
+        yield file.fileno()
 
 
 def file_hash(path: Path) -> str:
