@@ -7,15 +7,18 @@ except ImportError as error:
         f"hippynn is not installed ({error}): pip install 'kd_plugins[hippynn]'"
     ) from error
 
-from kd_plugins.hippynn.arrays import ArrayNames, DataError, structure_keys, to_arrays
-from kd_plugins.hippynn.curves import write_curves
-from kd_plugins.hippynn.database import check_database
-from kd_plugins.hippynn.export import export_student
-from kd_plugins.hippynn.loss import DistillationLoss, distillation_loss
+from kd_plugins.hippynn.convert import ArrayNames, DataError, structure_keys, to_arrays
+from kd_plugins.hippynn.data import TargetsReport, add_teacher_targets, check_database
+from kd_plugins.hippynn.export import export_student, write_curves
+from kd_plugins.hippynn.loss import (
+    BORN_AGAIN,
+    CONTROL,
+    STUDENT,
+    DistillationLoss,
+    distillation_loss,
+)
 from kd_plugins.hippynn.pair_cache import cache_pairs
-from kd_plugins.hippynn.paper import BORN_AGAIN, CONTROL, STUDENT
 from kd_plugins.hippynn.schedule import LossSchedule
-from kd_plugins.hippynn.targets import TargetsReport, add_teacher_targets
 from kd_plugins.hippynn.teacher import HippynnTeacher
 
 # Without it, a star import would put our modules targets, loss and so on over hippynn's own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kd_plugins.files import write_json
 from kd_plugins.hippynn.folder import STRUCTURE, WEIGHTS, load_structure, unread
 from kd_plugins.hippynn.unpickler import HIPPYNN_PICKLES
 from kd_plugins.torch_files import load_torch_file, pickled_names
@@ -91,3 +93,37 @@ def _check_names(names: set[str]) -> None:
             f"the model or its loss needs {', '.join(found)}; expected hippynn's nodes alone, as "
             "distillation_loss makes them"
         )
+
+
+def write_curves(metrics: Any, path: str | Path) -> Path:
+    """Write each metric of hippynn's training over its epochs, as `kd-plugins report` reads them.
+
+    Args:
+        metrics: the ``MetricTracker`` that ``train_model`` gives back.
+        path: of the JSON, ``curves.json`` in the folder of a run.
+
+    Raises:
+        ValueError: for a training without an epoch.
+    """
+    if not hasattr(metrics, "epoch_metric_values"):
+        raise ValueError(
+            "metrics: expected the MetricTracker that train_model gives back, got "
+            f"{type(metrics).__name__}"
+        )
+    epochs = metrics.epoch_metric_values
+    if not epochs:
+        raise ValueError("the training has no epoch yet, so there are no curves")
+    found = {
+        f"{split} {name}": _curve([epoch[split][name] for epoch in epochs])
+        for split in ("train", "valid")
+        if split in epochs[0]
+        for name in epochs[0][split]
+    }
+    return write_json(Path(path), found)
+
+
+def _curve(values: list[Any]) -> Mapping[str, list[float]]:
+    """Return epochs and values, without those that are not finite."""
+    pairs = [(epoch, float(value)) for epoch, value in enumerate(values, start=1)]
+    kept = [(epoch, value) for epoch, value in pairs if math.isfinite(value)]
+    return {"epochs": [epoch for epoch, _ in kept], "values": [value for _, value in kept]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from hippynn.graphs import physics
@@ -14,9 +15,9 @@ from hippynn.graphs.nodes.indexers import AtomReIndexer
 from hippynn.graphs.nodes.loss import MAELoss, Mean, MSELoss, l2reg
 from hippynn.graphs.nodes.tags import Network
 
-from kd_plugins.core.schedules import Constant, Schedule
-from kd_plugins.doctor.diagnosis import check_allow
-from kd_plugins.hippynn.arrays import is_gradient
+from kd_plugins.core.schedules import Constant, Piecewise, Schedule
+from kd_plugins.doctor.examine import check_allow
+from kd_plugins.hippynn.convert import is_gradient
 from kd_plugins.names import look_up
 from kd_plugins.numbers import check_number
 
@@ -327,3 +328,27 @@ def _schedule(name: str, weight: float | Schedule) -> Schedule:
         return Constant(float(weight) if not isinstance(weight, bool) else weight)
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"weight of {name!r}: {error}") from error
+
+
+CONTROL: Mapping[str, float | Schedule] = MappingProxyType(
+    {"energy": 1.0, "forces": 10.0, "l2": 1e-6, "hierarchicality": 0.01}
+)
+"""Teachers, and students that have none. Their weight of forces is a third of `STUDENT`'s, so a
+fair control has ``{**CONTROL, "forces": 30.0}`` as well."""
+
+STUDENT: Mapping[str, float | Schedule] = MappingProxyType(
+    {"energy": 1.0, "forces": 30.0, "atomic_energies": 100.0, "l2": 1e-6, "hierarchicality": 0.01}
+)
+"""Students."""
+
+_EPOCHS = (0, 199, 249, 299, 349, 399)
+BORN_AGAIN: Mapping[str, float | Schedule] = MappingProxyType(
+    {
+        "energy": Piecewise(_EPOCHS, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)),
+        "forces": Piecewise(_EPOCHS, (75.0, 63.0, 51.0, 39.0, 27.0, 15.0)),
+        "atomic_energies": Piecewise(_EPOCHS, (200.0, 160.0, 120.0, 80.0, 40.0, 0.0)),
+        "l2": 1e-6,
+        "hierarchicality": 0.01,
+    }
+)
+"""Students of their teacher's size, Table 1. The paper counts epochs from 1, hippynn from 0."""

@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd_plugins.doctor.diagnosis import examine, split_allowed
+from kd_plugins.doctor.examine import examine, split_allowed
 from kd_plugins.doctor.inputs import DoctorInput
-from kd_plugins.hippynn.arrays import ArrayNames, DataError, is_gradient, structures
-from kd_plugins.hippynn.geometry import check_floats, finite, refuse
-from kd_plugins.hippynn.sources import Predictions
+from kd_plugins.hippynn.convert import (
+    ArrayNames,
+    DataError,
+    check_floats,
+    finite,
+    is_gradient,
+    refuse,
+    structures,
+)
+from kd_plugins.hippynn.providers import Predictions
 from kd_plugins.hippynn.sums import energies
 
 logger = logging.getLogger(__name__)

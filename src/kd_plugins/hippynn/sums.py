@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from kd_plugins.doctor.references import fit_references
-from kd_plugins.hippynn.arrays import ArrayNames, DataError
-from kd_plugins.hippynn.sources import Predictions
+from kd_plugins.hippynn.convert import ArrayNames, DataError
+from kd_plugins.hippynn.providers import Predictions
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,9 +19,8 @@ from hippynn.graphs.nodes.tags import Encoder, Energies, PairIndexer
 from hippynn.tools import device_fallback
 from numpy.typing import NDArray
 
-from kd_plugins.hippynn.arrays import ArrayNames, DataError
+from kd_plugins.hippynn.convert import ArrayNames, DataError, check_geometry
 from kd_plugins.hippynn.folder import STRUCTURE, load_model
-from kd_plugins.hippynn.geometry import check_geometry
 from kd_plugins.numbers import check_whole
 
 QUANTITIES = ("atomic_energies", "energy", "forces")

@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from kd_plugins.hippynn.arrays import (
+from kd_plugins.hippynn.convert import (
     STRUCTURE_KEY,
     ArrayNames,
     DataError,
     check_there,
+    rows_of,
     structure_keys,
     structures,
 )
-from kd_plugins.hippynn.geometry import rows_of
 from kd_plugins.hippynn.teacher import SPREAD, HippynnTeacher
 from kd_plugins.store.store import TargetStore
 from kd_plugins.store.structure import Structure
