@@ -29,7 +29,7 @@ from ase.calculators.lj import LennardJones
 
 import kd_plugins
 from kd_plugins.core import *
-from kd_plugins.doctor.diagnosis import *
+from kd_plugins.doctor.examine import *
 from kd_plugins.core.quantities import quantity
 from kd_plugins.doctor.references import Compositions, fit_references
 from kd_plugins.store.structure import Structure
@@ -47,7 +47,7 @@ from kd_plugins.report import write_report
 from kd_plugins.teachers import *
 from kd_plugins.teachers.spec import TeacherSpec, parse_teachers
 from kd_plugins.structures.readers import to_atoms, to_structure
-from kd_plugins.doctor.examine import diagnose
+from kd_plugins.doctor.diagnosis import diagnose
 from kd_plugins.doctor.align import align
 from kd_plugins.compare import Comparison, read_experiment
 

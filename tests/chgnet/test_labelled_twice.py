@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_plugins.doctor.examine import diagnose
+from kd_plugins.doctor.diagnosis import diagnose
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures import read_structures
 from kd_plugins.teachers import failures, label, load_teacher

@@ -1,343 +1,407 @@
-"""The doctor finds every seeded fault in real data, and nothing where there is none."""
+"""A store beside its labels: ids, structures, the teacher's own energy, the fix, the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from kd_plugins.doctor.diagnosis import ERRORS, check_allow, examine, split_allowed
+from kd_plugins.doctor.align import align
+from kd_plugins.doctor.diagnosis import Diagnosis, diagnose
 from kd_plugins.doctor.inputs import DoctorInput
-from kd_plugins.store.structure import Array, Structure
-from tests.doctor.faults import (
-    ENERGY,
-    FAULTS,
-    FORCES,
-    STRESS,
-    Fault,
-    atomic,
-    changed,
-    offset,
-    turned,
-)
+from kd_plugins.doctor.references import References, fit_references
+from kd_plugins.doctor.report import render
+from kd_plugins.store import Manifest, Record, StoreError, TargetStore
+from kd_plugins.store.structure import Structure
+from kd_plugins.structures import LabelledStructure
+from kd_plugins.structures.readers import to_atoms
+from kd_plugins.teachers import load_teacher
+from tests.doctor.faults import BOHR, GPA, KCAL, changed, every, scaled, volume
 from tests.doctor.labelled import COPPER, ORGANIC, SMALL, SharedFile, labelled
 from tests.hosts import is_installed
 
-UNITS = {"energy-unit", "energy-per-atom", "energy-sign", "forces-unit", "forces-sign"}
-CLAIMS = UNITS | {"stress-unit", "stress-sign", "stress-order", "forces-order", "shuffled"}
+MakeStore = Callable[[Iterable[DoctorInput]], TargetStore]
+DTYPES = {"energy": "float64", "forces": "float32", "stress": "float32"}
 
-every_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+
+@pytest.fixture(scope="session")
+def copper(shared_file: SharedFile) -> list[DoctorInput]:
+    """DFT and EMT, which has another zero."""
+    return list(labelled(shared_file(COPPER), "emt"))
 
 
 @pytest.fixture(scope="session")
 def organic(shared_file: SharedFile) -> list[DoctorInput]:
-    """DFT and CHGNet on frames of MPtrj: ten elements, energies corrected as CHGNet's are."""
+    """DFT and CHGNet."""
     if not is_installed("chgnet"):
         pytest.skip("chgnet is not installed")
     return list(labelled(shared_file(ORGANIC), "chgnet", SMALL))
 
 
-@pytest.fixture(scope="session")
-def copper(shared_file: SharedFile) -> list[DoctorInput]:
-    """DFT and a poor teacher with another zero, EMT, on copper: one element."""
-    return list(labelled(shared_file(COPPER), "emt"))
+@pytest.fixture
+def make_store(tmp_path: Path) -> MakeStore:
+    """Write cases' targets, into a new folder each time."""
+
+    def make(cases: Iterable[DoctorInput], dtypes: Mapping[str, str] = DTYPES) -> TargetStore:
+        folder = tmp_path / f"store{len(list(tmp_path.iterdir()))}"
+        names = {name for case in cases for name in case.teacher}
+        manifest = Manifest("t", "f", {n: d for n, d in dtypes.items() if n in names})
+        store = TargetStore.create(folder, manifest)
+        store.append(record(case) for case in cases)
+        return store
+
+    return make
 
 
-def codes(cases: list[DoctorInput]) -> set[str]:
-    return {finding.code for finding in examine(cases)}
+def record(case: DoctorInput) -> Record:
+    values = {name: torch.from_numpy(value.copy()) for name, value in case.teacher.items()}
+    return Record(case.structure_id, case.structure, values)
 
 
-def drawn(cases: list[DoctorInput], number: int, seed: int) -> list[DoctorInput]:
-    rows = np.random.default_rng(seed).choice(len(cases), number, replace=False)
-    return [cases[row] for row in rows]
-
-
-def broken(fault: Fault, cases: list[DoctorInput], seed: int = 0) -> list[DoctorInput]:
-    return fault.apply(cases, np.random.default_rng(seed))
-
-
-def test_nothing_is_found_in_sound_data(organic: list[DoctorInput]) -> None:
-    """Not with a good teacher."""
-    assert examine(organic) == []
-
-
-def test_a_poor_teacher_with_another_zero_has_only_that(copper: list[DoctorInput]) -> None:
-    """EMT is no DFT, but in the right units."""
-    (finding,) = examine(copper)
-    assert (finding.code, finding.severity) == ("energy-offset", "warning")
-    assert "29: +4.0" in finding.message
-    assert "--fix" in finding.message
-
-
-@pytest.mark.parametrize("number", [12, 20, 30, 50])
-def test_nothing_is_found_in_a_part_of_sound_data(organic: list[DoctorInput], number: int) -> None:
-    """Whichever structures they are; a dozen may be said to be too few."""
-    allowed = {"energy-too-few"} if number < 20 else set()
-    assert all(codes(drawn(organic, number, seed)) <= allowed for seed in range(5))
-
-
-@pytest.fixture(scope="session")
-def found(organic: list[DoctorInput]) -> Callable[[Fault], set[str]]:
-    """Examine what a fault makes of all structures, once."""
-    return cache(lambda fault: codes(broken(fault, organic)))
-
-
-@every_fault
-def test_every_fault_is_found_among_ten_elements(
-    found: Callable[[Fault], set[str]], fault: Fault
-) -> None:
-    """Under its own name."""
-    assert fault.code in found(fault)
-
-
-@every_fault
-def test_one_fault_is_not_taken_for_another(
-    found: Callable[[Fault], set[str]], fault: Fault
-) -> None:
-    """No other unit, sign or order is claimed than the one that is wrong."""
-    twofold = {"gradients in kcal/mol/Å", "label stress in VASP's sign and unit"}
-    claimed = found(fault) & CLAIMS - {fault.code}
-    assert not claimed or (fault.name in twofold and claimed <= {"forces-sign", "stress-sign"})
-
-
-@pytest.mark.parametrize("fault", [*ENERGY, *FORCES, *STRESS[:-1]], ids=lambda fault: fault.name)
-def test_every_fault_is_found_in_one_element(copper: list[DoctorInput], fault: Fault) -> None:
-    """Also with a poor teacher; its shear is too poor to know an order by."""
-    assert fault.code in codes(broken(fault, copper))
-
-
-@pytest.mark.parametrize(
-    "fault", [*ENERGY[:-2:2], *FORCES[:-1:2], *STRESS[::2]], ids=lambda fault: fault.name
-)
-def test_faults_are_found_in_few_structures(organic: list[DoctorInput], fault: Fault) -> None:
-    """In most samples of 25."""
-    samples = [broken(fault, drawn(organic, 25, seed), seed) for seed in range(4)]
-    assert sum(fault.code in codes(sample) for sample in samples) >= 3
-
-
-@pytest.mark.parametrize("fault", ENERGY[:-2], ids=lambda fault: fault.name)
-def test_an_offset_hides_no_fault(organic: list[DoctorInput], fault: Fault) -> None:
-    """Claims about scales do not depend on any element's zero."""
-    moved = offset(organic, np.random.default_rng(7))
-    assert fault.code in codes(broken(fault, moved))
-
-
-@pytest.mark.parametrize("fault", FAULTS[::4], ids=lambda fault: fault.name)
-def test_order_does_not_matter(organic: list[DoctorInput], fault: Fault) -> None:
-    """The same codes come of cases in another order."""
-    cases = broken(fault, organic)
-    assert codes(cases[::-1]) == codes(cases)
-
-
-def test_orientation_does_not_matter(organic: list[DoctorInput]) -> None:
-    """Sound data stay sound when they are turned."""
-    assert codes(turned(organic, np.random.default_rng(5))) == set()
-
-
-def test_it_is_deterministic(organic: list[DoctorInput]) -> None:
-    """The same findings, word by word."""
-    cases = broken(FAULTS[2], organic)
-    assert examine(cases) == examine(cases)
-
-
-def noisy(cases: list[DoctorInput], seed: int, size: float) -> list[DoctorInput]:
-    """Return cases with a teacher that knows nothing."""
-    generator = np.random.default_rng(seed)
+def frames(cases: Iterable[DoctorInput]) -> list[LabelledStructure]:
     return [
-        replace(
-            case,
-            teacher={
-                "energy": np.asarray(size * generator.normal() * case.n_atoms),
-                "forces": size * generator.normal(size=(case.n_atoms, 3)),
-                "stress": size * generator.normal(size=6),
-            },
-        )
+        LabelledStructure(case.structure_id, to_atoms(case.structure), case.labels)
         for case in cases
     ]
 
 
-@pytest.mark.parametrize("size", [1e-2, 0.3, 1.0, 30.0])
-def test_a_teacher_that_knows_nothing_is_only_warned_of(
-    copper: list[DoctorInput], size: float
+def codes(diagnosis: Diagnosis) -> set[str]:
+    return {finding.code for finding in diagnosis.findings}
+
+
+def examined(cases: Iterable[DoctorInput], store: TargetStore, **more: object) -> Diagnosis:
+    return diagnose(frames(cases), store, progress=False, **more)
+
+
+def test_a_sound_store_is_clean(organic: list[DoctorInput], make_store: MakeStore) -> None:
+    """Though its positions, forces and stress went through float32."""
+    diagnosis, n = examined(organic, make_store(organic)), len(organic)
+    assert diagnosis.findings == ()
+    assert diagnosis.exit_code == 0
+    assert (diagnosis.n_labels, diagnosis.n_targets, diagnosis.n_compared) == (n, n, n)
+    assert render(diagnosis).endswith("nothing found\n")
+
+
+def test_a_wrong_unit_in_a_store_is_an_error(
+    organic: list[DoctorInput], make_store: MakeStore
 ) -> None:
-    """No unit is claimed of random numbers, however large."""
-    for seed in range(5):
-        found = examine(noisy(copper, seed, size))
-        assert not {finding.code for finding in found} & CLAIMS
-        assert "forces-unrelated" in {finding.code for finding in found}
+    """Found through the file, with exit code 1."""
+    broken = every("teacher", "energy", scaled(KCAL))(organic, np.random.default_rng(0))
+    diagnosis = examined(organic, make_store(broken))
+    assert codes(diagnosis) == {"energy-unit"}
+    assert diagnosis.exit_code == 1
+    assert "error energy-unit: " in render(diagnosis)
 
 
-def repelling(case: DoctorInput) -> dict[str, Array]:
-    """Return energy and forces of a soft repulsion: what an untrained network may look like."""
-    here = case.structure
-    apart = here.positions[:, None] - here.positions[None]
-    apart -= np.round(apart @ np.linalg.pinv(here.cell)) @ here.cell
-    squares = np.square(apart).sum(axis=2)
-    pairs = 0.02 * np.exp(-squares / 8)
-    forces = (pairs[..., None] * apart / 2).sum(axis=1)
-    return {"energy": np.asarray(pairs.sum()), "forces": forces}
+def test_an_overruled_error_is_a_warning(organic: list[DoctorInput], make_store: MakeStore) -> None:
+    """With exit code 0, and the output says what to type and what was overruled."""
+    broken = every("teacher", "energy", scaled(KCAL))(organic, np.random.default_rng(0))
+    store = make_store(broken)
+    assert "--allow energy_unit" in " ".join(render(examined(organic, store)).split())
+
+    diagnosis = examined(organic, store, allow=["energy_unit"])
+    assert diagnosis.exit_code == 0
+    assert codes(diagnosis) == {"energy-unit"}
+    assert "warning energy-unit: " in render(diagnosis)
+    with pytest.raises(ValueError, match="did you mean 'energy_unit'"):
+        examined(organic, store, allow=["energy_units"])
 
 
-def test_a_teacher_of_another_mind_is_only_warned_of(copper: list[DoctorInput]) -> None:
-    """Its energies and forces go with the structure, but not as the labels do."""
-    cases = [replace(case, teacher=repelling(case)) for case in copper]
-    assert not {finding.code for finding in examine(cases) if finding.severity == "error"}
+def test_ids_are_compared_both_ways(copper: list[DoctorInput], make_store: MakeStore) -> None:
+    """Warnings say how many are missing, and on which side."""
+    diagnosis = examined(copper[:20], make_store(copper[5:]))
+    found = {finding.code: finding for finding in diagnosis.findings}
+    assert diagnosis.n_compared == 15
+    assert found["label-without-target"].message.startswith("5 of 20 labels have no target")
+    assert found["target-without-label"].message.startswith("11 of 26 targets have no label")
+    assert found["label-without-target"].structure_ids == tuple(
+        case.structure_id for case in copper[:5]
+    )
+    assert diagnosis.exit_code == 0
 
 
-@pytest.mark.parametrize("softness", [0.7, 0.85, 1.2, 1.3])
-def test_a_soft_teacher_is_sound(organic: list[DoctorInput], softness: float) -> None:
-    """Models of relaxations are soft, that is no unit."""
-    soft = [
-        changed(case, "teacher", "forces", softness * case.teacher["forces"]) for case in organic
-    ]
-    assert codes(soft) == set()
+def test_ids_that_have_nothing_in_common_are_an_error(
+    copper: list[DoctorInput], make_store: MakeStore
+) -> None:
+    """One finding with an example of each, not two lists."""
+    renamed = [replace(case, structure_id=f"x{case.structure_id}") for case in copper]
+    diagnosis = examined(renamed, make_store(copper))
+    assert codes(diagnosis) == {"ids-disjoint"}
+    assert f"'x{copper[0].structure_id}'" in diagnosis.findings[0].message
+    assert "nothing to examine" not in render(diagnosis)
 
 
-def test_ids_shuffled_within_one_material_are_found(copper: list[DoctorInput]) -> None:
-    """By forces that fit another structure."""
-    large = [case for case in copper if case.n_atoms == 108 and case.labels["forces"].any()]
-    teachers = [case.teacher for case in large]
+def test_an_id_that_comes_twice_is_an_error(
+    copper: list[DoctorInput], make_store: MakeStore
+) -> None:
+    """Only its first structure is examined."""
+    diagnosis = examined([*copper, copper[3]], make_store(copper))
+    (finding,) = [finding for finding in diagnosis.findings if finding.severity == "error"]
+    assert (finding.code, finding.structure_ids) == ("id-twice", (copper[3].structure_id,))
+    assert (diagnosis.n_labels, diagnosis.n_compared) == (32, 31)
+
+
+def test_shuffled_ids_are_called_so(copper: list[DoctorInput], make_store: MakeStore) -> None:
+    """Because the structures stand in the store, elsewhere."""
+    ids = [case.structure_id for case in copper]
     moved = [
-        replace(case, teacher=teacher)
-        for case, teacher in zip(large, teachers[1:] + teachers[:1], strict=True)
+        replace(case, structure_id=name)
+        for case, name in zip(copper, ids[1:] + ids[:1], strict=True)
     ]
-    assert "shuffled" in codes(moved)
+    diagnosis = examined(copper, make_store(moved))
+    assert codes(diagnosis) == {"ids-shuffled"}
+    assert diagnosis.n_compared == 0
 
 
-def test_nothing_is_needed_on_either_side(organic: list[DoctorInput]) -> None:
-    """Labels or targets may be empty, and so may all."""
-    assert examine([]) == []
-    assert codes([replace(case, labels={}) for case in organic]) == set()
-    assert codes([replace(case, teacher={}) for case in organic]) == set()
-    unlike = [
-        replace(case, labels={"energy": case.labels["energy"]}, teacher={"forces": forces})
-        for case in organic
-        for forces in [case.teacher["forces"]]
+def test_edited_structures_are_called_so(copper: list[DoctorInput], make_store: MakeStore) -> None:
+    """With how the first of them differs."""
+    moved = copper[4].structure.positions.copy()
+    moved[2, 0] += 0.02
+    here = copper[4].structure
+    edited = Structure(here.atomic_numbers, moved, here.cell, here.pbc)
+    cases = [*copper[:4], replace(copper[4], structure=edited), *copper[5:]]
+    diagnosis = examined(cases, make_store(copper))
+    (finding,) = [finding for finding in diagnosis.findings if finding.severity == "error"]
+    assert finding.code == "structure-edited"
+    assert "atom 2 is 0.0200 Å away" in finding.message
+
+
+def test_a_damaged_record_is_an_error(copper: list[DoctorInput], make_store: MakeStore) -> None:
+    """The others are examined all the same."""
+    store = make_store(copper)
+    whole = store.record
+
+    def damaged(name: str) -> Record:
+        if name == copper[2].structure_id:
+            raise StoreError("its checksum does not fit")
+        return whole(name)
+
+    store.record = damaged
+    diagnosis = examined(copper, store)
+    assert codes(diagnosis) == {"damaged", "energy-offset"}
+    assert diagnosis.n_compared == 30
+
+
+def test_a_sample_is_drawn_evenly_and_by_its_seed(
+    copper: list[DoctorInput], make_store: MakeStore
+) -> None:
+    """The same seed gives the same findings; every structure has its chance."""
+    store = make_store(copper)
+    first, again, other = (examined(copper, store, limit=20, seed=seed) for seed in (1, 1, 2))
+    assert first.n_compared == 20
+    assert first.findings == again.findings
+    assert first.comparisons != other.comparisons
+    with pytest.raises(ValueError, match="limit: expected a whole number of 1 or more, got 0"):
+        examined(copper, store, limit=0)
+
+
+def test_structures_without_labels_serve_as_well(
+    copper: list[DoctorInput], make_store: MakeStore
+) -> None:
+    """Only the teacher's side is examined."""
+    bare = [replace(case, labels={}) for case in copper]
+    diagnosis = examined(bare, make_store(copper))
+    assert diagnosis.findings == ()
+    assert diagnosis.references is None
+    assert "there are no labels to compare with" in render(diagnosis)
+    with pytest.raises(ValueError, match="store: expected a TargetStore"):
+        diagnose([], "targets")
+
+
+def test_an_isolated_atom_is_warned_of(make_store: MakeStore) -> None:
+    """In a wide cell, but not in a small one, where its image is near."""
+    values = {"energy": np.asarray(0.0 - 1.0)}
+    cells = {"wide": 20.0, "narrow": 3.0}
+    cases = [
+        DoctorInput(
+            name, Structure([18], [[0.0] * 3], np.eye(3) * size, [True] * 3), values, values
+        )
+        for name, size in cells.items()
     ]
-    assert codes(unlike) == set()
-
-
-def test_targets_are_examined_without_labels(organic: list[DoctorInput]) -> None:
-    """What the teacher's values say by themselves."""
-    alone = [replace(case, labels={}) for case in organic]
-    assert codes(atomic(0.9)(alone, np.random.default_rng(0))) == {"sum"}
-    assert codes(atomic(1.0)(alone, np.random.default_rng(0))) == set()
-    zero = [changed(case, "teacher", "energy", np.zeros(())) for case in alone]
-    assert codes(zero) == {"zeros"}
-
-
-def test_a_legitimate_zero_of_energies_is_not_fatal(organic: list[DoctorInput]) -> None:
-    """The frame that all others are relative to, and elements whose formation energy it is."""
-    for side in ("labels", "teacher"):
-        last = changed(organic[-1], side, "energy", np.zeros(()))
-        for cases in ([*organic[:-1], last], [replace(case, labels={}) for case in [last]]):
-            found = [one for one in examine(cases) if one.code == "zeros"]
-            assert all(one.severity == "warning" for one in found)
-
-    near = changed(changed(organic[-1], "teacher", "energy", np.asarray(0.01)), "labels", "energy",
-                   np.zeros(()))  # fmt: skip
-    assert "zeros" not in codes([*organic[:-1], near])
-
-
-def test_forces_that_vanish_by_symmetry_are_no_fault(copper: list[DoctorInput]) -> None:
-    """Whatever a teacher in another unit, or a poor one, says there."""
-    crystal = min(copper, key=lambda case: np.abs(case.labels["forces"]).max())
-    zero = np.zeros((crystal.n_atoms, 3))
-    noisy_one = changed(changed(crystal, "labels", "forces", zero), "teacher", "forces", zero + 0.1)
-    others = [
-        changed(case, "teacher", "forces", 23.06 * case.teacher["forces"])
-        for case in copper
-        if case is not crystal
+    (finding,) = [
+        finding
+        for finding in examined(cases, make_store(cases)).findings
+        if finding.code == "isolated-atom"
     ]
-    assert "zeros" not in codes([*others, noisy_one])
-
-    lone = Structure([29], [[0.0, 0.0, 0.0]], np.eye(3) * 2.3, [True] * 3)
-    case = DoctorInput("lone", lone, {"forces": np.zeros((1, 3))}, {"forces": np.full((1, 3), 9.0)})
-    assert "zeros" not in codes([*copper, case])
+    assert finding.structure_ids == ("wide",)
 
 
-def test_a_few_structures_are_said_to_be_too_few(organic: list[DoctorInput]) -> None:
-    """Rather than guessed at, though every one is in kcal/mol."""
-    few = broken(ENERGY[2], organic[:5])
-    (finding,) = examine(few)
-    assert (finding.code, finding.severity) == ("energy-too-few", "warning")
+BY_DIFFERENCES = {
+    "sound": ("energy", lambda case, value: value, None),
+    "energy in kcal/mol": ("energy", scaled(KCAL), "other-teacher"),
+    "another energy": ("energy", lambda c, value: value + 0.05 * c.n_atoms, "other-teacher"),
+    "gradients": ("forces", scaled(-1.0), "forces-not-derived"),
+    "forces in eV/Bohr": ("forces", scaled(BOHR), "forces-not-derived"),
+    "stress in GPa": ("stress", scaled(GPA), "stress-not-derived"),
+    "pressure": ("stress", scaled(-1.0), "stress-not-derived"),
+    "virial": ("stress", lambda case, value: value * volume(case), "stress-not-derived"),
+    "forces by 20 %": ("forces", scaled(1.2), "forces-not-derived"),
+}
 
 
-def test_errors_come_first(organic: list[DoctorInput]) -> None:
-    """Before warnings, whatever they are about."""
-    cases = broken(FAULTS[-4], offset(organic, np.random.default_rng(0)))
-    severities = [finding.severity for finding in examine(cases)]
-    assert severities == sorted(severities)
-    assert set(severities) == {"error", "warning"}
+@pytest.mark.parametrize("name", BY_DIFFERENCES)
+def test_a_teacher_is_asked_for_its_own_energy(
+    copper: list[DoctorInput], make_store: MakeStore, name: str
+) -> None:
+    """No label is needed to see that a store's values are not its derivatives."""
+    quantity, change, code = BY_DIFFERENCES[name]
+    bare = [replace(case, labels={}) for case in copper if case.n_atoms < 100]
+    store = make_store(every("teacher", quantity, change)(bare, np.random.default_rng(0)))
+    store.manifest = replace(store.manifest, fingerprint=load_teacher("emt").fingerprint)
+    diagnosis = examined(bare, store, teacher=load_teacher("emt"))
+    assert codes(diagnosis) == ({code} if code else set())
+    assert diagnosis.exit_code == int(code is not None and name != "forces by 20 %")
 
 
-def test_a_message_names_what_to_do(organic: list[DoctorInput]) -> None:
-    """And the structures, where only some are concerned."""
-    (finding,) = examine(broken(ENERGY[2], organic))
-    assert "kcal/mol" in finding.message
-    assert "convert that side" in finding.message
-    (missing,) = examine(broken(Fault("", "missing", _one_without_energy), organic))
-    assert missing.structure_ids == (organic[3].structure_id,)
+def test_reasons_of_differences_are_named(copper: list[DoctorInput], make_store: MakeStore) -> None:
+    """Unit and sign at once, and the fingerprint."""
+    broken = every("teacher", "forces", scaled(-BOHR))(copper, np.random.default_rng(0))
+    store = make_store(every("teacher", "energy", scaled(KCAL))(broken, np.random.default_rng(0)))
+    diagnosis = examined(copper, store, teacher=load_teacher("emt"))
+    messages = {finding.code: finding.message for finding in diagnosis.findings}
+    assert "eV/Bohr, not eV/Å with the wrong sign" in messages["forces-not-derived"]
+    assert "in kcal/mol (the fingerprints differ)" in messages["other-teacher"]
 
 
-def _one_without_energy(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
-    return [
-        changed(case, "labels", "energy", None) if row == 3 else case
-        for row, case in enumerate(cases)
-    ]
+def test_a_teacher_in_float32_is_sound(organic: list[DoctorInput], make_store: MakeStore) -> None:
+    """Rounding is no fault."""
+    teacher = load_teacher("chgnet")
+    store = make_store(organic[:4])
+    store.manifest = replace(store.manifest, fingerprint=teacher.fingerprint)
+    diagnosis = examined(organic[:4], store, teacher=teacher)
+    assert codes(diagnosis) <= {"energy-too-few"}
 
 
-def test_molecules_are_no_fault() -> None:
-    """No cell is needed."""
-    nowhere = np.zeros((3, 3))
-    hydrogen = Structure([1, 1], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]], nowhere, [False] * 3)
-    values = {"energy": np.asarray(-1.0), "forces": np.zeros((2, 3))}
-    assert codes([DoctorInput("h2", hydrogen, values, values)]) == {"energy-too-few"}
+def references(cases: Iterable[DoctorInput]) -> References:
+    elements = [case.structure.atomic_numbers for case in cases]
+    teachers, labels = (
+        np.array([float(side["energy"]) for side in sides])
+        for sides in ([c.teacher for c in cases], [c.labels for c in cases])
+    )
+    return fit_references(elements, teachers, labels)
 
 
-def test_an_unknown_quantity_is_refused() -> None:
-    """With the nearest name."""
-    hydrogen = Structure([1], [[0.0, 0.0, 0.0]], np.eye(3), [True] * 3)
-    with pytest.raises(KeyError, match="unknown quantity 'enrgy'; did you mean 'energy'"):
-        DoctorInput("h", hydrogen, {"enrgy": np.asarray(1.0)}, {})
+def shared_out(case: DoctorInput) -> DoctorInput:
+    """Give the teacher atomic energies and an energy per atom as well."""
+    each = case.teacher["energy"] / case.n_atoms
+    with_parts = changed(case, "teacher", "atomic_energies", np.full(case.n_atoms, each))
+    return changed(with_parts, "teacher", "energy_per_atom", each)
 
 
-def test_an_error_says_how_to_overrule_it_and_can_be(organic: list[DoctorInput]) -> None:
-    """By its name; then it is a warning that says so, and the others still stop the run."""
-    gradients = broken(FORCES[0], broken(ENERGY[2], organic))
-    findings = examine(gradients)
-    assert {finding.name for finding in findings} == {"energy_unit", "forces_sign"}
-    for finding in findings:
-        assert finding.message.endswith(f"allow: [{finding.name}] overrules this")
-
-    (refused,), (overruled,) = split_allowed(findings, ["energy_unit"])
-    assert (refused.code, refused.severity) == ("forces-sign", "error")
-    assert (overruled.code, overruled.severity) == ("energy-unit", "warning")
-    assert overruled.message.endswith("(overruled by allow: [energy_unit])")
-    assert split_allowed(findings, ["energy-unit", "forces_sign"])[0] == []
+EVERYTHING = {**DTYPES, "atomic_energies": "float64", "energy_per_atom": "float64"}
 
 
-@every_fault
-def test_every_error_has_a_name_to_overrule_it_by(organic: list[DoctorInput], fault: Fault) -> None:
-    """So that no run is stopped for good."""
-    found = [one for one in examine(broken(fault, organic)) if one.severity == "error"]
-    assert {one.name for one in found} <= ERRORS
-    assert split_allowed(found, sorted(ERRORS))[0] == []
+def test_the_fix_takes_the_offset_away(
+    copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
+) -> None:
+    """A second look finds nothing, and what was added gives the original back."""
+    cases = [shared_out(case) for case in copper]
+    store = make_store(cases, EVERYTHING)
+    before = examined(cases, store)
+    assert codes(before) == {"energy-offset"}
+    aligned = align(store, before.references, tmp_path / "aligned", progress=False)
+    assert examined(cases, aligned).findings == ()
+    added = aligned.manifest.energy_offsets
+    assert list(added) == ["Cu"]
+    for case in cases:
+        old, new = (held.record(case.structure_id) for held in (store, aligned))
+        n_atoms = case.n_atoms
+        for name, count in (("energy", n_atoms), ("energy_per_atom", 1), ("atomic_energies", 1)):
+            torch.testing.assert_close(new.values[name] - count * added["Cu"], old.values[name])
+        assert torch.equal(new.values["forces"], old.values["forces"])
+        assert torch.equal(new.values["stress"], old.values["stress"])
+    assert aligned.manifest.fingerprint == store.manifest.fingerprint
+    assert aligned.manifest.dtypes == store.manifest.dtypes
 
 
-@pytest.mark.parametrize(
-    ("allow", "message"),
-    [
-        (["energy_unt"], "allow: no error is called 'energy_unt'; did you mean 'energy_unit'"),
-        ("energy_unit", "allow: expected a list of names"),
-        (True, "allow: expected a list of names"),
-        ([1], "no error is called '1'"),
-    ],
-)
-def test_a_name_that_no_error_has_is_refused(allow: object, message: str) -> None:
-    """With the nearest one."""
-    with pytest.raises(ValueError, match=message):
-        check_allow(allow)
+def test_an_aligned_store_is_still_the_teachers(
+    copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
+) -> None:
+    """Its fresh energies are compared with the offsets added."""
+    store = make_store(copper)
+    store.manifest = replace(store.manifest, fingerprint=load_teacher("emt").fingerprint)
+    aligned = align(store, references(copper), tmp_path / "aligned", progress=False)
+    assert examined(copper, aligned, teacher=load_teacher("emt")).findings == ()
+
+
+def test_the_fix_goes_on_where_it_stopped(
+    copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
+) -> None:
+    """And doing it again changes nothing."""
+    fitted, folder = references(copper), tmp_path / "aligned"
+    store = make_store(copper)
+    align(store, fitted, folder, progress=False)
+    assert len(align(store, fitted, folder, progress=False)) == len(copper)
+
+
+def test_two_fixes_add_up(copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path) -> None:
+    """The manifest says what was added in all."""
+    fitted = references(copper)
+    once = align(make_store(copper), fitted, tmp_path / "once", progress=False)
+    twice = align(once, fitted, tmp_path / "twice", progress=False)
+    assert twice.manifest.energy_offsets["Cu"] == pytest.approx(-2 * fitted.offsets[29])
+
+
+def salt(name: str, numbers: list[int], energy: float) -> DoctorInput:
+    positions = 2.8 * np.arange(3 * len(numbers)).reshape(-1, 3)
+    structure = Structure(numbers, positions, np.zeros((3, 3)), [False] * 3)
+    parts = np.full(len(numbers), energy / len(numbers))
+    values = {"energy": np.asarray(energy), "atomic_energies": parts}
+    return DoctorInput(name, structure, {"energy": np.asarray(0.0)}, values)
+
+
+def test_the_fix_moves_what_is_determined_and_no_more(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    """In sodium chloride only the sum of both offsets is known."""
+    cases = [salt("one", [11, 17], -2.0), salt("two", [11, 17, 17, 11], -4.0)]
+    fitted, target = references(cases), tmp_path / "aligned"
+    with pytest.raises(ValueError, match=r"'one' \(Na, Cl\): its atomic energies cannot be moved"):
+        align(make_store(cases, EVERYTHING), fitted, target, progress=False)
+    assert not target.exists()
+    bare = [changed(case, "teacher", "atomic_energies", None) for case in cases]
+    aligned = align(make_store(bare), fitted, target, progress=False)
+    for case in cases:
+        assert aligned.record(case.structure_id).values["energy"].item() == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("numbers", [[11, 17, 17], [11, 17, 35]], ids=["proportions", "element"])
+def test_the_fix_refuses_what_does_not_follow(
+    make_store: MakeStore, tmp_path: Path, numbers: list[int]
+) -> None:
+    """Before it writes anything."""
+    labelled_ones = [salt("one", [11, 17], -2.0), salt("two", [11, 17, 17, 11], -4.0)]
+    whole = [*labelled_ones, salt("odd", numbers, -3.0)]
+    cases = [changed(case, "teacher", "atomic_energies", None) for case in whole]
+    with pytest.raises(ValueError, match=r"'odd' \(Na, Cl.*does not follow from the labelled"):
+        align(make_store(cases), references(labelled_ones), tmp_path / "aligned", progress=False)
+    assert not (tmp_path / "aligned").exists()
+
+
+def test_the_fix_refuses_its_own_folder_and_a_store_without_energies(
+    copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
+) -> None:
+    """Each with what is wrong."""
+    store, fitted = make_store(copper), references(copper)
+    with pytest.raises(ValueError, match="is the store itself; choose another folder"):
+        align(store, fitted, store.folder / ".." / store.folder.name, progress=False)
+    forces = make_store([changed(case, "teacher", "energy", None) for case in copper])
+    with pytest.raises(ValueError, match="holds no energies; there is nothing to align"):
+        align(forces, fitted, tmp_path / "aligned", progress=False)
+
+
+def test_a_verdict_is_readable(copper: list[DoctorInput], make_store: MakeStore) -> None:
+    """In a terminal of 100 columns, with symbols of elements."""
+    broken = every("teacher", "forces", scaled(-1.0))(copper, np.random.default_rng(0))
+    text = render(examined(copper[2:], make_store(broken)))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0] == "29 labels, 31 targets, 29 structures examined"
+    assert "energy                        29       29   4.098 eV/atom" in text
+    assert "by element, eV: Cu +4.098" in text
+    assert text.index("error forces-sign") < text.index("warning energy-offset")
+    assert lines[-1] == "1 error, 2 warnings: mend the errors before training"

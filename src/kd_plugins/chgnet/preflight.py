@@ -16,7 +16,7 @@ from kd_plugins.chgnet.data import DataError, DistillData, GraphSample, check_ki
 from kd_plugins.chgnet.loss import PREFIX, DistillLoss, Ratios
 from kd_plugins.chgnet.student import HEAD, trainable
 from kd_plugins.chgnet.validation import other_zero
-from kd_plugins.doctor.diagnosis import check_allow, examine, split_allowed
+from kd_plugins.doctor.examine import check_allow, examine, split_allowed
 from kd_plugins.doctor.inputs import DoctorInput, Finding, paired
 
 logger = logging.getLogger(__name__)

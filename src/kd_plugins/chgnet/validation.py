@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kd_plugins.chgnet.data import DataError, DistillData
-from kd_plugins.doctor.diagnosis import split_allowed
+from kd_plugins.doctor.examine import split_allowed
 from kd_plugins.doctor.inputs import DoctorInput, Finding, first_ids, paired
 from kd_plugins.doctor.references import fit_references
 from kd_plugins.store.structure import SAME_POSITION, Structure

@@ -8,7 +8,7 @@ from textwrap import fill
 from ase.data import chemical_symbols
 
 from kd_plugins.core.quantities import quantity
-from kd_plugins.doctor.examine import Comparison, Diagnosis
+from kd_plugins.doctor.diagnosis import Comparison, Diagnosis
 from kd_plugins.doctor.inputs import Finding
 from kd_plugins.doctor.references import References
 from kd_plugins.store.manifest import Manifest

@@ -12,7 +12,7 @@ from kd_plugins.core.distances import Distance
 from kd_plugins.core.loss import CrackTerm, DistanceTerm, DistillationLoss, InstanceTerm, Term
 from kd_plugins.core.relations import Crack, Instance
 from kd_plugins.core.schedules import Schedule
-from kd_plugins.doctor.diagnosis import check_allow
+from kd_plugins.doctor.examine import check_allow
 from kd_plugins.numbers import check_seed
 
 

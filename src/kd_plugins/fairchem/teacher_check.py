@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from kd_plugins.config import ConfigError
 from kd_plugins.core.loss import Term
-from kd_plugins.doctor.diagnosis import examine, split_allowed
+from kd_plugins.doctor.examine import examine, split_allowed
 from kd_plugins.doctor.inputs import DoctorInput, Finding
 from kd_plugins.fairchem.cached import StoredTargets, structures
 from kd_plugins.fairchem.convert import structure_ids
