@@ -187,6 +187,124 @@ def test_the_record_survives_the_trip_to_another_process() -> None:
     assert torch.equal(copy.mask("energy"), PRESENT)
 
 
+def parts(dtype: torch.dtype = torch.float64) -> list[TeacherTargets]:
+    """Return one record a structure, each with every quantity in the table."""
+    return [
+        TeacherTargets(
+            (structure_id,),
+            torch.tensor([n_atoms]),
+            {
+                row.name: normal(*shape_of(row, 1, n_atoms), seed=seed, dtype=dtype)
+                for row in QUANTITIES.values()
+            },
+        )
+        for seed, (structure_id, n_atoms) in enumerate(zip(IDS, N_ATOMS.tolist(), strict=True))
+    ]
+
+
+def assert_equal(actual: TeacherTargets, expected: TeacherTargets) -> None:
+    """Both have the same structures, and bit for bit the same targets where there are any."""
+    assert actual.structure_ids == expected.structure_ids
+    assert torch.equal(actual.n_atoms, expected.n_atoms)
+    assert set(actual.values) == set(expected.values)
+    for name, value in expected.values.items():
+        mask = expected.mask(name)
+        assert torch.equal(actual.mask(name), mask)
+        assert actual.values[name].dtype == value.dtype
+        assert torch.equal(actual.values[name][mask], value[mask])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_unbatching_a_collated_batch_gives_its_parts_back(dtype: torch.dtype) -> None:
+    """Every quantity and precision, and a structure without atoms."""
+    before = parts(dtype)
+    after = TeacherTargets.collate(before).unbatch()
+    for actual, expected in zip(after, before, strict=True):
+        assert_equal(actual, expected)
+
+
+def test_collating_an_unbatched_batch_gives_the_batch_back() -> None:
+    """With what is missing in it."""
+    for row in QUANTITIES.values():
+        for present in (PRESENT, ~PRESENT):
+            targets = record({row.name: value_of(row)}, **{row.name: present})
+            assert_equal(TeacherTargets.collate(targets.unbatch()), targets)
+
+
+@every_quantity
+def test_a_collated_batch_has_the_shapes_of_the_table(row: Quantity) -> None:
+    """Items of structures stay items of structures, also where there are as many atoms."""
+    batch = TeacherTargets.collate(parts())
+    assert batch.values[row.name].shape == shape_of(row, 3, 5)
+    one_atom = [
+        TeacherTargets((name,), torch.tensor([1]), {row.name: normal(*shape_of(row, 1, 1))})
+        for name in IDS
+    ]
+    assert TeacherTargets.collate(one_atom).values[row.name].shape == shape_of(row, 3, 3)
+
+
+@every_quantity
+@pytest.mark.parametrize("lacking", [0, 1, 2])
+def test_what_a_structure_lacks_is_missing_in_the_batch(row: Quantity, lacking: int) -> None:
+    """``present`` says so; the rows are zeros, and those of the others are untouched."""
+    before = parts()
+    before[lacking] = TeacherTargets(
+        before[lacking].structure_ids, before[lacking].n_atoms, {"energy": torch.zeros(1).double()}
+    )
+    if row.name == "energy":
+        before[lacking] = TeacherTargets(IDS[lacking : lacking + 1], before[lacking].n_atoms, {})
+    batch = TeacherTargets.collate(before)
+    assert batch.present[row.name].tolist() == [place != lacking for place in range(3)]
+    assert not batch.values[row.name][~batch.mask(row.name)].any()
+    for actual, expected in zip(batch.unbatch(), before, strict=True):
+        assert_equal(actual, expected)
+
+
+def test_batches_collate_to_the_batch_of_all_their_structures() -> None:
+    """Their presence comes along."""
+    first = record({"forces": normal(5, 3)}, forces=PRESENT)
+    second = TeacherTargets(("fourth",), torch.tensor([1]), {"forces": normal(1, 3, seed=1)})
+    batch = TeacherTargets.collate([first, second])
+    assert batch.structure_ids == (*IDS, "fourth")
+    assert batch.present["forces"].tolist() == [*PRESENT.tolist(), True]
+    assert batch.mask("forces").tolist() == [True, True, False, False, False, True]
+
+
+def test_a_collated_batch_equals_the_same_batch_made_at_once() -> None:
+    """The constructor, which checks everything, finds nothing wrong with it."""
+    batch = TeacherTargets.collate([*parts(), TeacherTargets(("d",), torch.tensor([2]), {})])
+    fields = batch.structure_ids, batch.n_atoms, batch.values, batch.present
+    assert_equal(TeacherTargets(*fields), batch)
+
+
+def test_no_records_cannot_be_collated() -> None:
+    """They would have no quantities."""
+    with pytest.raises(ValueError, match="collate: expected at least one record"):
+        TeacherTargets.collate([])
+
+
+def test_embeddings_of_two_widths_cannot_be_collated() -> None:
+    """The message names a structure of each."""
+    two = [
+        TeacherTargets((name,), torch.tensor([1]), {"node_embeddings": torch.zeros(1, width)})
+        for name, width in (("a", 4), ("b", 8))
+    ]
+    message = r"node_embeddings: .* one shape an item, got \(4,\) of 'a' and \(8,\) of 'b'"
+    with pytest.raises(ValueError, match=message):
+        TeacherTargets.collate(two)
+
+
+def test_targets_move_to_a_device_with_everything_they_hold() -> None:
+    """The meta device stands for any other; the number of atoms needs no question to it."""
+    batch = TeacherTargets.collate([*parts(), TeacherTargets(("d",), torch.tensor([2]), {})])
+    moved = batch.to(device="meta", non_blocking=True)
+    tensors = (moved.n_atoms, *moved.values.values(), *moved.present.values())
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert (moved.n_items("structure"), moved.n_items("atom")) == (4, 7)
+    assert moved.mask("forces").shape == (7,)
+    assert_equal(batch.to("cpu"), batch)
+
+
 @pytest.mark.parametrize(
     "n_atoms", [torch.tensor([-1, 3, 3]), torch.tensor([2.0, 0.0, 3.0])], ids=["negative", "float"]
 )
