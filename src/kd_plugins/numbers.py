@@ -1,4 +1,4 @@
-"""Numbers that a user gives, checked by name: finite, of the right kind, within bounds."""
+"""Check numbers that a user gives: finite, of the right kind, within bounds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from numbers import Integral, Real
 from typing import TypeGuard
 
 LARGEST = 1e300
-"""Beyond it the arithmetic that follows would overflow."""
+"""The largest magnitude of a setting: float64 ends at 1.8e308, and settings are scaled."""
 LARGEST_SEED = 2**32 - 1
 """The largest seed that NumPy's and torch's generators both take."""
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is a finite real number; a boolean is none.
+    """Return whether a value is a finite real number; a boolean is not one.
 
     >>> is_number(3), is_number(True), is_number(float("nan")), is_number(10**400)
     (True, False, False, False)
@@ -107,13 +107,19 @@ def check_seed(name: str, value: object) -> int:
 def shown(value: object) -> str:
     """Return a value as it may stand in a message: on one line and not long.
 
-    >>> shown("x" * 99)[-20:]
+    >>> shown("x" * 199)[-20:]
     'xxxxxxxxxxxxxxxxx...'
     """
     if isinstance(value, int) and abs(value) >= 10**40:
-        return "a whole number of 40 digits or more"  # Python refuses to write thousands of them
-    text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(value).split()))
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        # Python refuses to print integers of more than 4,300 digits.
+        return f"a whole number of {value.bit_length()} bits"
+
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # such an integer inside a list, or a list inside itself
+        text = f"a {type(value).__name__}"
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # an address differs from run to run
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _bounds(
