@@ -110,8 +110,8 @@ def shown(value: object) -> str:
     >>> shown("x" * 199)[-20:]
     'xxxxxxxxxxxxxxxxx...'
     """
-    if isinstance(value, int) and abs(value) >= 10**40:
-        # Python refuses to print integers of more than 4,300 digits.
+    if isinstance(value, int) and abs(value) >= 2**63:
+        # Too long to compare by eye; beyond 4,300 digits Python refuses to print it.
         return f"a whole number of {value.bit_length()} bits"
 
     try:
