@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 MARKED = r"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)"
 TOP = "files, lazy, names, numbers, torch_files"
 """What the diagram calls the modules outside a room that the rooms import."""
-ABOVE = {"__init__", "cli", "crystals", "ending", "testing"}
+ABOVE = {"__init__", "cli", "crystals", "exit_codes", "testing"}
 """Modules outside a room that stand above all rooms, or that are a room's old name."""
 
 

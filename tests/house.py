@@ -41,7 +41,7 @@ ALLOWED_IMPORTS = {
     "kd_plugins/numbers.py": {"torch", "numpy"},
     "kd_plugins/torch_files.py": {"torch"},
     "kd_plugins/cli.py": {"kd_plugins"},
-    "kd_plugins/ending.py": set(),
+    "kd_plugins/exit_codes.py": set(),
     "kd_plugins/commands/": {"kd_plugins"},
     "kd_plugins/compare/": STORE
     | {
@@ -63,7 +63,7 @@ ALLOWED_IMPORTS = {
     "kd_plugins/doctor/": DOCTOR,
     "kd_plugins/sampling/": TEACHERS | {"kd_plugins.sampling", "scipy"},
     "kd_plugins/fairchem/": ADAPTER
-    | {"kd_plugins.fairchem", "kd_plugins.ending", "fairchem", "torch_geometric"},
+    | {"kd_plugins.fairchem", "kd_plugins.exit_codes", "fairchem", "torch_geometric"},
     "kd_plugins/fairchem/standins/scatter/": {"torch", "torch_scatter"},
     "kd_plugins/fairchem/standins/sparse/": set(),
     "kd_plugins/hippynn/": ADAPTER | {"kd_plugins.hippynn", "hippynn"},

@@ -328,7 +328,7 @@ def test_nothing_ends_in_a_traceback(
     def fail(_: object) -> int:
         raise error
 
-    monkeypatch.setattr("kd_plugins.commands.proof._report", fail)
+    monkeypatch.setattr("kd_plugins.commands.evaluation._report", fail)
     code, _, complaint = run(capsys, "report . -o a.html")
     assert code == 2 and says in complaint
     assert len(complaint.splitlines()) == 1

@@ -143,7 +143,7 @@ def test_the_verdict_tells_cpu_time(tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         (["--workers", "0"], "workers: expected 1 or more, got 0"),
         (["--workers", "-1"], "workers: expected 1 or more, got -1"),
-        (["--arm", "studnet"], "--arm says whom the bars of --require are for"),
+        (["--arm", "studnet"], "--arm is for --require"),
         (["--require", "drift<1"], "--require needs --arm, one of control, student"),
         (["--arm", "studnet", "--require", "drift<1"], "'studnet' that is measured; did you mean"),
         (["--arm", "student", "--require", "drfit<1"], "unknown metric 'drfit'; did you mean"),

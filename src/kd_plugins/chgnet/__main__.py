@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kd_plugins.ending import ended
+from kd_plugins.exit_codes import run_command
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="such as optim.seed=3")
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     arguments = parser.parse_args(words)
-    return ended(lambda: _run(arguments), debug=arguments.debug)
+    return run_command(lambda: _run(arguments), debug=arguments.debug)
 
 
 def _run(arguments: argparse.Namespace) -> int:

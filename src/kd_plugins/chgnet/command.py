@@ -14,7 +14,7 @@ from kd_plugins.chgnet.loss import Ratios, Source
 from kd_plugins.chgnet.run_folder import check_free, read_model, write_curves
 from kd_plugins.chgnet.settings import DataSettings, StudentSettings, TrainingSettings
 from kd_plugins.chgnet.student import align_references, in_words
-from kd_plugins.ending import sentence
+from kd_plugins.exit_codes import describe_error
 from kd_plugins.sampling import crystal_of, nested_subset, of_kind, split
 from kd_plugins.store.shard import StoreError
 from kd_plugins.structures import LabelledStructure, read_structures
@@ -89,7 +89,7 @@ def _source(
         soft_of(store, _taught(settings)["soft"])
     except (ValueError, KeyError, OSError, StoreError) as error:
         kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"{name}: {sentence(error)}") from error
+        raise kind(f"{name}: {describe_error(error)}") from error
     return frames, store
 
 
@@ -119,7 +119,7 @@ def _data(
     except (ValueError, KeyError) as error:
         chosen = "" if part.kind is None else f" of kind {part.kind}"
         files = ", ".join(part.structures)
-        raise DataError(f"{name}: structures{chosen} of {files}: {sentence(error)}") from error
+        raise DataError(f"{name}: structures{chosen} of {files}: {describe_error(error)}") from error
 
 
 def _chosen(

@@ -9,14 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from kd_plugins.ending import ended
+from kd_plugins.exit_codes import run_command
 from kd_plugins.fairchem import compat
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run fairchem's command line; return 0, 2 after an error, 130 after Ctrl-C."""
     words = sys.argv[1:] if words is None else list(words)
-    return ended(lambda: _run(words), debug="--debug" in words)
+    return run_command(lambda: _run(words), debug="--debug" in words)
 
 
 def _run(words: Sequence[str]) -> int:

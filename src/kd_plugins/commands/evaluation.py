@@ -1,4 +1,4 @@
-"""The commands that say whether distillation helped: evaluate, compare, report."""
+"""The commands that measure potentials and compare them: evaluate, compare, report."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PLAIN = argparse.RawDescriptionHelpFormatter
-REQUIRE = "a bar, such as force_rmse<0.05; exit code 1 if it is not cleared or was not measured"
+REQUIRE = "a requirement, such as force_rmse<0.05; exit code 1 if it is not met or was not measured"
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,7 +62,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.add_argument("--require", action="append", default=[], metavar="BAR", help=REQUIRE)
     command.add_argument("--workers", type=int, default=1, metavar="N", help="at a time")
-    command.add_argument("--arm", help="that the bars are for; needed with --require")
+    command.add_argument("--arm", help="whose mean over seeds must meet --require")
     command.set_defaults(run=_compare)
 
 
@@ -75,82 +74,93 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from kd_plugins.files import write_json
     from kd_plugins.teachers.spec import TeacherSpec
 
-    student_spec = str(TeacherSpec.parse(arguments.student))
-    teacher_spec = str(TeacherSpec.parse(arguments.teacher)) if arguments.teacher else None
-    for spec in filter(None, (student_spec, teacher_spec)):
-        check_potential(spec)
-    _check_bars(arguments, planned(arguments.out / "student", _measure(arguments)), teacher_spec)
-    student = Evaluator(student_spec, arguments.out / "student", _measure(arguments))
+    # Check every word before a model is opened, which takes seconds.
+    student_name = str(TeacherSpec.parse(arguments.student))
+    teacher_name = str(TeacherSpec.parse(arguments.teacher)) if arguments.teacher else None
+    for name in filter(None, (student_name, teacher_name)):
+        check_potential(name)
+    settings = _measure(arguments)
+    _check_requirements(arguments, planned(arguments.out / "student", settings), teacher_name)
+
+    student = Evaluator(student_name, arguments.out / "student", settings)
     teacher = None
-    if teacher_spec:
-        teacher = Evaluator(teacher_spec, arguments.out / "teacher", student.settings)
+    if teacher_name:
+        teacher = Evaluator(teacher_name, arguments.out / "teacher", student.settings)
+
     with alone(arguments.out, "evaluate"):
-        found = evaluation(student, teacher)
-        origin = _origin(student, teacher, arguments.typed)
-        write_json(arguments.out / "evaluation.json", {**found, "provenance": origin})
-    _tell(found["metrics"])
-    _warn(found.get("volumes", {}))
-    return _judge(arguments.require, found["metrics"])
+        results = evaluation(student, teacher)
+        origin = _provenance(student, teacher, arguments.typed)
+        write_json(arguments.out / "evaluation.json", {**results, "provenance": origin})
+
+    _print_metrics(results["metrics"])
+    _print_unrelaxed(results.get("volumes", {}))
+    return _exit_code(arguments.require, results["metrics"])
 
 
-def _check_bars(arguments: argparse.Namespace, settings: Any, teacher: str | None) -> None:
-    """Refuse bars for what nothing will measure, and structures that nothing is compared with."""
+def _measure(arguments: argparse.Namespace) -> Any:
+    """Return what the command line wants to be measured."""
+    from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
+
+    names = ("temperature", "steps", "equilibration", "repeats", "cutoff")
+    chosen = {name: getattr(arguments, name) for name in names}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if chosen and not arguments.dynamics:
+        raise ValueError(f"--{next(iter(chosen))} needs --dynamics with a structure to move")
+    if arguments.elasticity and not arguments.crystals:
+        raise ValueError("--elasticity needs --crystals to measure it of")
+
+    dynamics = crystals = None
+    if arguments.dynamics is not None:
+        values = {"temperature": 600.0, "steps": 0, **chosen}
+        if "repeats" in values:
+            values["repeats"] = tuple(values["repeats"])
+        dynamics = DynamicsSettings(arguments.dynamics, **values)
+    if arguments.crystals:
+        crystals = CrystalSettings(tuple(arguments.crystals), arguments.elasticity)
+
+    return Measure(tuple(arguments.reference), arguments.ids, dynamics, crystals)
+
+
+def _check_requirements(arguments: argparse.Namespace, settings: Any, teacher: str | None) -> None:
+    """Refuse requirements on metrics that will not be measured, and nothing to compare with."""
     from kd_plugins.evaluate.expected import check_metrics
     from kd_plugins.evaluate.inputs import check_compared, shared_labels
     from kd_plugins.evaluate.requirements import Requirement
 
-    bars = [Requirement.parse(text) for text in arguments.require]
+    requirements = [Requirement.parse(text) for text in arguments.require]
     check_compared(settings, teacher is not None)
+
     labels = shared_labels(settings)
-    names = [bar.metric for bar in bars]
-    check_metrics("--require", names, settings, teacher is not None, labels)
+    metrics = [one.metric for one in requirements]
+    check_metrics("--require", metrics, settings, teacher is not None, labels)
 
 
-def _tell(metrics: Mapping[str, float]) -> None:
-    """Print each metric as bars take it and in the report's unit."""
-    from kd_plugins.report.metrics import metric
-
-    for name, value in sorted(metrics.items()):
-        shown = metric(name)
-        print(f"{name:32s} {value:<12.6g} {value * shown.factor:.4g} {shown.unit}".rstrip())
-
-
-def _warn(volumes: Mapping[str, Any]) -> None:
-    """Name the crystals that did not relax."""
-    for crystal, one in volumes.items():
-        for who, reason in one["failures"].items():
-            print(f"not relaxed: {crystal} by the {who}: {reason}", file=sys.stderr)
-
-
-def _origin(student: Any, teacher: Any, typed: str) -> dict[str, Any]:
+def _provenance(student: Any, teacher: Any, typed: str) -> dict[str, Any]:
     from kd_plugins.evaluate.provenance import provenance
 
     name, fingerprint = (teacher.potential, teacher.model.fingerprint) if teacher else (None, None)
     return provenance(student.settings, name, fingerprint, typed)
 
 
-def _measure(arguments: argparse.Namespace) -> Any:
-    from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
+def _print_metrics(metrics: Mapping[str, float]) -> None:
+    """Print each metric in the unit of ``--require`` and in that of the report."""
+    from kd_plugins.report.metrics import metric
 
-    names = ("temperature", "steps", "equilibration", "repeats", "cutoff")
-    given = {name: getattr(arguments, name) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given and not arguments.dynamics:
-        raise ValueError(f"--{next(iter(given))} needs --dynamics with a structure to move")
-    if arguments.elasticity and not arguments.crystals:
-        raise ValueError("--elasticity needs --crystals to measure it of")
-    dynamics = crystals = None
-    if arguments.dynamics is not None:
-        plain = {"temperature": 600.0, "steps": 0, **given}
-        if "repeats" in plain:
-            plain["repeats"] = tuple(plain["repeats"])
-        dynamics = DynamicsSettings(arguments.dynamics, **plain)
-    if arguments.crystals:
-        crystals = CrystalSettings(tuple(arguments.crystals), arguments.elasticity)
-    return Measure(tuple(arguments.reference), arguments.ids, dynamics, crystals)
+    for name, value in sorted(metrics.items()):
+        described = metric(name)
+        converted = f"{value * described.factor:.4g} {described.unit}"
+        print(f"{name:32s} {value:<12.6g} {converted}".rstrip())
 
 
-def _judge(requirements: Sequence[str], metrics: Mapping[str, float]) -> int:
+def _print_unrelaxed(volumes: Mapping[str, Any]) -> None:
+    """Name the crystals whose relaxation failed, and why."""
+    for crystal, volume in volumes.items():
+        for potential, reason in volume["failures"].items():
+            print(f"not relaxed: {crystal} by the {potential}: {reason}", file=sys.stderr)
+
+
+def _exit_code(requirements: Sequence[str], metrics: Mapping[str, float]) -> int:
+    """Print the requirements that are not met; return 1 if there is one, else 0."""
     from kd_plugins.evaluate.requirements import faults
 
     found = faults(requirements, metrics)
@@ -167,35 +177,39 @@ def _compare(arguments: argparse.Namespace) -> int:
     experiment = read_experiment(arguments.experiment)
     _check_arm(arguments, experiment)
     Comparison(experiment, arguments.out, arguments.typed).all(arguments.workers)
+
     results = read_results(arguments.out)
     for one in verdict(results):
         print(one.sentence)
-    return _judge(arguments.require, _means(results, arguments.arm))
+    return _exit_code(arguments.require, _mean_metrics(results, arguments.arm))
 
 
 def _check_arm(arguments: argparse.Namespace, experiment: Any) -> None:
-    """Refuse an arm that is not measured, and bars for what nothing will measure."""
+    """Refuse an arm that is not measured, and requirements on metrics that will not be."""
     from kd_plugins.evaluate.expected import check_metrics
     from kd_plugins.evaluate.inputs import shared_labels
     from kd_plugins.evaluate.requirements import Requirement
     from kd_plugins.names import suggestion
 
-    judged = [arm for arm in experiment.arms if arm not in experiment.unjudged]
-    bars = [Requirement.parse(text) for text in arguments.require]
-    if bars and arguments.arm is None:
-        raise ValueError(f"--require needs --arm, one of {', '.join(judged)}")
-    if arguments.arm is not None and not bars:
-        raise ValueError("--arm says whom the bars of --require are for, and there is none")
-    if bars and arguments.arm not in judged:
-        near = suggestion(arguments.arm, judged)
+    measured = [arm for arm in experiment.arms if arm not in experiment.unjudged]
+    requirements = [Requirement.parse(text) for text in arguments.require]
+    if requirements and arguments.arm is None:
+        raise ValueError(f"--require needs --arm, one of {', '.join(measured)}")
+    if arguments.arm is not None and not requirements:
+        raise ValueError("--arm is for --require, and there is no requirement")
+    if not requirements:
+        return
+
+    if arguments.arm not in measured:
+        near = suggestion(arguments.arm, measured)
         raise ValueError(f"--arm: no arm {arguments.arm!r} that is measured{near}")
-    if bars:
-        names, taught = [bar.metric for bar in bars], experiment.teacher is not None
-        labels = shared_labels(experiment.measure)
-        check_metrics("--require", names, experiment.measure, taught, labels)
+    metrics = [one.metric for one in requirements]
+    has_teacher = experiment.teacher is not None
+    labels = shared_labels(experiment.measure)
+    check_metrics("--require", metrics, experiment.measure, has_teacher, labels)
 
 
-def _means(results: Any, arm: str | None) -> dict[str, float]:
+def _mean_metrics(results: Any, arm: str | None) -> dict[str, float]:
     """Return the mean over seeds of each metric that all of an arm's runs have."""
     runs = [] if arm is None else list(results.of(arm).values())
     names = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
