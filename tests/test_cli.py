@@ -70,7 +70,7 @@ def test_a_teacher_of_ones_own_in_a_shell(folder: Path, capsys: pytest.CaptureFi
     done = in_a_shell(*words)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("labelled 3, there already 0, failed 1 in ")
-    assert done.stdout.endswith(" s: targets\n")
+    assert done.stdout.endswith(" s on cpu: targets\n")
     assert "why they failed stands in targets/failures.jsonl" in done.stderr
     assert TargetStore.open("targets").manifest.teacher == "own_teacher:picky asap_cutoff=true"
     code, said, _ = run(capsys, "verify targets")

@@ -38,7 +38,7 @@ def frames(path: Path) -> list[LabelledStructure]:
 def predictions(study: Study, name: str, crystals: list[LabelledStructure]) -> dict[str, Any]:
     """Return energies an atom and forces of one model."""
     teacher = CalculatorTeacher(calculator(study, name, models(study)[name]))
-    found = [teacher(frame.atoms, ["energy", "forces"]) for frame in tqdm(crystals, name)]
+    found = [teacher.predict([one.atoms], ["energy", "forces"])[0] for one in tqdm(crystals, name)]
     sizes = [len(frame.atoms) for frame in crystals]
     return {
         "energy_per_atom": [float(one["energy"]) / n for one, n in zip(found, sizes, strict=True)],

@@ -90,7 +90,7 @@ def _write(path: Path, atoms, trunk: FrozenTrunk, teacher) -> None:
         embeddings=torch.stack([trunk.embeddings(graph) for graph in graphs]).numpy(),
         numbers=atoms.numbers.astype(np.int64),
         volumes=np.array([one.get_volume() for one in structures]),
-        teacher=np.array([float(teacher(one, ["energy"])["energy"]) for one in structures]),
+        teacher=np.array([float(one["energy"]) for one in teacher.predict(structures, ["energy"])]),
     )
     partial.replace(path)
 

@@ -260,7 +260,7 @@ def test_other_packages_bring_teachers(foreign: Path) -> None:
     assert '"sigma": 3.4' in argon.fingerprint
     own = load_teacher("own offset=-2")
     assert (own.fingerprint, own.quantities) == ("mine", ("energy",))
-    assert own(bulk("Cu"), ["energy"]) == {"energy": -2}
+    assert own.predict([bulk("Cu")], ["energy"]) == [{"energy": -2}]
     assert load_teacher("emt & own").quantities == ("energy", "energy_std")
 
 
@@ -302,16 +302,20 @@ def test_a_factorys_own_message_is_kept() -> None:
 
 
 class Plain:
-    """A teacher of one's own: the four things, and nothing of ASE's calculators."""
+    """A teacher of one's own: the six members, and nothing of ASE's calculators."""
 
     quantities: Sequence[str] = ("energy", "node_embeddings")
-    fingerprint = "plain"
+    fingerprint, device, batch_size = "plain", "cpu", 1
     versions: dict[str, str] = {}
 
-    def __call__(self, atoms: Atoms, quantities: Sequence[str]) -> dict[str, np.ndarray]:
+    def predict(
+        self, structures: Sequence[Atoms], quantities: Sequence[str]
+    ) -> list[dict[str, np.ndarray]]:
         """Return zeros."""
-        shapes = {"energy": (), "node_embeddings": (len(atoms), 2)}
-        return {name: np.zeros(shapes[name]) for name in quantities}
+        return [
+            {name: np.zeros({"energy": ()}.get(name, (len(atoms), 2))) for name in quantities}
+            for atoms in structures
+        ]
 
 
 def test_a_teacher_needs_no_calculator() -> None:

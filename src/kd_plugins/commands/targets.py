@@ -48,13 +48,14 @@ def _label(arguments: argparse.Namespace) -> int:
         name,
         arguments.store,
         _quantities(arguments.quantities),
+        device=arguments.device,
         engine=arguments.engine,
         workers=arguments.workers,
         total=total,
     )
     print(
         f"labelled {report.labelled}, there already {report.skipped}, failed {len(report.failed)}"
-        f" in {report.seconds:.1f} s: {arguments.store}"
+        f" in {report.seconds:.1f} s on {report.device}: {arguments.store}"
     )
     if report.failed:
         print(f"why they failed stands in {arguments.store}/failures.jsonl", file=sys.stderr)
@@ -154,7 +155,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from kd_plugins import TargetStore
     from kd_plugins.doctor.align import align
-    from kd_plugins.doctor.examine import diagnose, frames_of
+    from kd_plugins.doctor.diagnosis import diagnose, frames_of
     from kd_plugins.doctor.report import added, render
     from kd_plugins.structures import read_structures
     from kd_plugins.teachers import load_teacher
@@ -260,6 +261,11 @@ def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="what to keep, such as energy forces node_embeddings:float16",
     )
     command.add_argument("--ids", default="auto", help=IDS)
+    command.add_argument(
+        "--device",
+        default="auto",
+        help="where the teacher computes: auto (CUDA where there is one), cpu, cuda or cuda:1",
+    )
     command.add_argument("--engine", choices=("serial", "process", "ray"), default="serial")
     command.add_argument("--workers", type=int, default=1, metavar="N")
     command.set_defaults(run=_label)

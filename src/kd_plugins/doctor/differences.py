@@ -14,6 +14,7 @@ from kd_plugins.doctor.inputs import DoctorInput, Finding, Severity
 from kd_plugins.doctor.units import ENERGY_UNITS, FORCE_UNITS, STRESS_UNITS
 from kd_plugins.store.manifest import Manifest
 from kd_plugins.structures.readers import to_atoms
+from kd_plugins.teachers.calculator import as_teacher
 from kd_plugins.teachers.teacher import Teacher
 
 STEP, STRAIN = 0.01, 0.003
@@ -58,7 +59,8 @@ def _largest_force(case: DoctorInput) -> float:
 
 
 def _ask(teacher: Teacher, atoms: Atoms) -> float:
-    return float(teacher(atoms, ("energy",))["energy"])
+    (predicted,) = as_teacher(teacher).predict([atoms], ("energy",))
+    return float(predicted["energy"])
 
 
 def _energy(

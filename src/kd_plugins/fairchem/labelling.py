@@ -36,9 +36,12 @@ class EqV2Teacher:
         *("node_embeddings", "equivariant_embeddings"),
     )
 
+    batch_size = 1
+
     def __init__(self, teacher: Teacher, device: torch.device) -> None:
         teacher.backbone.otf_graph = True
-        self.teacher, self.device = teacher, device
+        self.teacher, self.device = teacher, str(device)
+        self._device = device
         self.fingerprint = f"EquiformerV2 {teacher.fingerprint}"
         self._to_graph = AtomsToGraphs(r_edges=False, r_pbc=True)
 
@@ -47,14 +50,20 @@ class EqV2Teacher:
         """Versions of fairchem-core and torch."""
         return {name: metadata.version(name) for name in ("fairchem-core", "torch")}
 
+    def predict(
+        self, structures: Sequence[Atoms], quantities: Sequence[str]
+    ) -> list[dict[str, np.ndarray]]:
+        """Predict the targets of each structure, one after the other."""
+        return [self(atoms, quantities) for atoms in structures]
+
     def __call__(self, atoms: Atoms, quantities: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the targets of one structure.
 
         Raises:
             TeacherError: if the model has no head for a quantity.
         """
-        batch = Batch.from_data_list([self._to_graph.convert(atoms)]).to(self.device)
-        devices = [self.device] if self.device.type == "cuda" else []
+        batch = Batch.from_data_list([self._to_graph.convert(atoms)]).to(self._device)
+        devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(SEED)
             targets = self.teacher(batch)

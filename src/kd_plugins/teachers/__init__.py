@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from kd_plugins.teachers.calculator import CalculatorTeacher as CalculatorTeacher
+from kd_plugins.teachers.calculator import as_teacher as as_teacher
 from kd_plugins.teachers.ensemble import Ensemble as Ensemble
 from kd_plugins.teachers.failures import failures as failures
 from kd_plugins.teachers.label_run import LabelReport as LabelReport

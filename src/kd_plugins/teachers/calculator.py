@@ -1,4 +1,4 @@
-"""Any ASE calculator as a teacher."""
+"""Any ASE calculator as a teacher, and any object that predicts one structure at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 
 from kd_plugins.core.quantities import QUANTITIES, quantity
-from kd_plugins.teachers.teacher import TeacherError
+from kd_plugins.numbers import shown
+from kd_plugins.teachers.teacher import Teacher, TeacherError
 
 ASE_NAMES = {"atomic_energies": "energies"}
 """Our name to ASE's, where they differ."""
@@ -38,9 +39,12 @@ class CalculatorTeacher:
 
     >>> from ase.build import bulk
     >>> from ase.calculators.emt import EMT
-    >>> round(float(CalculatorTeacher(EMT())(bulk("Cu"), ["energy"])["energy"]), 3)
+    >>> (predicted,) = CalculatorTeacher(EMT()).predict([bulk("Cu")], ["energy"])
+    >>> round(float(predicted["energy"]), 3)
     -0.006
     """
+
+    batch_size = 1  # a calculator computes one structure at a time
 
     def __init__(self, calculator: Any) -> None:
         self.calculator = calculator
@@ -54,12 +58,29 @@ class CalculatorTeacher:
         roots = {kind.__module__.partition(".")[0] for kind in classes}
         return _versions((roots | {"ase", "numpy", "torch"}) - sys.stdlib_module_names)
 
-    def __call__(self, atoms: Atoms, quantities: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the targets of one structure.
+    @property
+    def device(self) -> str:
+        """Where its weights are, or else what it has as ``device``; of several parts, all places.
+
+        A calculator with neither computes on the CPU, as ASE's own do.
+        """
+        return " and ".join(sorted({_device_of(part) for part in _leaves(self.calculator)}))
+
+    def predict(
+        self, structures: Sequence[Atoms], quantities: Sequence[str]
+    ) -> list[dict[str, np.ndarray]]:
+        """Predict the targets of each structure, one after the other.
 
         Raises:
             TeacherError: if the calculator does not give a quantity that it promises.
         """
+        return [self._predict_one(atoms, quantities) for atoms in structures]
+
+    def __call__(self, atoms: Atoms, quantities: Sequence[str]) -> dict[str, np.ndarray]:
+        """Predict one structure, as in version 0.1.0."""
+        return self._predict_one(atoms, quantities)
+
+    def _predict_one(self, atoms: Atoms, quantities: Sequence[str]) -> dict[str, np.ndarray]:
         self._forget()
         atoms = atoms.copy()
         atoms.calc = self.calculator
@@ -88,6 +109,70 @@ class CalculatorTeacher:
 
 def _energy(atoms: Atoms) -> Any:
     return atoms.get_potential_energy(apply_constraint=False)
+
+
+class CallableTeacher:
+    """An object that predicts one structure when it is called, as teachers of version 0.1.0 do.
+
+    Args:
+        predict_one: has ``quantities`` and ``fingerprint``, perhaps ``versions`` and ``device``,
+            and is called with a structure and the names of quantities.
+    """
+
+    batch_size = 1
+
+    def __init__(self, predict_one: Any) -> None:
+        self.predict_one = predict_one
+        self.quantities: tuple[str, ...] = tuple(predict_one.quantities)
+        self.fingerprint: str = predict_one.fingerprint
+        self.device = str(getattr(predict_one, "device", "cpu"))
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Versions that the object reports, if any."""
+        return getattr(self.predict_one, "versions", {})
+
+    def predict(
+        self, structures: Sequence[Atoms], quantities: Sequence[str]
+    ) -> list[dict[str, np.ndarray]]:
+        """Predict the targets of each structure, one after the other."""
+        return [self.predict_one(atoms, quantities) for atoms in structures]
+
+    def __call__(self, atoms: Atoms, quantities: Sequence[str]) -> dict[str, np.ndarray]:
+        """Predict one structure, as in version 0.1.0."""
+        return self.predict_one(atoms, quantities)
+
+
+def as_teacher(thing: Any) -> Teacher:
+    """Return a teacher as it is, and make one of an ASE calculator or of a callable object.
+
+    Args:
+        thing: a `Teacher`, an ASE calculator, or an object with ``quantities``, ``fingerprint``
+            and ``__call__(atoms, quantities)``.
+
+    Raises:
+        TeacherError: for anything else, a name too, which `load_teacher` takes.
+
+    >>> from ase.calculators.emt import EMT
+    >>> as_teacher(EMT()).batch_size
+    1
+    """
+    described = hasattr(thing, "quantities") and hasattr(thing, "fingerprint")
+    if described and hasattr(thing, "predict"):
+        missing = [
+            name for name in ("versions", "device", "batch_size") if not hasattr(thing, name)
+        ]
+        if missing:
+            raise TeacherError(
+                f"teacher {type(thing).__name__} has `predict`, but no `{missing[0]}`; see "
+                "kd_plugins.teachers.Teacher"
+            )
+        return thing
+    if described and callable(thing):
+        return CallableTeacher(thing)
+    if hasattr(thing, "get_property"):
+        return CalculatorTeacher(thing)
+    raise TeacherError(f"expected a Teacher or an ASE calculator, got {shown(thing)}")
 
 
 _READ: dict[str, Callable[[Atoms], Any]] = {
@@ -147,7 +232,8 @@ def describe(calculator: Any) -> str:
         names = ", ".join(describe(part) for part in inner)
         return f"{type(calculator).__name__}({names}; {list(weights)})"
     kind = f"{type(calculator).__module__}.{type(calculator).__qualname__}"
-    settings = _plain(getattr(calculator, "parameters", None) or {})
+    settings = dict(_plain(getattr(calculator, "parameters", None) or {}))
+    settings.pop("device", None)  # where it computes is not what it computes
     details = [json.dumps(settings, sort_keys=True)] if settings else []
     details += [f"weights {weights_hash(module)}" for module in dict.fromkeys(_modules(calculator))]
     return f"{kind}({', '.join(details)})"
@@ -158,6 +244,23 @@ def parts(calculator: Any) -> Iterator[Any]:
     yield calculator
     for inner in _inner(calculator):
         yield from parts(inner)
+
+
+def _leaves(calculator: Any) -> Iterator[Any]:
+    """Yield the calculators that compute, without those that only add others up."""
+    inner = _inner(calculator)
+    for part in inner:
+        yield from _leaves(part)
+    if not inner:
+        yield calculator
+
+
+def _device_of(calculator: Any) -> str:
+    for module in _modules(calculator):
+        for tensor in module.state_dict().values():
+            if isinstance(tensor, torch.Tensor):
+                return str(tensor.device)
+    return str(getattr(calculator, "device", "cpu"))
 
 
 def weights_hash(module: torch.nn.Module) -> str:

@@ -33,18 +33,22 @@ class LabelReport:
         skipped: structures that were in the store already.
         failed: structure id to reason, of this run.
         seconds: that it took.
+        device: where the teacher computed.
     """
 
     labelled: int = 0
     skipped: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    device: str = ""
 
 
 class LabelRun:
     """One run: which structures are new, who has which batch, what came back."""
 
-    def __init__(self, engine: Engine, store: TargetStore, bar: tqdm[None]) -> None:
+    def __init__(
+        self, engine: Engine, store: TargetStore, bar: tqdm[None], batch_size: int = 1
+    ) -> None:
         self.engine, self.store, self.bar = engine, store, bar
         self.report = LabelReport()
         self.failures = FailureLog(store.folder)
@@ -55,7 +59,9 @@ class LabelRun:
         )  # a worker died with them, so one at a time
         self.deaths: Counter[str] = Counter()
         self.deaths_in_a_row = 0
-        self.size = 4
+        self.batch_size = batch_size
+        self.devices: set[str] = set()
+        self.size = max(4, batch_size)
 
     def all(self, frames: Iterable[LabelledStructure]) -> LabelReport:
         """Label everything."""
@@ -69,6 +75,8 @@ class LabelRun:
                 self.engine.submit(worker, batch)
             if not self.in_flight:
                 self.report.seconds = time.monotonic() - start
+                # A cluster's workers may compute elsewhere than this process would.
+                self.report.device = " and ".join(sorted(self.devices)) or self.report.device
                 return self.report
             for worker, outcome in self.engine.wait():
                 self._collect(self.in_flight.pop(worker, []), outcome)
@@ -109,10 +117,13 @@ class LabelRun:
         self._arrived(batch)
         self.deaths_in_a_row = 0
         self.report.labelled += outcome.labelled
+        self.devices.add(outcome.device)
         self._fail(outcome.failed)
         self.bar.update(outcome.labelled)
         factor = min(2.0, max(0.5, SECONDS_A_BATCH / max(outcome.seconds, 1e-9)))
-        self.size = min(LARGEST_BATCH, max(1, round(self.size * factor)))
+        # Whole batches of the teacher, or its last one would be smaller than is fast.
+        batches = max(1, round(self.size * factor / self.batch_size))
+        self.size = min(LARGEST_BATCH, batches * self.batch_size)
 
     def _bury(self, batch: list[LabelledStructure]) -> None:
         """Keep what a dead worker had committed; give the rest out again, one at a time."""

@@ -17,13 +17,13 @@ from kd_plugins.store.shard import key
 from kd_plugins.store.store import MANIFEST, TargetStore
 from kd_plugins.structures.given import check_names, checked
 from kd_plugins.structures.readers import LabelledStructure
-from kd_plugins.teachers.calculator import check_quantities
+from kd_plugins.teachers.calculator import as_teacher, check_quantities
 from kd_plugins.teachers.engines import Engine, SerialEngine
 from kd_plugins.teachers.label_run import LabelReport, LabelRun
 from kd_plugins.teachers.process_engine import ProcessEngine
 from kd_plugins.teachers.ray_engine import RayEngine
 from kd_plugins.teachers.spec import load_teacher
-from kd_plugins.teachers.teacher import Teacher, TeacherError
+from kd_plugins.teachers.teacher import Teacher, TeacherError, check_device
 
 logger = logging.getLogger(__name__)
 EngineName = Literal["serial", "process", "ray"]
@@ -39,6 +39,7 @@ def label(
     store: str | Path,
     quantities: Sequence[str] | Mapping[str, str] | None = None,
     *,
+    device: str = "auto",
     engine: EngineName = "serial",
     workers: int = 1,
     total: int | None = None,
@@ -57,6 +58,8 @@ def label(
         quantities: what to keep, perhaps with precision ``{"node_embeddings": "float16"}``. Left
             out: what the store has, or for a new one energy, forces, stress and atomic energies as
             far as the teacher gives them.
+        device: where the teacher computes: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``
+            or ``cuda:1``. A teacher that was made already must compute there.
         engine: ``serial``, ``process`` (workers on this machine) or ``ray`` (a Ray cluster).
         workers: how many processes or actors.
         total: how many structures there are, for the time left.
@@ -84,7 +87,8 @@ def label(
             f"workers: engine {engine!r} cannot have {workers}; for several take engine 'process'"
         )
     store = Path(store).expanduser()
-    made = load_teacher(teacher) if isinstance(teacher, str) else teacher
+    made = load_teacher(teacher, device) if isinstance(teacher, str) else as_teacher(teacher)
+    check_device(made, device, f"teacher {teacher if isinstance(teacher, str) else 'given'!r}")
     name = teacher if isinstance(teacher, str) else type(teacher).__name__
     manifest = _manifest(name, made, store, quantities)
 
@@ -98,10 +102,13 @@ def label(
     opened = TargetStore.create(store, manifest)
     _warn_of_versions(opened.manifest, manifest)
     with opened.only_writer(PATIENCE):
-        running = _engine(engine, made, name, opened, workers)
-        bar = tqdm(total=total, desc=f"labelling with {name}", disable=not progress, unit="")
+        running = _engine(engine, made, name, opened, workers, device)
+        title = f"labelling with {name} on {made.device}"
+        bar = tqdm(total=total, desc=title, disable=not progress, unit="")
         try:
-            return LabelRun(running, opened, bar).all(chain(first, found))
+            run = LabelRun(running, opened, bar, made.batch_size)
+            run.report.device = made.device
+            return run.all(chain(first, found))
         finally:
             running.close()
             bar.close()
@@ -142,9 +149,9 @@ def _warn_of_versions(before: Manifest, now: Manifest) -> None:
 
 
 def _engine(
-    engine: EngineName, teacher: Teacher, name: str, store: TargetStore, workers: int
+    engine: EngineName, teacher: Teacher, name: str, store: TargetStore, workers: int, device: str
 ) -> Engine:
     if engine == "serial":
         return SerialEngine(teacher, store)
     kind = {"process": ProcessEngine, "ray": RayEngine}[engine]
-    return kind(name, store.folder, workers)
+    return kind(name, store.folder, workers, device)

@@ -29,11 +29,12 @@ class ProcessEngine:
         teacher: its name, since each process makes its own.
         folder: of the store.
         n_workers: how many.
+        device: where each worker's teacher computes, as `load_teacher` takes it.
     """
 
-    def __init__(self, teacher: str, folder: Path, n_workers: int) -> None:
+    def __init__(self, teacher: str, folder: Path, n_workers: int, device: str = "auto") -> None:
         self.n_workers = n_workers
-        self._job = (teacher, folder, max(1, (os.cpu_count() or 1) // n_workers))
+        self._job = (teacher, device, folder, max(1, (os.cpu_count() or 1) // n_workers))
         # Forked from a process that has imported everything and computed nothing.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
@@ -87,13 +88,13 @@ class ProcessEngine:
         self._processes[worker], self._pipes[worker] = process, here
 
 
-def _serve(pipe: Any, teacher: str, folder: Path, n_threads: int, shard: str) -> None:
+def _serve(pipe: Any, teacher: str, device: str, folder: Path, n_threads: int, shard: str) -> None:
     """Label what comes through a pipe until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(n_threads)
     try:
-        worker = Worker(load_teacher(teacher), TargetStore.open(folder), shard)
+        worker = Worker(load_teacher(teacher, device), TargetStore.open(folder), shard)
         while True:
             pipe.send(worker.label(pipe.recv()))
     except (TeacherError, StoreError) as error:

@@ -25,12 +25,13 @@ class RayEngine:
         teacher: its name, since each actor makes its own.
         folder: of the store.
         n_workers: how many.
+        device: where each actor's teacher computes, as `load_teacher` takes it.
 
     Raises:
         TeacherError: if Ray is not installed.
     """
 
-    def __init__(self, teacher: str, folder: Path, n_workers: int) -> None:
+    def __init__(self, teacher: str, folder: Path, n_workers: int, device: str = "auto") -> None:
         try:
             import ray
         except ImportError as error:
@@ -43,7 +44,7 @@ class RayEngine:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
         gpus = min(1, ray.cluster_resources().get("GPU", 0) / n_workers)
         self._actor = ray.remote(num_cpus=1, num_gpus=gpus)(_RayWorker)
-        self._job = (teacher, folder.resolve(), sys.path)
+        self._job = (teacher, device, folder.resolve(), sys.path)
         self._actors = {worker: self._start(worker) for worker in range(n_workers)}
         self._pending: dict[Any, int] = {}
 
@@ -85,16 +86,18 @@ class RayEngine:
 class _RayWorker:
     """A worker as Ray runs it, made with its first batch: what then fails, fails as a task."""
 
-    def __init__(self, teacher: str, folder: Path, path: list[str], shard: str) -> None:
+    def __init__(
+        self, teacher: str, device: str, folder: Path, path: list[str], shard: str
+    ) -> None:
         sys.path.extend(entry for entry in path if entry not in sys.path)
-        self._job = (teacher, folder, shard)
+        self._job = (teacher, device, folder, shard)
         self._worker: Worker | None = None
 
     def label(self, batch: Sequence[LabelledStructure]) -> Outcome:
         """Label and commit a batch."""
         if self._worker is None:
-            teacher, folder, shard = self._job
-            self._worker = Worker(load_teacher(teacher), TargetStore.open(folder), shard)
+            teacher, device, folder, shard = self._job
+            self._worker = Worker(load_teacher(teacher, device), TargetStore.open(folder), shard)
         return self._worker.label(batch)
 
     def pid(self) -> int:

@@ -12,9 +12,9 @@ from importlib import metadata
 from typing import Any
 
 from kd_plugins.names import suggestion
-from kd_plugins.teachers.calculator import CalculatorTeacher
+from kd_plugins.teachers.calculator import CalculatorTeacher, as_teacher
 from kd_plugins.teachers.ensemble import Ensemble
-from kd_plugins.teachers.teacher import Teacher, TeacherError
+from kd_plugins.teachers.teacher import Teacher, TeacherError, check_device, resolve_device
 
 GROUP = "kd_plugins.teachers"
 """Entry-point group: a name to a function that returns an ASE calculator or a `Teacher`."""
@@ -98,24 +98,43 @@ class TeacherSpec:
             raise TeacherError(f"teacher {self.name!r} takes no {unknown[0]!r}{others}")
         return signature
 
-    def load(self) -> Teacher:
+    def load(self, device: str = "auto") -> Teacher:
         """Return the teacher.
 
+        A factory with a parameter ``device`` is given the device. Any other decides by itself
+        where its teacher computes, which for most is the CPU.
+
+        Args:
+            device: as `resolve_device` takes it; ``device=...`` in the name goes before ``auto``.
+
         Raises:
-            TeacherError: if it cannot be found, or its factory fails.
+            TeacherError: if it cannot be found, its factory fails, or it cannot compute on the
+                device.
         """
-        self._signature()
-        made = self._make(_factory(self.name))
-        if hasattr(made, "fingerprint") and hasattr(made, "quantities"):
-            return made
+        where = resolve_device(device)
+        signature = self._signature()
+        arguments = dict(self.arguments)
+        named = arguments.get("device", device)
+        if "auto" not in (device, named) and str(named) != where:
+            raise TeacherError(
+                f"teacher {str(self)!r} names a device in its arguments, and {device!r} is another "
+                "one: name it once"
+            )
+        if signature is not None and "device" in signature.parameters:
+            arguments["device"] = where if named == "auto" else named
+
+        made = self._make(_factory(self.name), arguments)
         try:
-            return CalculatorTeacher(made)
+            described = hasattr(made, "fingerprint") and hasattr(made, "quantities")
+            teacher = as_teacher(made) if described else CalculatorTeacher(made)
         except TeacherError as error:
             raise TeacherError(f"teacher {self.name!r}: {error}") from error
+        check_device(teacher, device, f"teacher {self.name!r}")
+        return teacher
 
-    def _make(self, factory: Any) -> Any:
+    def _make(self, factory: Any, arguments: Mapping[str, Any]) -> Any:
         try:
-            return factory(**self.arguments)
+            return factory(**arguments)
         except TeacherError:
             raise
         except (Exception, SystemExit) as error:  # each factory fails in its own way
@@ -170,21 +189,22 @@ def is_bare(spec: TeacherSpec) -> bool:
     return not spec.arguments and spec.name in {one.name for one in _points()}
 
 
-def load_teacher(teacher: str | Sequence[TeacherSpec]) -> Teacher:
+def load_teacher(teacher: str | Sequence[TeacherSpec], device: str = "auto") -> Teacher:
     """Return a teacher, or an `Ensemble` of several.
 
     Args:
         teacher: such as ``"chgnet+d3"``, ``"mace.calculators:mace_mp model=small"``, or several
             with ``" & "`` between them.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
 
     Raises:
-        TeacherError: if one cannot be found, or its factory fails.
+        TeacherError: if one cannot be found, its factory fails, or it cannot compute on the device.
 
     >>> load_teacher("emt").quantities
     ('energy', 'energy_per_atom', 'forces', 'stress', 'atomic_energies', 'magmoms')
     """
     specs = _specs(teacher)
-    members = [spec.load() for spec in specs]
+    members = [spec.load(device) for spec in specs]
     return members[0] if len(members) == 1 else Ensemble(members)
 
 
