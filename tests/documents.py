@@ -32,7 +32,7 @@ from kd_plugins.config import read_config
 from kd_plugins.evaluate.requirements import Requirement
 from kd_plugins.fairchem.settings import DistillSettings
 from kd_plugins.names import suggestion
-from kd_plugins.teachers.spec import GROUP, TeacherSpec
+from kd_plugins.teachers.registry import GROUP, TeacherSpec
 from tests.hosts import HOSTS, is_installed
 from tests.house import ROOT
 

@@ -45,7 +45,7 @@ from kd_plugins.evaluate.requirements import Requirement, faults
 from kd_plugins.evaluate.similarity import rmsd15
 from kd_plugins.report import write_report
 from kd_plugins.teachers import *
-from kd_plugins.teachers.spec import TeacherSpec, parse_teachers
+from kd_plugins.teachers.registry import TeacherSpec, parse_teachers
 from kd_plugins.structures.readers import to_atoms, to_structure
 from kd_plugins.doctor.diagnosis import diagnose
 from kd_plugins.doctor.align import align

@@ -21,7 +21,7 @@ from hippynn.layers.algebra import LambdaModule, ValueMod
 
 from kd_plugins.hippynn import DataError, HippynnTeacher, cache_pairs, export_student
 from kd_plugins.hippynn.folder import load_model, load_structure, unread
-from kd_plugins.teachers.spec import load_teacher
+from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import TeacherError
 from tests.hippynn import small
 

@@ -15,7 +15,7 @@ import pytest
 from ase.build import molecule
 from ase.calculators.emt import EMT
 
-from kd_plugins.store.shard import ShardBusy, StoreError
+from kd_plugins.store import ShardBusy, StoreError
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures import LabelledStructure
 from kd_plugins.teachers import (

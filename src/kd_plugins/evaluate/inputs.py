@@ -11,7 +11,7 @@ from ase import Atoms
 from kd_plugins.evaluate.rdf import rdf
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
 from kd_plugins.structures.readers import check_file, read_structures
-from kd_plugins.teachers.spec import parse_teachers
+from kd_plugins.teachers.registry import parse_teachers
 
 COMPARED = ("energy", "energy_per_atom", "forces", "stress")
 """Labels that a potential is compared with."""

@@ -10,7 +10,7 @@ from kd_plugins.teachers.ensemble import Ensemble as Ensemble
 from kd_plugins.teachers.failures import failures as failures
 from kd_plugins.teachers.label_run import LabelReport as LabelReport
 from kd_plugins.teachers.labelling import label as label
-from kd_plugins.teachers.spec import load_teacher as load_teacher
+from kd_plugins.teachers.registry import load_teacher as load_teacher
 from kd_plugins.teachers.teacher import Teacher as Teacher
 from kd_plugins.teachers.teacher import TeacherError as TeacherError
 

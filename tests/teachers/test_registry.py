@@ -17,7 +17,7 @@ from ase.calculators.emt import EMT
 
 from kd_plugins.teachers.calculator import CalculatorTeacher
 from kd_plugins.teachers.ensemble import Ensemble
-from kd_plugins.teachers.spec import (
+from kd_plugins.teachers.registry import (
     TeacherSpec,
     check_different,
     load_teacher,
