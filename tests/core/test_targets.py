@@ -313,3 +313,13 @@ def test_atoms_are_counted_in_whole_numbers(n_atoms: Tensor) -> None:
     """From 0 on."""
     with pytest.raises(ValueError, match="n_atoms: expected"):
         TeacherTargets(IDS, n_atoms, {"forces": torch.zeros(5, 3)})
+
+
+def test_values_in_other_units_keep_structures_and_presence() -> None:
+    batch = TeacherTargets.collate([*parts(), TeacherTargets(("d",), torch.tensor([2]), {})])
+    scaled = batch.with_values({name: 2 * value for name, value in batch.values.items()})
+    assert scaled.structure_ids == batch.structure_ids
+    assert scaled.n_items("atom") == batch.n_items("atom")
+    for name, value in batch.values.items():
+        assert torch.equal(scaled.values[name], 2 * value)
+        assert torch.equal(scaled.mask(name), batch.mask(name))

@@ -164,6 +164,17 @@ class TeacherTargets:
         total = self._n_atoms_in_total
         return _restore(self.structure_ids, n_atoms, move(self.values), move(self.present), total)
 
+    def with_values(self, values: Mapping[str, Tensor]) -> TeacherTargets:
+        """Return targets of the same structures with other values, which are not checked again.
+
+        For values made of checked ones, such as the same ones in other units.
+
+        Args:
+            values: quantity name to tensor, of the shapes that the constructor would ask for.
+        """
+        total = self._n_atoms_in_total
+        return _restore(self.structure_ids, self.n_atoms, values, self.present, total)
+
     def mask(self, name: str) -> Tensor:
         """Return booleans over the items (atoms or structures) of a quantity that has a target.
 
