@@ -21,8 +21,8 @@ from ase.constraints import FixAtoms
 from ase.io import read, write
 
 from kd_plugins.cli import main
-from kd_plugins.evaluate.measured import Evaluator
-from kd_plugins.evaluate.parts import crystal_files
+from kd_plugins.evaluate.evaluator import Evaluator
+from kd_plugins.evaluate.measurements import crystal_files
 from kd_plugins.evaluate.requirements import Requirement, faults
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
 

@@ -1,4 +1,4 @@
-"""Molecular dynamics with a calculator: how fast, how steady."""
+"""Molecular dynamics with a calculator: speed, energy drift, and equilibration before a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms, units
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 from jaxtyping import Float
 from tqdm import tqdm
@@ -183,3 +185,57 @@ def _note(atoms: Atoms, moment: float) -> tuple[float, float, float, Atoms]:
     frame = atoms.copy()
     frame.calc = None
     return moment, energy, float(atoms.get_temperature()), frame
+
+
+def equilibrated(
+    atoms: Atoms,
+    calculator: Any,
+    steps: int,
+    *,
+    temperature: float,
+    seed: int,
+    timestep: float = 1.0,
+    friction: float = 0.01,
+    progress: bool = True,
+) -> Atoms:
+    """Return a structure after ASE's Langevin dynamics at constant volume, at rest as a whole.
+
+    Without it, potentials whose energies differ end at other temperatures from like velocities,
+    and their radial distribution functions are not comparable.
+
+    Args:
+        atoms: a structure, which stays as it is.
+        calculator: an ASE calculator; what is returned has none.
+        steps: to run.
+        temperature: K.
+        seed: of the first velocities, drawn at ``temperature``, and of the random forces.
+        timestep: fs.
+        friction: 1/fs.
+        progress: show a bar.
+
+    Raises:
+        ValueError: for a number that makes no sense, or positions that are no longer finite.
+    """
+    check_moved("equilibrated", atoms, calculator, timestep)
+    check_whole("equilibrated: steps", steps, least=0)
+    check_number("equilibrated: temperature", temperature, above=0, unit="K")
+    check_number("equilibrated: friction", friction, above=0, unit="1/fs")
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    atoms.set_velocities(thermal_velocities(atoms, temperature, seed))
+    run = Langevin(
+        atoms,
+        timestep * units.fs,
+        temperature_K=temperature,
+        friction=friction / units.fs,
+        fixcm=False,
+        rng=np.random.default_rng((seed, 1)),
+    )
+    for _ in tqdm(range(steps), "equilibration", disable=not progress, unit=" steps"):
+        run.run(1)
+        check_speeds(atoms, timestep)
+    if not np.isfinite(atoms.positions).all():
+        raise ValueError(f"equilibrated: positions are not finite after {steps} steps")
+    Stationary(atoms, preserve_temperature=False)
+    atoms.calc = None
+    return atoms

@@ -1,4 +1,4 @@
-"""One potential measured into a folder, part by part; a stopped measurement goes on."""
+"""Measure one potential into a folder, part by part; a stopped measurement goes on."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
-from kd_plugins.evaluate.claim import claim, planned
-from kd_plugins.evaluate.dynamics import nve
-from kd_plugins.evaluate.elastic_averages import ElasticAverages
-from kd_plugins.evaluate.elasticity import elastic_tensor
+from kd_plugins.evaluate.dynamics import equilibrated, nve
+from kd_plugins.evaluate.elasticity import ElasticAverages, elastic_tensor
 from kd_plugins.evaluate.inputs import one_structure
-from kd_plugins.evaluate.memory import peak_bytes
-from kd_plugins.evaluate.parts import (
+from kd_plugins.evaluate.measurements import (
     CrystalPart,
     Part,
     RunPart,
     SpeedPart,
+    claim,
     crystal_files,
+    planned,
     read_part,
 )
+from kd_plugins.evaluate.memory import peak_bytes
 from kd_plugins.evaluate.rdf import rdf
 from kd_plugins.evaluate.relaxation import relax
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
-from kd_plugins.evaluate.thermostat import equilibrated
 from kd_plugins.files import write_json
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure, read_structures
 from kd_plugins.teachers.labelling import label
-from kd_plugins.teachers.spec import load_teacher
+from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import Teacher
 
 COMPARED = ("energy", "forces", "stress", "node_embeddings")
