@@ -18,8 +18,8 @@ from ase.io import write
 
 from kd_plugins.cli import main
 from kd_plugins.compare import Comparison, read_experiment
-from kd_plugins.compare.experiment import filled
-from kd_plugins.compare.trainers import TRAINERS
+from kd_plugins.compare.experiment import fill_fields
+from kd_plugins.compare.hosts import HOSTS
 from kd_plugins.config import ConfigError
 from kd_plugins.files import write_json
 from tests.hosts import in_one_environment
@@ -105,8 +105,10 @@ def test_weights_and_batches_are_those_of_the_seed(tmp_path: Path) -> None:
     written = {}
     for run in comparison.runs():
         run.folder.mkdir(parents=True)
-        changes = filled({**described.settings, **described.arms[run.arm]}, {"run": run.folder})
-        command = TRAINERS["script"].command(Path("x.py"), run.folder, run.seed, changes)
+        changes = fill_fields(
+            {**described.settings, **described.arms[run.arm]}, {"run": run.folder}
+        )
+        command = HOSTS["script"].command(Path("x.py"), run.folder, run.seed, changes)
         settings = yaml.safe_load(Path(command[-1]).read_text())
         assert settings.pop("out") == str(run.folder)
         written[run.arm, run.seed] = settings
@@ -186,8 +188,8 @@ def test_files_that_are_included_may_not_change(tmp_path: Path) -> None:
     arms = {"control": {}, "student": {"includes": [str(tmp_path / "arm.yml")]}}
     path, out = experiment(tmp_path, **changes, arms=arms), tmp_path / "out"
     write_json(out / "runs" / "student" / "seed0" / "trained.json", {"train_seconds": None})
-    Comparison(read_experiment(path), out).claim()
-    Comparison(read_experiment(path), out).claim()
+    Comparison(read_experiment(path), out).write_settings()
+    Comparison(read_experiment(path), out).write_settings()
     for name in ("deep", "base", "arm"):
         (was := tmp_path / f"{name}.yml").rename(tmp_path / "kept")
         with pytest.raises(FileNotFoundError, match=f"{name}.yml: no such file"):
@@ -358,9 +360,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_folder_is_of_one_experiment(tmp_path: Path) -> None:
     """More arms and seeds may come; what is there may not change its meaning."""
     out = tmp_path / "out"
-    Comparison(read_experiment(experiment(tmp_path)), out).claim()
+    Comparison(read_experiment(experiment(tmp_path)), out).write_settings()
     more = description(tmp_path)["arms"] | {"student_20": {"loss.atomic_energies": 20}}
-    Comparison(read_experiment(experiment(tmp_path, arms=more, seeds=[0, 1, 2, 3])), out).claim()
+    Comparison(
+        read_experiment(experiment(tmp_path, arms=more, seeds=[0, 1, 2, 3])), out
+    ).write_settings()
     with pytest.raises(ValueError, match="another teacher: 'emt'"):
         Comparison(read_experiment(experiment(tmp_path, teacher="chgnet")), out)
     changed = {**more, "student_20": {"loss.atomic_energies": 30}}
@@ -371,17 +375,17 @@ def test_a_folder_is_of_one_experiment(tmp_path: Path) -> None:
 def test_the_hosts_commands(tmp_path: Path) -> None:
     """Each is the host's own, with the arm's changes."""
     base = ROOT / "configs" / "chgnet" / "recommended.yml"
-    words = TRAINERS["chgnet"].command(base, tmp_path, 4, {"loss.soft.stress": 0.2})
+    words = HOSTS["chgnet"].command(base, tmp_path, 4, {"loss.soft.stress": 0.2})
     assert words[1:3] == ["-m", "kd_plugins.chgnet"]
     settings = yaml.safe_load(Path(words[3]).read_text())
     assert settings["optim"]["seed"] == 4 and settings["out"] == str(tmp_path)
     before = yaml.safe_load(base.read_text())
     assert settings["loss"]["soft"] == {**before["loss"]["soft"], "stress": 0.2}
     changes = {"includes": [str(base)], "task.distill.terms.crack.weight": 5}
-    words = TRAINERS["fairchem"].command(base, tmp_path, 4, changes)
+    words = HOSTS["fairchem"].command(base, tmp_path, 4, changes)
     assert words[words.index("--seed") + 1] == "4"
     settings = yaml.safe_load(Path(words[words.index("--config-yml") + 1]).read_text())
     assert settings["includes"] == [str(base)] * 2
     assert settings["task"] == {"distill": {"terms": {"crack": {"weight": 5}}}}
     with pytest.raises(ValueError, match="energy.x: energy is 1"):
-        TRAINERS["script"].command(base, tmp_path, 0, {"loss.energy": 1, "loss.energy.x": 2})
+        HOSTS["script"].command(base, tmp_path, 0, {"loss.energy": 1, "loss.energy.x": 2})

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from kd_plugins.cli import main
-from kd_plugins.compare.curves import from_tensorboard
+from kd_plugins.compare.hosts import curves_from_tensorboard
 from tests.hosts import is_installed
 from tests.house import ROOT
 
@@ -86,7 +86,7 @@ def test_long_logs_are_thinned(tmp_path: Path) -> None:
             log.add_scalar("train/loss", step / 8, step)
             log.add_scalar("train/epoch", step / 4, step)
         log.add_scalar("val/forces_mae", 0.5, 2340)
-    found = from_tensorboard(tmp_path)
+    found = curves_from_tensorboard(tmp_path)
     loss = found["terms"]["loss"]
     assert len(loss["values"]) == 782 and loss["values"][-1] == 2345 / 8
     assert loss["epochs"] == [2 * value for value in loss["values"]]

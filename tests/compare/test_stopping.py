@@ -17,8 +17,7 @@ import yaml
 
 from kd_plugins.cli import main
 from kd_plugins.compare import Comparison, read_experiment
-from kd_plugins.compare.trainers import TRAINERS
-from kd_plugins.compare.training import Trainings
+from kd_plugins.compare.hosts import HOSTS, Trainings
 from kd_plugins.config import ConfigError
 from kd_plugins.files import write_json
 from tests.compare.test_compare import SOFTER, aluminium, experiment
@@ -120,7 +119,7 @@ def test_cpu_time_is_of_the_whole_process_tree(tmp_path: Path) -> None:
         f"subprocess.run([sys.executable, '-c', {burn!r}])",
     ]
     start = time.perf_counter()
-    ended = Trainings().called(command, tmp_path, 1)
+    ended = Trainings().run(command, tmp_path, 1)
     assert ended is not None and ended.code == 0
     assert 0.5 < ended.cpu_seconds < 1.4 < time.perf_counter() - start
 
@@ -312,7 +311,7 @@ def test_a_folder_of_earlier_versions_goes_on(tmp_path: Path) -> None:
 def test_options_reach_fairchem(tmp_path: Path) -> None:
     (tmp_path / "base.yml").write_text("trainer: a")
     options = {"num_gpus": 2, "amp": True, "cpu": False}
-    command = TRAINERS["fairchem"].command(tmp_path / "base.yml", tmp_path, 4, {}, options)
+    command = HOSTS["fairchem"].command(tmp_path / "base.yml", tmp_path, 4, {}, options)
     assert command[command.index("--num-gpus") + 1] == "2"
     assert "--amp" in command and "--cpu" not in command
     changes = {"host": "fairchem", "base": str(tmp_path / "base.yml"), "settings": {}}
@@ -344,7 +343,7 @@ def test_trust_is_given_where_it_is_meant(tmp_path: Path) -> None:
             model="fairchem checkpoint={run}/a.pt trust_pickle=true",
         )
     )
-    made = TRAINERS["fairchem"].settings(Path(read.base), read.settings)
+    made = HOSTS["fairchem"].settings(Path(read.base), read.settings)
     assert made["task"]["distill"]["teacher"]["trust_pickle"] is True
     run = Comparison(read, tmp_path / "out").runs()[0]
     named, _ = Comparison(read, tmp_path / "out")._student(run)

@@ -67,12 +67,12 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from kd_plugins.evaluate.claim import alone, planned
     from kd_plugins.evaluate.evaluation import evaluation
+    from kd_plugins.evaluate.evaluator import Evaluator
     from kd_plugins.evaluate.inputs import check_potential
-    from kd_plugins.evaluate.measured import Evaluator
+    from kd_plugins.evaluate.measurements import alone, planned
     from kd_plugins.files import write_json
-    from kd_plugins.teachers.spec import TeacherSpec
+    from kd_plugins.teachers.registry import TeacherSpec
 
     # Check every word before a model is opened, which takes seconds.
     student_name = str(TeacherSpec.parse(arguments.student))
@@ -123,9 +123,8 @@ def _measure(arguments: argparse.Namespace) -> Any:
 
 def _check_requirements(arguments: argparse.Namespace, settings: Any, teacher: str | None) -> None:
     """Refuse requirements on metrics that will not be measured, and nothing to compare with."""
-    from kd_plugins.evaluate.expected import check_metrics
     from kd_plugins.evaluate.inputs import check_compared, shared_labels
-    from kd_plugins.evaluate.requirements import Requirement
+    from kd_plugins.evaluate.requirements import Requirement, check_metrics
 
     requirements = [Requirement.parse(text) for text in arguments.require]
     check_compared(settings, teacher is not None)
@@ -136,7 +135,7 @@ def _check_requirements(arguments: argparse.Namespace, settings: Any, teacher: s
 
 
 def _provenance(student: Any, teacher: Any, typed: str) -> dict[str, Any]:
-    from kd_plugins.evaluate.provenance import provenance
+    from kd_plugins.evaluate.evaluation import provenance
 
     name, fingerprint = (teacher.potential, teacher.model.fingerprint) if teacher else (None, None)
     return provenance(student.settings, name, fingerprint, typed)
@@ -186,9 +185,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _check_arm(arguments: argparse.Namespace, experiment: Any) -> None:
     """Refuse an arm that is not measured, and requirements on metrics that will not be."""
-    from kd_plugins.evaluate.expected import check_metrics
     from kd_plugins.evaluate.inputs import shared_labels
-    from kd_plugins.evaluate.requirements import Requirement
+    from kd_plugins.evaluate.requirements import Requirement, check_metrics
     from kd_plugins.names import suggestion
 
     measured = [arm for arm in experiment.arms if arm not in experiment.unjudged]

@@ -1,61 +1,63 @@
-"""An experiment's description: arms that differ in a few settings, seeds, what is measured."""
+"""Read an experiment's YAML, and check that a folder holds runs of the same one."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from kd_plugins.compare.trainers import TRAINERS, check_options
-from kd_plugins.config import LARGEST_WHOLE, read_config, read_yaml, reader, shown
-from kd_plugins.evaluate.expected import check_metrics
+from kd_plugins.compare.hosts import HOSTS, check_options
+from kd_plugins.config import read_config, read_yaml, reader, shown
+from kd_plugins.evaluate.requirements import check_metrics
 from kd_plugins.evaluate.settings import Measure, check_seeds
+from kd_plugins.files import LARGEST_WHOLE, check_folder, file_hash, read_json
 from kd_plugins.names import suggestion
 
 Settings = Mapping[str, Any]
 
-
 LONGEST_NAME = 100
-"""Letters of an arm, which names a folder."""
+"""Letters of an arm's name, which is the name of a folder."""
 FIELDS = ("run", "runs", "seed")
+"""Words in braces that are replaced in settings, see `Experiment`."""
 BRACES = re.compile(r"\{(\w*)\}")
 
 
-def _mapping(raw: object) -> Settings:
+def _read_mapping(raw: object) -> Settings:
     if not isinstance(raw, Mapping) or not all(isinstance(key, str) for key in raw):
         raise ValueError(f"expected names with values, got {shown(raw)}")
     for key, value in raw.items():
-        _check_plain(key, value)
+        _check_numbers(key, value)
     return raw
 
 
-def _check_plain(where: str, value: object) -> None:
-    """Refuse what a run's settings could not hold."""
+def _check_numbers(where: str, value: object) -> None:
+    """Refuse numbers that JSON, which records the settings, cannot store."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            _check_plain(f"{where}.{key}", inner)
+            _check_numbers(f"{where}.{key}", inner)
     elif isinstance(value, list):
         for place, inner in enumerate(value):
-            _check_plain(f"{where}[{place}]", inner)
+            _check_numbers(f"{where}[{place}]", inner)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where}: expected a finite number, got {value}")
     elif isinstance(value, int) and abs(value) > LARGEST_WHOLE:
         raise ValueError(f"{where}: expected a whole number up to 2^63, got {shown(value)}")
 
 
-def _arms(raw: object) -> Mapping[str, Settings]:
+def _read_arms(raw: object) -> Mapping[str, Settings]:
     arms = {}
-    for name, changes in _mapping(raw).items():
+    for name, changes in _read_mapping(raw).items():
         if not name.replace("_", "").replace("-", "").isalnum() or len(name) > LONGEST_NAME:
             raise ValueError(
                 f"arm {name!r}: a name has letters, digits, - and _ only, {LONGEST_NAME} at most"
             )
         try:
-            arms[name] = _mapping({} if changes is None else changes)
+            arms[name] = _read_mapping({} if changes is None else changes)
         except ValueError as error:
             raise ValueError(f"arm {name!r}: {error}") from None
     return arms
@@ -63,22 +65,22 @@ def _arms(raw: object) -> Mapping[str, Settings]:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms x seeds under one budget.
+    """Arms x seeds, trained with one budget and measured alike.
 
     Args:
         title: of the report.
-        host: whose trainer it is: ``chgnet`` and ``fairchem`` train from a YAML, ``script`` is a
-            Python script that takes a YAML as its only argument, as a hippynn user has it.
+        host: ``chgnet`` and ``fairchem`` train from a YAML; ``script`` is a Python script that
+            takes a YAML as its only argument, as hippynn users write one.
         base: the host's YAML, or the script; relative to the experiment's file.
         model: how a trained model is opened, such as ``hippynn folder={run}``.
-        arms: name to what this arm changes in ``settings``, by dotted key.
+        arms: name to the settings that this arm changes, by dotted key.
         control: the arm that the others are compared with.
         seeds: of weights and batches; each arm has a run for each.
         measure: what is measured of every model.
         settings: what all arms change in the base, by dotted key; a script gets just these.
-        teacher: that everything is compared with, as `load_teacher` takes it.
-        metrics: that decide, see `kd_plugins.evaluate.expected`; the others are listed too.
-        unjudged: arms that are there for others to learn from, such as a teacher, and not measured.
+        teacher: potential to compare all models with, as `load_teacher` takes it.
+        metrics: for the verdict, see `kd_plugins.evaluate.requirements`; all others are listed.
+        unjudged: arms that are trained for other arms, such as a teacher, and not measured.
         provenance: free words for the report, such as licences of teacher and data.
         options: of the host's command line; fairchem's are ``num_gpus``, ``amp``, ``cpu`` and
             ``print_every``, the others have none.
@@ -94,8 +96,9 @@ class Experiment:
     those of its call.
 
     Raises:
-        ValueError: for a control or unjudged arm that is none, seeds or metrics that are none, come
-            twice or cannot be, an option that the host does not have, or a key that it sets itself.
+        ValueError: for a control or unjudged arm that is not among the arms, seeds or metrics that
+            are missing, repeated or impossible, an option that the host does not have, or a key
+            that the comparison sets itself.
     """
 
     title: str
@@ -105,60 +108,69 @@ class Experiment:
     control: str
     seeds: tuple[int, ...]
     measure: Measure
-    arms: Mapping[str, Settings] = reader(_arms)
-    settings: Settings = reader(_mapping, default_factory=dict)
+    arms: Mapping[str, Settings] = reader(_read_arms)
+    settings: Settings = reader(_read_mapping, default_factory=dict)
     teacher: str | None = None
     metrics: tuple[str, ...] = ("force_rmse", "energy_per_atom_rmse")
     unjudged: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = reader(_mapping, default_factory=dict)
-    options: Settings = reader(_mapping, default_factory=dict)
+    provenance: Mapping[str, Any] = reader(_read_mapping, default_factory=dict)
+    options: Settings = reader(_read_mapping, default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("title", "base", "model"):
             if not getattr(self, name).strip():
                 raise ValueError(f"{name}: expected a text, got {getattr(self, name)!r}")
+
         for name in (self.control, *self.unjudged):
             if name not in self.arms:
                 raise ValueError(f"no arm {name!r}{suggestion(name, self.arms)}")
         if self.control in self.unjudged:
             raise ValueError(f"unjudged: {self.control!r} is the control, so it is judged")
+
         check_seeds("seeds", self.seeds)
         for name in ("metrics", "unjudged"):
-            given = getattr(self, name)
-            if len(set(given)) < len(given) or (name == "metrics" and not given):
-                raise ValueError(f"{name}: expected different ones, got {list(given)}")
+            values = getattr(self, name)
+            if len(set(values)) < len(values) or (name == "metrics" and not values):
+                raise ValueError(f"{name}: expected different ones, got {list(values)}")
         check_metrics("metrics", self.metrics, self.measure, self.teacher is not None)
         check_options(self.host, self.options)
-        _check_fields("model", self.model, FIELDS)
-        _check_fields("teacher", self.teacher or "", ("runs",))
-        changed = [*self.settings, *(key for arm in self.arms.values() for key in arm)]
-        clash = sorted(set(TRAINERS[self.host].ours) & set(changed))
-        if clash:
-            raise ValueError(f"{clash[0]} is set by kd-plugins itself; leave it out")
-        for where, changes in (("settings", self.settings), *self.arms.items()):
-            _check_near(where, changes)
+        self._check_changes()
+
         if not set(self.arms) - {self.control, *self.unjudged}:
             raise ValueError(
                 f"arms: expected one beside the control {self.control!r} that is measured, got "
                 f"none to compare with it (unjudged: {list(self.unjudged)})"
             )
 
+    def _check_changes(self) -> None:
+        """Refuse misspelt fields in braces, and keys that the comparison sets itself."""
+        _check_fields("model", self.model, FIELDS)
+        _check_fields("teacher", self.teacher or "", ("runs",))
 
-def _check_near(where: str, value: object) -> None:
-    """Refuse a field in braces that is nearly one of ours; others are the host's."""
+        changed = [*self.settings, *(key for arm in self.arms.values() for key in arm)]
+        clash = sorted(set(HOSTS[self.host].reserved) & set(changed))
+        if clash:
+            raise ValueError(f"{clash[0]} is set by kd-plugins itself; leave it out")
+
+        for where, changes in (("settings", self.settings), *self.arms.items()):
+            _check_near_fields(where, changes)
+
+
+def _check_near_fields(where: str, value: object) -> None:
+    """Refuse a word in braces that is nearly one of our fields; others belong to the host."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            _check_near(f"{where}: {key}", inner)
+            _check_near_fields(f"{where}: {key}", inner)
     elif isinstance(value, list):
         for inner in value:
-            _check_near(where, inner)
+            _check_near_fields(where, inner)
     elif isinstance(value, str):
-        near = [one for one in BRACES.findall(value) if get_close_matches(one, FIELDS)]
-        _check_fields(where, "".join(f"{{{one}}}" for one in near), FIELDS)
+        near = [word for word in BRACES.findall(value) if get_close_matches(word, FIELDS)]
+        _check_fields(where, "".join(f"{{{word}}}" for word in near), FIELDS)
 
 
 def _check_fields(where: str, text: str, known: tuple[str, ...]) -> None:
-    """Refuse a field in braces that nothing is put in the place of."""
+    """Refuse a field in braces that nothing replaces."""
     for name in BRACES.findall(text):
         if name not in known:
             raise ValueError(
@@ -184,24 +196,138 @@ def read_experiment(path: Path) -> Experiment:
     return replace(found, base=str(base))
 
 
-def filled(value: Any, fields: Mapping[str, object]) -> Any:
-    """Return a setting with ``{run}``, ``{runs}`` and ``{seed}`` filled in.
+def fill_fields(value: Any, fields: Mapping[str, object]) -> Any:
+    """Replace ``{run}``, ``{runs}`` and ``{seed}`` in a setting, however deeply nested.
 
-    A string that is nothing but one of them becomes what it stands for, such as a number.
+    A string that is nothing but one field becomes its value, which may be a number.
 
-    >>> filled({"teacher": "{runs}/big/seed{seed}"}, {"runs": "out", "run": "", "seed": 3})
+    >>> fill_fields({"teacher": "{runs}/big/seed{seed}"}, {"runs": "out", "run": "", "seed": 3})
     {'teacher': 'out/big/seed3'}
-    >>> filled({"task.distill.seed": "{seed}"}, {"seed": 3})
+    >>> fill_fields({"task.distill.seed": "{seed}"}, {"seed": 3})
     {'task.distill.seed': 3}
     """
     if isinstance(value, Mapping):
-        return {key: filled(inner, fields) for key, inner in value.items()}
+        return {key: fill_fields(inner, fields) for key, inner in value.items()}
     if isinstance(value, list):
-        return [filled(inner, fields) for inner in value]
+        return [fill_fields(inner, fields) for inner in value]
     if not isinstance(value, str):
         return value
+
     if value[:1] == "{" and value[1:-1] in fields:
         return fields[value[1:-1]]
+    # Not str.format: braces that are no field belong to the host, and stay.
     for name, content in fields.items():
         value = value.replace(f"{{{name}}}", str(content))
     return value
+
+
+# --- The settings of a folder of runs -----------------------------------------------------------
+
+SETTINGS, TRAINED = "settings.json", "trained.json"
+JSON_TYPES = {
+    "title": str,
+    "control": str,
+    "seeds": list,
+    "metrics": list,
+    "host": str,
+    "base": str,
+    "model": str,
+    "settings": dict,
+    "measure": dict,
+    "arms": dict,
+    "sources": dict,
+}
+"""Entries of ``settings.json`` and their types."""
+FIXED = ("host", "base", "settings", "measure", "model", "teacher", "options")
+"""Entries that all runs of one folder share."""
+OWN_FILES = (SETTINGS, "experiment.json", "runs", "teacher", "compare.writer")
+HARMLESS_SUFFIXES = (".log", ".txt", ".out", ".err", ".yml", ".yaml")
+"""Files that may lie in a folder before its first run, such as the log of the command."""
+
+
+def settings_with_folder(experiment: Experiment, out: Path) -> dict[str, Any]:
+    """Return an experiment's settings, with the arms that its folder holds already.
+
+    Nothing is written.
+
+    Raises:
+        ValueError: if the folder holds something else, another experiment, an arm with other
+            settings, or runs that were trained with a file that has changed since.
+    """
+    check_folder(out)
+    new, stored = _settings_of(experiment), _read_settings(out)
+    if stored is None:
+        return new
+
+    for name in FIXED:
+        before = stored.get(name, {} if name == "options" else None)  # 0.1.0 wrote no options
+        if before != new[name]:
+            raise ValueError(
+                f"{out} holds an experiment with another {name}: {shown(before)}; choose another "
+                "folder"
+            )
+
+    _check_sources(out, stored["sources"], new["sources"])
+    for name in set(stored["arms"]) & set(new["arms"]):
+        if stored["arms"][name] != new["arms"][name]:
+            raise ValueError(
+                f"{out} holds arm {name!r} with other settings: {shown(stored['arms'][name])}; "
+                "give the new one another name, or choose another folder"
+            )
+
+    merged = {name: {**stored[name], **new[name]} for name in ("arms", "sources")}
+    return {**new, **merged}
+
+
+def _settings_of(experiment: Experiment) -> dict[str, Any]:
+    """Return the experiment as JSON stores it, with the hashes of all files it comes from."""
+    sources = HOSTS[experiment.host].sources
+    arms, base = experiment.arms.values(), Path(experiment.base)
+    hashes = {str(path): file_hash(path) for arm in arms for path in sources(base, arm)}
+    # Through JSON and back, so that tuples compare equal to the lists of a stored file.
+    return json.loads(json.dumps({**asdict(experiment), "sources": hashes}))
+
+
+def _read_settings(out: Path) -> Mapping[str, Any] | None:
+    """Return the settings that a folder holds; None for a folder without runs."""
+    path = out / SETTINGS
+    if not path.exists():
+        _check_unused(out)
+        return None
+
+    stored = read_json(path)
+    for name, kind in JSON_TYPES.items():
+        if not isinstance(stored.get(name), kind):
+            expected = {str: "a text", list: "a list", dict: "a mapping"}[kind]
+            raise ValueError(
+                f"{path}: {name}: expected {expected}, got {shown(stored.get(name))}; put the file "
+                "back, or choose another folder"
+            )
+    return stored
+
+
+def _check_unused(out: Path) -> None:
+    """Refuse a folder that is in use for something else, such as a store."""
+    files = sorted(out.iterdir()) if out.is_dir() else []
+    foreign = [
+        file.name
+        for file in files
+        if file.name not in OWN_FILES
+        and file.suffix not in HARMLESS_SUFFIXES
+        and not file.name.startswith(".")
+    ]
+    if foreign:
+        raise ValueError(
+            f"{out}: holds {foreign[0]} and no experiment ({SETTINGS}); choose another folder"
+        )
+
+
+def _check_sources(out: Path, stored: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Refuse a file that has changed since runs were trained with it."""
+    trained = sorted(out.glob(f"runs/*/*/{TRAINED}"))
+    changed = [name for name in stored if trained and new.get(name, stored[name]) != stored[name]]
+    if changed:
+        raise ValueError(
+            f"{changed[0]} was changed after {len(trained)} runs of {out} had been trained with "
+            "it; put it back, or choose another folder"
+        )

@@ -1,35 +1,49 @@
-"""Train and measure every arm with every seed; what is done already is left as it is."""
+"""Train and measure every arm with every seed; what is finished is not repeated."""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+    wait,
+)
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from kd_plugins.compare.claim import SETTINGS, TRAINED, described
-from kd_plugins.compare.experiment import Experiment, filled
-from kd_plugins.compare.measuring import measure_at_once, threads_each
-from kd_plugins.compare.trainers import TRAINERS
-from kd_plugins.compare.training import LOG, TRAINING, Trainings, said
+from kd_plugins.compare.experiment import (
+    SETTINGS,
+    TRAINED,
+    Experiment,
+    fill_fields,
+    settings_with_folder,
+)
+from kd_plugins.compare.hosts import HOSTS, LOG, TRAINING, Trainings, end_of_log
 from kd_plugins.config import ConfigError, read_config
-from kd_plugins.evaluate.claim import alone, read_held
-from kd_plugins.evaluate.evaluation import evaluation
-from kd_plugins.evaluate.expected import check_metrics
+from kd_plugins.evaluate.evaluation import evaluation, provenance
+from kd_plugins.evaluate.evaluator import Evaluator
 from kd_plugins.evaluate.inputs import (
     check_compared,
     check_inputs,
     check_potential,
     shared_labels,
 )
-from kd_plugins.evaluate.measured import Evaluator
-from kd_plugins.evaluate.provenance import provenance
+from kd_plugins.evaluate.measurements import alone, read_held
+from kd_plugins.evaluate.requirements import check_metrics
+from kd_plugins.evaluate.settings import Measure
 from kd_plugins.files import read_json, write_json
 
 COSTS, EVALUATION, COMPARE = "costs.json", "evaluation.json", "compare"
@@ -52,7 +66,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a training cost, in seconds of the clock and of processors; None where not known."""
+    """Cost of a training in seconds: by the clock, and of all processors; None if not known."""
 
     train_seconds: float | None = None
     train_cpu_seconds: float | None = None
@@ -64,14 +78,14 @@ class Costs:
 
 
 class Comparison:
-    """An experiment in a folder; stopped, the same call goes on.
+    """An experiment in a folder. Stopped, the same call goes on.
 
-    What a training cost is known only of one that was not stopped.
+    The cost of a training is known only if it was not stopped.
 
     Args:
-        experiment: what to do.
+        experiment: arms, seeds and measurements.
         out: folder of all runs.
-        command: that was typed, for the report.
+        command: the command line, for the report.
 
     Raises:
         ValueError: if the folder holds another experiment, or something else.
@@ -79,12 +93,7 @@ class Comparison:
 
     def __init__(self, experiment: Experiment, out: Path, command: str | None = None) -> None:
         self.experiment, self.out, self.command = experiment, out.expanduser(), command
-        self._described = described(experiment, self.out)
-
-    def claim(self) -> None:
-        """Let the folder be of this experiment; other arms and seeds may be added."""
-        self._described = described(self.experiment, self.out)
-        write_json(self.out / SETTINGS, self._described)
+        settings_with_folder(experiment, self.out)  # refuses another experiment's folder
 
     def runs(self) -> list[Run]:
         """Return all runs, seed by seed."""
@@ -99,63 +108,78 @@ class Comparison:
 
         Args:
             workers: trainings at a time, each with a seed of its own and a share of the cores; then
-                models that are measured at a time, but for their speed, one after another.
+                models that are measured at a time. Speed is measured for one model after another.
             progress: show bars.
 
         Raises:
             ValueError: before the first training, for no worker, for structures, metrics or
                 potentials that cannot be measured, or if another comparison is at work in the
-                folder; if a training fails, with the end of what it said.
+                folder; if a training fails, with the end of its output.
         """
         if workers < 1:
             raise ValueError(f"workers: expected 1 or more, got {workers}")
         if (self.out / f"{COMPARE}.writer").exists():
-            with alone(self.out, COMPARE):  # at once, rather than after a look at all structures
+            # Refuse at once if it is locked: the checks below read all structures.
+            with alone(self.out, COMPARE):
                 pass
+
         self._check_settings()
         self._check_measuring()
         with alone(self.out, COMPARE):
-            self.claim()
-            self._all(workers, progress)
+            self.write_settings()
+            self._train_and_measure(workers, progress)
 
-    def _all(self, workers: int, progress: bool) -> None:
+    def write_settings(self) -> None:
+        """Lock the folder to this experiment; arms and seeds may be added later."""
+        write_json(self.out / SETTINGS, settings_with_folder(self.experiment, self.out))
+
+    def _train_and_measure(self, workers: int, progress: bool) -> None:
         write_json(self.out / "experiment.json", self._description())
         runs = self.runs()
         with tqdm(total=len(runs), desc="training", unit=" runs", disable=not progress) as bar:
             self._train_all(runs, workers, bar)
 
-        judged = [run for run in runs if run.arm not in self.experiment.unjudged]
+        measured = [run for run in runs if run.arm not in self.experiment.unjudged]
         if workers > 1:
-            measure_at_once(self._unmeasured(judged), self.experiment.measure, workers, progress)
-        for run in (bar := tqdm(judged, "measuring", unit=" runs", disable=not progress)):
+            models = self._unmeasured_models(measured)
+            measure_in_parallel(models, self.experiment.measure, workers, progress)
+        for run in (bar := tqdm(measured, "measuring", unit=" runs", disable=not progress)):
             bar.set_description(f"measuring {run.arm}, seed {run.seed}")
             self._measure(run)
+
+        # Again, since the teacher's fingerprint is known only after it was measured.
         write_json(self.out / "experiment.json", self._description())
 
+    # --- Checks before the first training ---
+
     def _check_settings(self) -> None:
-        """Refuse changes that the base cannot take, before any run is trained with others."""
-        experiment, run = self.experiment, self.runs()[0]
+        """Refuse changes that the base cannot take."""
+        experiment, first_run = self.experiment, self.runs()[0]
         for arm, changes in experiment.arms.items():
-            every = filled({**experiment.settings, **changes}, self._fields(run))
+            merged = {**experiment.settings, **changes}
+            filled = fill_fields(merged, self._fields(first_run))
             try:
-                TRAINERS[experiment.host].settings(Path(experiment.base), every)
+                HOSTS[experiment.host].settings(Path(experiment.base), filled)
             except ValueError as error:
                 raise ValueError(f"arm {arm!r}: {error}") from None
 
     def _check_measuring(self) -> None:
         """Refuse what could not be measured after all the training."""
         experiment = self.experiment
-        measure, taught = experiment.measure, experiment.teacher is not None
+        measure, has_teacher = experiment.measure, experiment.teacher is not None
         check_inputs(measure)
-        check_compared(measure, taught)
+        check_compared(measure, has_teacher)
         labels = shared_labels(measure)
-        check_metrics("metrics", experiment.metrics, measure, taught, labels)
-        for named in filter(None, (experiment.model, experiment.teacher)):
-            check_potential(named)
+        check_metrics("metrics", experiment.metrics, measure, has_teacher, labels)
+
+        for potential in filter(None, (experiment.model, experiment.teacher)):
+            check_potential(potential)
         if "{runs}" not in (experiment.teacher or "") and self._teacher is not None:
-            # opened now; the others are trained first
-            gives = self._teacher.model.quantities
-            check_metrics("metrics", experiment.metrics, measure, taught, labels, gives)
+            # A teacher that is not trained here can be opened, so its quantities are known.
+            given = self._teacher.model.quantities
+            check_metrics("metrics", experiment.metrics, measure, has_teacher, labels, given)
+
+    # --- Training ---
 
     def _train_all(self, runs: list[Run], workers: int, bar: Any) -> None:
         """Train the arms of a seed one after another, since they may learn from each other.
@@ -164,7 +188,7 @@ class Comparison:
         """
         trainings = Trainings()
 
-        def train(seed: int) -> None:
+        def train_seed(seed: int) -> None:
             try:
                 for run in runs:
                     if run.seed == seed and not trainings.stopped:
@@ -175,10 +199,10 @@ class Comparison:
                 raise
 
         with ThreadPoolExecutor(workers) as pool, trainings:
-            waiting = [pool.submit(train, seed) for seed in self.experiment.seeds]
+            futures = [pool.submit(train_seed, seed) for seed in self.experiment.seeds]
             try:
-                for one in _in_turn(waiting):
-                    one.result()
+                for future in _as_done(futures):
+                    future.result()
             except Exception as error:
                 running = [f"{folder.parent.name}, {folder.name}" for folder in trainings.stop()]
                 if running:
@@ -187,53 +211,60 @@ class Comparison:
                         f"{'; '.join(running)} (Ctrl-C ends what runs)",
                         file=sys.stderr,
                     )
-                for _ in _in_turn(waiting):
+                for _ in _as_done(futures):
                     pass
                 raise
 
-    def _fields(self, run: Run) -> Mapping[str, object]:
-        return {"run": str(run.folder), "runs": str(self.out / "runs"), "seed": run.seed}
-
     def _train(self, run: Run, threads: int, trainings: Trainings) -> None:
-        """Let the host train, by its own command, into a log."""
+        """Train a run by its host's own command, unless it is trained already."""
         if (run.folder / TRAINED).exists():
             return
         run.folder.mkdir(parents=True, exist_ok=True)
-        experiment, fields = self.experiment, self._fields(run)
-        changes = filled({**experiment.settings, **experiment.arms[run.arm]}, fields)
-        command = TRAINERS[experiment.host].command(
+
+        experiment = self.experiment
+        merged = {**experiment.settings, **experiment.arms[run.arm]}
+        changes = fill_fields(merged, self._fields(run))
+        command = HOSTS[experiment.host].command(
             Path(experiment.base), run.folder, run.seed, changes, experiment.options
         )
-        whole = not (run.folder / f"{TRAINING}.writer").exists()
+
+        # A lock that is there was left by a training that was stopped, whose time is not known.
+        is_fresh = not (run.folder / f"{TRAINING}.writer").exists()
         start = time.perf_counter()
-        ended = trainings.called(command, run.folder, threads)
-        if ended is None:
-            return
-        if ended.code:
-            raise ValueError(
-                f"{run.arm}, seed {run.seed}: the training ended with exit code {ended.code}; the "
-                f"end of {run.folder / LOG}:\n{said(run.folder)}"
-            )
+        finished = trainings.run(command, run.folder, threads)
         seconds = time.perf_counter() - start
-        costs = Costs(seconds, ended.cpu_seconds or None) if whole else Costs()
+        if finished is None:
+            return
+        if finished.code:
+            raise ValueError(
+                f"{run.arm}, seed {run.seed}: the training ended with exit code {finished.code}; "
+                f"the end of {run.folder / LOG}:\n{end_of_log(run.folder)}"
+            )
+
+        costs = Costs(seconds, finished.cpu_seconds or None) if is_fresh else Costs()
         write_json(run.folder / TRAINED, asdict(costs))
+
+    def _fields(self, run: Run) -> Mapping[str, object]:
+        """Return what replaces ``{run}``, ``{runs}`` and ``{seed}`` in settings."""
+        return {"run": str(run.folder), "runs": str(self.out / "runs"), "seed": run.seed}
+
+    # --- Measuring ---
 
     def _measure(self, run: Run) -> None:
         path = run.folder / EVALUATION
         if path.exists():
             return
-        experiment = self.experiment
-        costs = _costs(run.folder)
-        curves = TRAINERS[experiment.host].curves(run.folder)
-        student = Evaluator(*self._student(run), experiment.measure, progress=False)
+        costs = _read_costs(run.folder)
+        curves = HOSTS[self.experiment.host].curves(run.folder)
+        student = Evaluator(*self._student(run), self.experiment.measure, progress=False)
         write_json(path, {**evaluation(student, self._teacher), **asdict(costs), **curves})
 
     def _student(self, run: Run) -> tuple[str, Path]:
-        """Return the trained potential, and the folder for what is measured of it."""
-        return filled(self.experiment.model, self._fields(run)), run.folder / "measured"
+        """Return the trained potential, and the folder of its measurements."""
+        return fill_fields(self.experiment.model, self._fields(run)), run.folder / "measured"
 
-    def _unmeasured(self, runs: Sequence[Run]) -> Iterator[tuple[str, Path]]:
-        """Yield what `_student` returns, of runs that are not measured, and the teacher's."""
+    def _unmeasured_models(self, runs: Sequence[Run]) -> Iterator[tuple[str, Path]]:
+        """Yield potential and folder of the teacher, and of each run that is not measured."""
         missing = [run for run in runs if not (run.folder / EVALUATION).exists()]
         if missing and self._teacher is not None:
             yield self._teacher.potential, self._teacher.folder
@@ -244,8 +275,10 @@ class Comparison:
         experiment = self.experiment
         if experiment.teacher is None:
             return None
-        named = filled(experiment.teacher, {"runs": str(self.out / "runs")})
-        return Evaluator(named, self.out / "teacher", experiment.measure)
+        potential = fill_fields(experiment.teacher, {"runs": str(self.out / "runs")})
+        return Evaluator(potential, self.out / "teacher", experiment.measure)
+
+    # --- The record of the experiment ---
 
     def _description(self) -> dict[str, Any]:
         experiment = self.experiment
@@ -262,23 +295,23 @@ class Comparison:
     def _provenance(self) -> dict[str, Any]:
         experiment, held = self.experiment, read_held(self.out / "teacher")
         fingerprint = None if held is None else held.fingerprint
-        found = provenance(experiment.measure, experiment.teacher, fingerprint, self.command)
-        return {**found, **experiment.provenance}
+        origin = provenance(experiment.measure, experiment.teacher, fingerprint, self.command)
+        return {**origin, **experiment.provenance}
 
 
-def _in_turn(waiting: Sequence[Future[None]]) -> Iterator[Future[None]]:
-    """Yield what is done as soon as it is.
+def _as_done(futures: Sequence[Future[None]]) -> Iterator[Future[None]]:
+    """Yield futures as they finish.
 
-    A wait without end may miss Ctrl-C, which comes just before it or to another thread.
+    A wait without a timeout can miss a Ctrl-C that arrives just before it or in another thread.
     """
-    left = set(waiting)
+    left = set(futures)
     while left:
         done, left = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
         yield from done
 
 
-def _costs(run: Path) -> Costs:
-    """Return what a training cost, as it says itself or as its call was."""
+def _read_costs(run: Path) -> Costs:
+    """Return what a training cost: its own ``costs.json`` if there is one, else its call's time."""
     path = run / COSTS if (run / COSTS).exists() else run / TRAINED
     try:
         return read_config(Costs, read_json(path), path.name)
@@ -286,3 +319,67 @@ def _costs(run: Path) -> Costs:
         raise ValueError(
             f"{path}: {error}; mend it, or remove it and train that run again"
         ) from None
+
+
+# --- Several models at a time -------------------------------------------------------------------
+
+
+def measure_in_parallel(
+    models: Iterable[tuple[str, Path]], settings: Measure, workers: int, progress: bool = True
+) -> None:
+    """Measure models into their folders, each in a process of its own: all but speed and memory.
+
+    Args:
+        models: potential, as `Evaluator` takes it, and folder.
+        settings: what to measure.
+        workers: processes at a time, which share the cores.
+        progress: show a bar.
+
+    Raises:
+        ValueError: the error of the first that fails; the others finish their current model.
+    """
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), _start_worker, (threads_each(workers),)
+    )
+    try:
+        futures = [pool.submit(_measure_model, name, settings, folder) for name, folder in models]
+        bar = tqdm(
+            as_completed(futures),
+            "measuring",
+            len(futures),
+            unit=" models",
+            disable=not (progress and futures),
+        )
+        for future in bar:
+            future.result()
+    except BrokenProcessPool:
+        raise ValueError(
+            "a process that measured a model was killed, perhaps for want of memory; the same "
+            "command goes on, with fewer --workers in less memory"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def threads_each(workers: int) -> int:
+    """Return a worker's share of the cores."""
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
+def _measure_model(potential: str, settings: Measure, folder: Path) -> None:
+    Evaluator(potential, folder, settings, progress=False).all_but_speed()
+
+
+def _start_worker(threads: int) -> None:
+    """Take a share of the cores, and end when the command does, even if it is killed."""
+    import torch
+
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
