@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from kd_plugins.store import StoreError
 from kd_plugins.store.record import pack
-from kd_plugins.store.shard import StoreError
 from kd_plugins.store.store import TargetStore
 from tests.store.test_store import MANIFEST, record
 

@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from kd_plugins.store import StoreError
+from kd_plugins.store._lmdb import ShardWriter
 from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.record import Record, pack
-from kd_plugins.store.shard import ShardWriter, StoreError
 from kd_plugins.store.store import TargetStore
 from kd_plugins.store.structure import Structure
 
@@ -222,7 +223,7 @@ def test_two_writers_on_one_shard(store: TargetStore) -> None:
     code = """
 import sys
 from pathlib import Path
-from kd_plugins.store.shard import ShardWriter
+from kd_plugins.store._lmdb import ShardWriter
 ShardWriter(Path(sys.argv[1]))
 """
     with store.writer():
@@ -337,7 +338,6 @@ def test_a_reader_sees_what_another_process_appends(store: TargetStore) -> None:
     """Also when the file has outgrown the reader's map."""
     code = """
 import sys
-import kd_plugins.store.shard as shard
 from tests.store.test_store import record
 from kd_plugins.store.store import TargetStore
 TargetStore.open(sys.argv[1]).append(record(index) for index in range(10, 20))
@@ -351,7 +351,7 @@ def test_a_shard_grows_beyond_its_first_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full map is doubled and the batch written again."""
-    monkeypatch.setattr("kd_plugins.store.environment.FIRST_MAP_SIZE", 1 << 16)
+    monkeypatch.setattr("kd_plugins.store._lmdb.FIRST_MAP_SIZE", 1 << 16)
     with ShardWriter(tmp_path / "small.lmdb") as writer:
         for index in range(40):
             writer.append({f"id-{index}": bytes(8000)})

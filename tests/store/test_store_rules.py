@@ -18,13 +18,12 @@ import lmdb
 import pytest
 import torch
 
-from kd_plugins.store.condition import walk
-from kd_plugins.store.environment import reading
+from kd_plugins.store import ShardBusy, StoreError
+from kd_plugins.store._lmdb import ShardWriter, read_transaction
+from kd_plugins.store._walk import payload_digest
+from kd_plugins.store._written import SUFFIX, FileState, Total, WrittenLog, walk_shard
 from kd_plugins.store.record import Record, pack
-from kd_plugins.store.shard import ShardBusy, ShardWriter, StoreError
 from kd_plugins.store.store import TargetStore
-from kd_plugins.store.walk import payload_digest
-from kd_plugins.store.written import SUFFIX, Look, Total, WrittenLog
 from tests.house import ROOT
 from tests.store.test_damage import in_a_fork
 from tests.store.test_store import MANIFEST, record, structure
@@ -153,7 +152,7 @@ def test_a_torn_line_does_no_harm(store: TargetStore, torn: str) -> None:
 
 def test_the_file_beside_it_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It begins anew, since only its last line counts."""
-    monkeypatch.setattr("kd_plugins.store.written.LARGEST", 500)
+    monkeypatch.setattr("kd_plugins.store._written.LOG_BYTES", 500)
     store = TargetStore.create(tmp_path / "store", MANIFEST)
     with store.writer() as writer:
         for index in range(30):
@@ -219,7 +218,7 @@ def test_damage_that_ends_a_process_ends_the_childs(store: TargetStore) -> None:
     for page in range(2, len(content) // 4096):
         content[4096 * page : 4096 * page + 16] = bytes(16)
     path.write_bytes(content)
-    found = walk(path, 2)
+    found = walk_shard(path)
     assert found.fault is not None
     said = in_a_fork(lambda: TargetStore.open(store.folder).verify())
     assert said[0].startswith("main.lmdb is damaged: "), said
@@ -249,9 +248,9 @@ def test_a_copy_is_examined_once(store: TargetStore, tmp_path: Path) -> None:
     shutil.copytree(store.folder, copy)
     os.utime(copy / "main.lmdb", ns=(1, 1))
     log = WrittenLog(copy / "main.lmdb")
-    assert log.read().look != Look.at(copy / "main.lmdb")
+    assert log.read().state != FileState.of(copy / "main.lmdb")
     assert len(TargetStore.open(copy)) == 10
-    assert log.read().look == Look.at(copy / "main.lmdb")
+    assert log.read().state == FileState.of(copy / "main.lmdb")
     assert TargetStore.open(copy).verify() == []
 
 
@@ -405,7 +404,7 @@ def test_a_snapshot_is_kept_for_a_while(tmp_path: Path, monkeypatch: pytest.Monk
     """Then LMDB may use its pages again, so that the file does not grow for ever."""
     sizes = {}
     for grace in (0.0, 100.0):
-        monkeypatch.setattr("kd_plugins.store.environment.GRACE", grace)
+        monkeypatch.setattr("kd_plugins.store._lmdb.GRACE", grace)
         path = tmp_path / f"{grace}.lmdb"
         with ShardWriter(path) as writer:
             for index in range(60):
@@ -420,7 +419,7 @@ def test_a_new_writer_waits_for_who_reads_without_a_slot(
     """Until he is done, or too slow."""
     import fcntl
 
-    monkeypatch.setattr("kd_plugins.store.environment.GRACE", 0.5)
+    monkeypatch.setattr("kd_plugins.store._lmdb.GRACE", 0.5)
     with store.writer() as writer, (store.folder / "main.lmdb").open("rb") as reader:
         fcntl.flock(reader, fcntl.LOCK_SH)
         start = time.monotonic()
@@ -478,7 +477,7 @@ def test_a_slow_read_without_a_slot_sees_one_state(
 ) -> None:
     """While another process commits again and again, by one writer and by many."""
     path = store.folder / "main.lmdb"
-    monkeypatch.setattr("kd_plugins.store.environment.has_room_for_lock", lambda *_, **__: False)
+    monkeypatch.setattr("kd_plugins.store._lmdb.make_lock_file", lambda *_, **__: False)
     words = [sys.executable, "-c", WRITE, str(store.folder), "one-writer", "10"]
 
     def work() -> dict[str, Any]:
@@ -487,7 +486,7 @@ def test_a_slow_read_without_a_slot_sees_one_state(
         try:
             while len(begun) < 20:
                 time.sleep(0.01)
-            with reading(path) as transaction:
+            with read_transaction(path) as transaction:
                 entries, size = transaction.stat()["entries"], path.stat().st_size
                 deadline = time.monotonic() + 20
                 while path.stat().st_size < size + 40 * 4096 and time.monotonic() < deadline:

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kd_plugins.store.manifest import Manifest
-from kd_plugins.store.precision import default_dtypes
+from kd_plugins.store.manifest import Manifest, default_dtypes
 from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.export import export_extxyz

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kd_plugins.store.manifest import Manifest
-from kd_plugins.store.precision import default_dtypes
+from kd_plugins.store.manifest import Manifest, default_dtypes
 from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
 from kd_plugins.store.structure import Structure

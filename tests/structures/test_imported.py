@@ -13,8 +13,8 @@ import pytest
 import torch
 from ase import Atoms
 
-from kd_plugins.store.precision import DEFAULT_DTYPES, default_dtypes
-from kd_plugins.store.shard import StoreError
+from kd_plugins.store import StoreError
+from kd_plugins.store.manifest import DEFAULT_DTYPES, default_dtypes
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures import imported
 from kd_plugins.structures.imported import import_labels

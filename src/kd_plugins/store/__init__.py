@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 from kd_plugins.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from kd_plugins.store._lmdb import ShardBusy as ShardBusy
+    from kd_plugins.store._written import StoreError as StoreError
     from kd_plugins.store.manifest import Manifest as Manifest
     from kd_plugins.store.record import Record as Record
-    from kd_plugins.store.shard import StoreError as StoreError
     from kd_plugins.store.store import TargetStore as TargetStore
     from kd_plugins.store.structure import Structure as Structure
 
 _HOMES = {
     "Manifest": "kd_plugins.store.manifest",
     "Record": "kd_plugins.store.record",
-    "StoreError": "kd_plugins.store.shard",
+    "ShardBusy": "kd_plugins.store._lmdb",
+    "StoreError": "kd_plugins.store._written",
     "Structure": "kd_plugins.store.structure",
     "TargetStore": "kd_plugins.store.store",
 }

@@ -1,26 +1,48 @@
-"""What is true of every record of a target store."""
+"""The manifest of a target store: which teacher made it, which quantities, and in which dtypes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from kd_plugins.core.quantities import quantity
-from kd_plugins.store.shard import FORMAT, StoreError
+from kd_plugins.core.quantities import QUANTITIES, quantity
+from kd_plugins.store._walk import FORMAT
+from kd_plugins.store._written import StoreError
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+
+_DOUBLE = ("energy", "energy_per_atom", "atomic_energies")
+
+DEFAULT_DTYPES: Mapping[str, str] = MappingProxyType(
+    {name: "float64" if name in _DOUBLE else "float32" for name in QUANTITIES}
+)
+"""Quantity to dtype. Energies are differences of large numbers: float32 leaves a total energy of
+-1000 eV with 0.06 meV. Of all else its seven digits are more than a teacher's own noise."""
+
+
+def default_dtypes(names: Iterable[str]) -> dict[str, str]:
+    """Return the default dtypes of some quantities, for a new store.
+
+    Raises:
+        KeyError: for a quantity that is not in the table.
+
+    >>> default_dtypes(["energy", "forces"])
+    {'energy': 'float64', 'forces': 'float32'}
+    """
+    return {name: DEFAULT_DTYPES[quantity(name).name] for name in names}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is true of every record of a store.
+    """What holds for every record of a store.
 
     Args:
         teacher: its name.
@@ -32,7 +54,7 @@ class Manifest:
 
     Raises:
         KeyError: for a quantity that is not in the table.
-        ValueError: for an unknown dtype, or no quantity.
+        ValueError: for an unknown dtype, no quantity, or a field of another type.
     """
 
     teacher: str
@@ -44,8 +66,12 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Check the quantities and their dtypes."""
-        for name, expected in _EXPECTED.items():
-            _check(name, getattr(self, name), expected)
+        for name in ("teacher", "fingerprint"):
+            _check_text(name, getattr(self, name))
+        for name in ("dtypes", "versions"):
+            _check_mapping(name, getattr(self, name), (str,), "text")
+        _check_mapping("energy_offsets", self.energy_offsets, (int, float), "a number")
+
         if not self.teacher.strip():
             raise ValueError("teacher: expected a name, got an empty one")
         if not self.dtypes:
@@ -62,21 +88,23 @@ class Manifest:
         Raises:
             StoreError: if it is not JSON, of a newer format, or holds something else.
         """
-        content = _read(text, where)
-        form = content.get("format", 1)
+        content = _parse_json(text, where)
+
+        form = content.get("format", 1)  # version 0.1.0's first stores do not name theirs
         if type(form) is not int or form < 1:
             raise StoreError(
                 f"{where}: its manifest.json is damaged (format: expected a whole number, got "
-                f"{_shortly(form)}); restore it from a copy"
+                f"{_shortened(form)}); restore it from a copy"
             )
         if form > FORMAT:
             raise StoreError(
-                f"{where} has format {_shortly(form)}, this version reads up to {FORMAT}; update "
+                f"{where} has format {_shortened(form)}, this version reads up to {FORMAT}; update "
                 "kd_plugins"
             )
-        given = {name: value for name, value in content.items() if name not in _BESIDE}
+
+        arguments = {name: value for name, value in content.items() if name not in _FOR_READERS}
         try:
-            return cls(**given)
+            return cls(**arguments)
         except (TypeError, ValueError, KeyError) as error:
             why = error.args[0] if error.args else error
             raise StoreError(
@@ -84,23 +112,25 @@ class Manifest:
             ) from error
 
     def to_json(self) -> str:
-        """Return the manifest as JSON, units included for whoever reads the file."""
+        """Return the manifest as JSON, with units for people who read the file."""
         units = {name: quantity(name).unit for name in self.dtypes}
-        content = {**_plain(self), "units": units, "checksum": _checksum(_plain(self))}
+        content = {**_as_dict(self), "units": units, "checksum": _checksum(_as_dict(self))}
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
     @staticmethod
     def faults(text: bytes) -> list[str]:
-        """Return what has changed in a manifest since it was written, one line at most.
+        """Return a line if a manifest has changed since it was written, else nothing.
 
-        One that is edited by hand on purpose can be read all the same.
+        A manifest that was edited by hand on purpose is read all the same.
         """
-        content = _read(text, "the store")
-        written = content.get("checksum")
-        known = {field.name for field in fields(Manifest)}
-        kept = {name: value for name, value in content.items() if name in known}
-        is_whole = written == _checksum(kept)
-        if is_whole or (written is None and kept.get("format") == 1):
+        content = _parse_json(text, "the store")
+        written_checksum = content.get("checksum")
+        names = {field.name for field in fields(Manifest)}
+        checked = {name: value for name, value in content.items() if name in names}
+
+        # Format 1 had no checksum.
+        is_unchecked = written_checksum is None and checked.get("format") == 1
+        if is_unchecked or written_checksum == _checksum(checked):
             return []
         return [
             "manifest.json is not what was written: it is damaged, or was edited by hand; restore "
@@ -108,32 +138,40 @@ class Manifest:
         ]
 
 
-_BESIDE = ("units", "checksum")
-"""What the file holds for others than `Manifest`."""
-_EXPECTED: Mapping[str, tuple[type, ...]] = {
-    "teacher": (str,),
-    "fingerprint": (str,),
-    "dtypes": (str,),
-    "versions": (str,),
-    "energy_offsets": (int, float),
-}
+_FOR_READERS = ("units", "checksum")
+"""Keys of the file that are not fields of `Manifest`."""
 
 
-def _check(name: str, value: object, expected: tuple[type, ...]) -> None:
-    """Refuse what is no text, or no mapping from text to what is expected."""
-    if name in ("teacher", "fingerprint"):
-        if not isinstance(value, str):
-            raise ValueError(f"{name}: expected text, got {_shortly(value)}")
-        return
-    kind = "a number" if float in expected else "text"
+def check_same_teacher(manifest: Manifest, wanted: Manifest, folder: Path) -> None:
+    """Refuse two manifests that may not share a store.
+
+    Raises:
+        StoreError: naming the first field that differs.
+    """
+    for name in ("teacher", "fingerprint", "dtypes", "energy_offsets"):
+        here, there = getattr(manifest, name), getattr(wanted, name)
+        if here != there:
+            raise StoreError(
+                f"{folder} was made with another {name}: {here!r}, not {there!r}; one store holds "
+                "one teacher's targets, so choose another folder"
+            )
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: expected text, got {_shortened(value)}")
+
+
+def _check_mapping(name: str, value: object, types: tuple[type, ...], kind: str) -> None:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name}: expected a mapping of names to {kind}, got {_shortly(value)}")
+        raise ValueError(f"{name}: expected a mapping of names to {kind}, got {_shortened(value)}")
     for key, inner in value.items():
-        fits = isinstance(inner, expected) and not isinstance(inner, bool)
-        if not isinstance(key, str) or not fits:
-            raise ValueError(f"{name}.{key}: expected {kind}, got {_shortly(inner)}")
+        # In Python, True is an int.
+        is_expected = isinstance(inner, types) and not isinstance(inner, bool)
+        if not isinstance(key, str) or not is_expected:
+            raise ValueError(f"{name}.{key}: expected {kind}, got {_shortened(inner)}")
         if isinstance(inner, int | float) and not _is_finite(inner):
-            raise ValueError(f"{name}.{key}: expected a finite number, got {_shortly(inner)}")
+            raise ValueError(f"{name}.{key}: expected a finite number, got {_shortened(inner)}")
 
 
 def _is_finite(number: float) -> bool:
@@ -143,43 +181,38 @@ def _is_finite(number: float) -> bool:
         return False
 
 
-def _shortly(value: object) -> str:
+def _shortened(value: object) -> str:
     return f"{value!r:.60}"
 
 
-def _read(text: str | bytes, where: str) -> dict[str, Any]:
+def _parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     try:
         content = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError) as error:
-        why: object = "nested too deeply" if isinstance(error, RecursionError) else error
-        why = "not UTF-8" if isinstance(error, UnicodeDecodeError) else why
+        why: object = error
+        if isinstance(error, RecursionError):
+            why = "nested too deeply"
+        elif isinstance(error, UnicodeDecodeError):
+            why = "not UTF-8"
         raise StoreError(
             f"{where}: its manifest.json is not JSON ({why}); restore it from a copy"
         ) from error
     if not isinstance(content, dict):
         raise StoreError(
-            f"{where}: its manifest.json is no mapping, but {_shortly(content)}; restore it from a "
-            "copy"
+            f"{where}: its manifest.json is no mapping, but {_shortened(content)}; restore it from "
+            "a copy"
         )
     return content
 
 
-def _plain(manifest: Manifest) -> dict[str, Any]:
-    plain = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
-    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}
+def _as_dict(manifest: Manifest) -> dict[str, Any]:
+    content = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
+    return {
+        name: dict(value) if isinstance(value, Mapping) else value
+        for name, value in content.items()
+    }
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True).encode()
     return hashlib.blake2b(text, digest_size=16).hexdigest()
-
-
-def check_same(manifest: Manifest, wanted: Manifest, folder: Path) -> None:
-    """Raise a StoreError if two manifests may not share a store."""
-    for name in ("teacher", "fingerprint", "dtypes", "energy_offsets"):
-        here, there = getattr(manifest, name), getattr(wanted, name)
-        if here != there:
-            raise StoreError(
-                f"{folder} was made with another {name}: {here!r}, not {there!r}; one store holds "
-                "one teacher's targets, so choose another folder"
-            )

@@ -1,9 +1,10 @@
-"""One structure and what its teacher says of it, and its bytes."""
+"""One structure with its teacher targets, as tensors and as the bytes that a store keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,18 +15,21 @@ from torch import Tensor
 from kd_plugins.core.quantities import quantity
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.store.manifest import DTYPES, Manifest
-from kd_plugins.store.structure import SAME_POSITION, Structure
+from kd_plugins.store.structure import POSITION_TOLERANCE, Structure
 
-_IDENTITY = ("atomic_numbers", "positions", "cell", "pbc")
+T = TypeVar("T")
+
+_STRUCTURE_ARRAYS = ("atomic_numbers", "positions", "cell", "pbc")
+"""Kept in a record's bytes as ``structure.atomic_numbers`` and so on."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One structure and what its teacher says of it.
+    """One structure with its teacher targets.
 
     Args:
         structure_id: its identity, unique in a store.
-        structure: what is checked when the targets are read.
+        structure: what is compared when the targets are read.
         values: quantity name to tensor, without a batch axis for structure quantities: energy is
             (), forces (N, 3). Quantities of the store that are left out are missing.
     """
@@ -47,7 +51,8 @@ class Record:
                 f"got {type(self.structure).__name__} and {type(self.values).__name__}"
             )
         for name, value in self.values.items():
-            _check_numbers(value, f"structure {self.structure_id!r}: {name}")
+            _check_is_real_tensor(value, f"structure {self.structure_id!r}: {name}")
+
         batched = {
             name: value if quantity(name).scope == "atom" else value.unsqueeze(0)
             for name, value in self.values.items()
@@ -55,23 +60,66 @@ class Record:
         n_atoms = torch.tensor([self.structure.n_atoms])
         return TeacherTargets((self.structure_id,), n_atoms, batched)
 
+    def n_bytes(self) -> int:
+        """Return about how much memory it takes: its positions and its tensors."""
+        tensors = sum(value.numel() * value.element_size() for value in self.values.values())
+        return self.structure.positions.nbytes + tensors
+
+
+LONGEST_ID = 500
+"""Bytes of UTF-8; LMDB keys end at 511."""
+
+
+def encode_id(structure_id: str) -> bytes:
+    """Return the LMDB key of a structure id.
+
+    Raises:
+        ValueError: for an empty id, or one that is too long.
+
+    >>> encode_id("mp-149")
+    b'mp-149'
+    """
+    if not isinstance(structure_id, str):
+        raise ValueError(f"a structure id must be text, got {structure_id!r}")
+    try:
+        encoded = structure_id.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"a structure id must be Unicode, got {structure_id!r:.60} ({error.reason}); rename it"
+        ) from error
+    if not 0 < len(encoded) <= LONGEST_ID:
+        raise ValueError(
+            f"a structure id must have 1 to {LONGEST_ID} bytes, got {len(encoded)}: "
+            f"{structure_id[:40]!r}"
+        )
+    return encoded
+
 
 BATCH_RECORDS, BATCH_BYTES = 1000, 1 << 26
-"""What is written at once at most, so the most that copying a store holds in memory."""
+"""Limits of a batch that is written at once, and so of what writing a store holds in memory."""
 
 
-def batches(records: Iterable[Record], most: int = BATCH_RECORDS) -> Iterator[list[Record]]:
-    """Yield records in lists of so many at most, fewer where they are large.
+def split_into_batches(
+    items: Iterable[T], n_bytes: Callable[[T], int], most: int = BATCH_RECORDS
+) -> Iterator[list[T]]:
+    """Yield lists of at most ``most`` items, shorter ones where the items are large.
 
-    A list ends with the record with which it has 64 MB, since a thousand records of embeddings
-    may be more than a machine holds.
+    A list ends with the item with which it reaches `BATCH_BYTES` (64 MB), since a thousand records
+    of embeddings may be more than a machine holds.
+
+    Args:
+        items: any number, which may be made while they are consumed.
+        n_bytes: returns the size of an item, such as `Record.n_bytes`.
+        most: items of a list.
+
+    >>> list(split_into_batches(["a", "bc", "d"], len, most=2))
+    [['a', 'bc'], ['d']]
     """
-    batch: list[Record] = []
+    batch: list[T] = []
     size = 0
-    for record in records:
-        batch.append(record)
-        size += record.structure.positions.nbytes
-        size += sum(value.numel() * value.element_size() for value in record.values.values())
+    for item in items:
+        batch.append(item)
+        size += n_bytes(item)
         if len(batch) >= most or size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -80,12 +128,12 @@ def batches(records: Iterable[Record], most: int = BATCH_RECORDS) -> Iterator[li
 
 
 def pack(record: Record, manifest: Manifest) -> bytes:
-    """Return a record as safetensors bytes, each quantity in the store's precision.
+    """Return a record as safetensors bytes, each quantity in the store's dtype.
 
     Raises:
         KeyError: for a quantity that the store does not hold.
-        ValueError: for no value at all, a wrong shape, or a number that is not finite or becomes
-            so in the store's precision.
+        ValueError: for no value at all, a wrong shape, or a number that is not finite, before or
+            after the conversion to the store's dtype.
     """
     who = f"structure {record.structure_id!r}"
     unknown = sorted(set(record.values) - set(manifest.dtypes))
@@ -93,25 +141,60 @@ def pack(record: Record, manifest: Manifest) -> bytes:
         raise KeyError(
             f"{who}: the store holds no {unknown[0]!r}; it holds {', '.join(manifest.dtypes)}"
         )
-    record.targets()
+    record.targets()  # validates shapes and numbers
     if not record.values:
         raise ValueError(
             f"{who} has no value of any quantity; the store holds {', '.join(manifest.dtypes)}: "
             "give one or more, or leave the structure out"
         )
+
     arrays = {
-        name: _cast(value, manifest.dtypes[name], f"{who}: {name}")
+        name: _to_dtype(value, manifest.dtypes[name], f"{who}: {name}")
         for name, value in record.values.items()
     }
     structure = record.structure
     arrays["structure.atomic_numbers"] = structure.atomic_numbers.astype(np.int16)
-    arrays["structure.positions"] = _single(structure.positions, f"{who}: positions")
-    arrays["structure.cell"] = _single(structure.cell, f"{who}: cell")
+    arrays["structure.positions"] = _to_float32(structure.positions, f"{who}: positions")
+    arrays["structure.cell"] = _to_float32(structure.cell, f"{who}: cell")
     arrays["structure.pbc"] = structure.pbc
     return save(arrays)
 
 
-def _check_numbers(value: object, what: str) -> None:
+def unpack(structure_id: str, payload: bytes) -> Record:
+    """Return the record that `pack` made, its quantities in alphabetical order.
+
+    Raises:
+        ValueError: naming the structure, if its arrays are not a structure. Earlier versions took
+            some that are refused today.
+    """
+    arrays = load(payload)
+    try:
+        structure = Structure(*(arrays.pop(f"structure.{name}") for name in _STRUCTURE_ARRAYS))
+    except ValueError as error:
+        raise ValueError(f"structure {structure_id!r}: {error}") from error
+
+    # Copied, since safetensors' arrays may not be written and PyTorch warns of such memory.
+    values = {name: torch.from_numpy(array.copy()) for name, array in sorted(arrays.items())}
+    return Record(structure_id, structure, values)
+
+
+def check_matches_manifest(record: Record, manifest: Manifest) -> None:
+    """Refuse a record that the store's manifest does not describe.
+
+    Raises:
+        ValueError: naming a quantity that the manifest lacks, or has with another dtype.
+    """
+    for name, value in record.values.items():
+        expected = manifest.dtypes.get(name)
+        if expected is None or value.dtype != DTYPES[expected]:
+            found = str(value.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"holds {name} as {found}, but the manifest says "
+                f"{expected or 'that the store has none'}; restore manifest.json from a copy"
+            )
+
+
+def _check_is_real_tensor(value: object, what: str) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(
             f"{what}: expected a tensor, got {type(value).__name__} {value!r:.40}; give "
@@ -121,11 +204,12 @@ def _check_numbers(value: object, what: str) -> None:
         raise ValueError(f"{what}: expected real numbers, got {value.dtype}; give its real part")
 
 
-def _cast(value: Tensor, dtype: str, what: str) -> NDArray[np.generic]:
+def _to_dtype(value: Tensor, dtype: str, what: str) -> NDArray[np.generic]:
+    """Return a tensor's numbers in the store's dtype, none of which may overflow."""
     array = value.detach().cpu().to(DTYPES[dtype]).contiguous().numpy()
-    beyond = np.argwhere(~np.isfinite(array))
-    if len(beyond):
-        place = tuple(int(index) for index in beyond[0])
+    overflowed = np.argwhere(~np.isfinite(array))
+    if len(overflowed):
+        place = tuple(int(index) for index in overflowed[0])
         number = float(value[place])
         largest = float(torch.finfo(DTYPES[dtype]).max)
         finer = {"float16": "keep it as float32 or float64", "float32": "keep it as float64"}
@@ -136,46 +220,19 @@ def _cast(value: Tensor, dtype: str, what: str) -> NDArray[np.generic]:
     return array
 
 
-def _single(lengths: NDArray[np.float64], what: str) -> NDArray[np.float32]:
-    """Return lengths in float32, after a look that they can be told from others there."""
-    # Beyond some 10 km, float32 no longer tells a structure from one that was moved.
+def _to_float32(lengths: NDArray[np.float64], what: str) -> NDArray[np.float32]:
+    """Return lengths in Å as float32, which must keep them to `POSITION_TOLERANCE`."""
+    # Beyond some 10,000 Å neighbouring float32 numbers are further apart than that, so that a
+    # structure could no longer be told from one whose atoms were moved.
     with np.errstate(over="ignore"):
         single = lengths.astype(np.float32)
         lost = np.abs(single - lengths)
-    if not (lost <= SAME_POSITION).all():
-        place = np.unravel_index(int(np.nan_to_num(lost, posinf=np.inf).argmax()), lost.shape)
+    if not (lost <= POSITION_TOLERANCE).all():
+        largest = int(np.nan_to_num(lost, posinf=np.inf).argmax())
+        place = np.unravel_index(largest, lost.shape)
         raise ValueError(
             f"{what}{[int(index) for index in place]} is {lengths[place]:g} Å, more than can be "
-            f"kept to {SAME_POSITION:g} Å; move the structure to the origin, or look at its unit"
+            f"kept to {POSITION_TOLERANCE:g} Å; move the structure to the origin, or look at its "
+            "unit"
         )
     return single
-
-
-def check_kept(record: Record, manifest: Manifest) -> None:
-    """Refuse a record that the store's manifest does not describe.
-
-    Raises:
-        ValueError: naming a quantity that the store does not hold, or holds in another precision.
-    """
-    for name, value in record.values.items():
-        kept = manifest.dtypes.get(name)
-        if kept is None or value.dtype != DTYPES[kept]:
-            raise ValueError(
-                f"holds {name} as {str(value.dtype).removeprefix('torch.')}, but the manifest says "
-                f"{kept or 'that the store has none'}; restore manifest.json from a copy"
-            )
-
-
-def unpack(structure_id: str, payload: bytes) -> Record:
-    """Return the record that `pack` made, its quantities in alphabetical order.
-
-    Raises:
-        ValueError: naming the structure, if that is none, as older versions took it.
-    """
-    arrays = load(payload)
-    try:
-        structure = Structure(*(arrays.pop(f"structure.{name}") for name in _IDENTITY))
-    except ValueError as error:
-        raise ValueError(f"structure {structure_id!r}: {error}") from error
-    values = {name: torch.from_numpy(array.copy()) for name, array in sorted(arrays.items())}
-    return Record(structure_id, structure, values)

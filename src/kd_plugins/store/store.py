@@ -1,47 +1,55 @@
-"""TargetStore: structure id -> teacher targets, on disk, for years and from every framework."""
+"""TargetStore: teacher targets on disk by structure id, for years and for every framework."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 from kd_plugins.core.targets import TeacherTargets
-from kd_plugins.files import write_bytes
-from kd_plugins.store.condition import is_unborn, shard_faults
-from kd_plugins.store.environment import StoreError, recover
-from kd_plugins.store.manifest import Manifest, check_same
-from kd_plugins.store.record import Record, batches, check_kept, pack, unpack
-from kd_plugins.store.shard import (
-    FORMAT,
-    ShardBusy,
-    ShardReader,
-    ShardWriter,
-    exclusive_lock,
-    shared_lock,
-    take_over,
+from kd_plugins.files import FolderInUse, folder_lock, write_bytes
+from kd_plugins.store._lmdb import ShardBusy, ShardReader, ShardWriter, recover_last_batch
+from kd_plugins.store._walk import FORMAT, digest
+from kd_plugins.store._written import (
+    SUFFIX,
+    StoreError,
+    Total,
+    WrittenLog,
+    digest_fault,
+    is_initialized,
+    missing_log_fault,
+)
+from kd_plugins.store.manifest import Manifest, check_same_teacher
+from kd_plugins.store.record import (
+    Record,
+    check_matches_manifest,
+    encode_id,
+    pack,
+    split_into_batches,
+    unpack,
 )
 from kd_plugins.store.structure import Structure
-from kd_plugins.store.written import SUFFIX, WrittenLog
 
 MANIFEST = "manifest.json"
 MANIFEST_LOCK = "manifest"
-"""Whoever writes records holds it together with others; whoever makes a store, alone."""
+"""Processes that write records hold it together; one that makes a store holds it alone."""
+STORE_LOCK = "store"
+"""Held by the one command that writes, whose workers each have a shard of their own."""
 SECONDS_TO_MAKE = 2.0
+"""How long making a store waits for others that are making it, too."""
 
 
 class TargetStore:
-    """A folder of teacher targets, keyed by structure id and never by position.
+    """A folder of teacher targets, found by structure id and never by position.
 
     ``manifest.json`` says which teacher made them and in which units; ``<shard>.lmdb`` files hold
     checksummed safetensors records, each with the structure it belongs to. A killed writer loses at
     most the batch in flight. There is no pickle in it.
 
-    Use `create` and `open`; one writer a shard, any number of readers.
+    Use `create` and `open`. A shard has one writer at a time and any number of readers.
 
     >>> import tempfile, numpy as np, torch
     >>> folder = Path(tempfile.mkdtemp()) / "store"
@@ -57,26 +65,30 @@ class TargetStore:
         self.manifest = manifest
         self._readers: dict[str, ShardReader] = {}
 
+    # Making and opening.
+
     @classmethod
     def create(cls, folder: str | Path, manifest: Manifest) -> TargetStore:
         """Make an empty store, or open the one that is there if it has the same manifest.
 
-        One that holds no record yet is made anew.
+        A store without any record is made anew.
 
         Raises:
             StoreError: if the folder holds a store of another teacher or other quantities, or
                 something else, or cannot be written.
         """
-        folder = _path(folder)
+        folder = _as_path(folder)
         if not isinstance(manifest, Manifest):
             raise ValueError(f"expected a Manifest, got {type(manifest).__name__} {manifest!r:.60}")
+
         try:
-            found = cls._found(folder, manifest)
+            found = cls._open_existing(folder, manifest)
             if found is not None:
                 return found
             folder.mkdir(parents=True, exist_ok=True)
-            with _making(folder):
-                found = cls._found(folder, manifest)  # what another command may just have made
+            with _lock_for_making(folder):
+                # Another command may just have made it.
+                found = cls._open_existing(folder, manifest)
                 if found is None:
                     found = cls(folder, replace(manifest, format=FORMAT))
                     write_bytes(folder / MANIFEST, found.manifest.to_json().encode(), durably=True)
@@ -85,18 +97,19 @@ class TargetStore:
             raise StoreError(f"{folder} cannot be written: {error.strerror}") from error
 
     @classmethod
-    def _found(cls, folder: Path, manifest: Manifest) -> TargetStore | None:
+    def _open_existing(cls, folder: Path, manifest: Manifest) -> TargetStore | None:
         """Return the store that is there, or None if there is none with a record in it."""
         if not (folder / MANIFEST).exists():
             _check_empty(folder)
             return None
+
         store = cls.open(folder)
         if store.manifest == replace(manifest, format=store.manifest.format):
             return store
-        if any(True for _ in store.ids()):
-            check_same(store.manifest, manifest, folder)
-            return store
-        return None
+        if store.is_empty():
+            return None
+        check_same_teacher(store.manifest, manifest, folder)
+        return store
 
     @classmethod
     def open(cls, folder: str | Path) -> TargetStore:
@@ -105,13 +118,14 @@ class TargetStore:
         Raises:
             StoreError: if there is none, or it was written by a newer version.
         """
-        folder = _path(folder)
+        folder = _as_path(folder)
         path = folder / MANIFEST
         try:
-            is_there = path.is_file()
+            has_manifest = path.is_file()
         except OSError as error:
             raise StoreError(f"{folder} cannot be read: {error.strerror}") from error
-        if not is_there:
+
+        if not has_manifest:
             if folder.is_dir() and any(name.endswith(".lmdb") for name in os.listdir(folder)):
                 raise StoreError(
                     f"{folder} has lost its {MANIFEST}, which says whose targets its shards hold; "
@@ -126,61 +140,7 @@ class TargetStore:
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror}") from error
 
-    def append(self, records: Iterable[Record], shard: str = "main") -> None:
-        """Write a batch of records durably: all of it, or nothing.
-
-        Raises:
-            KeyError: for a quantity that the store does not hold.
-            ValueError: for an id that is in the store already, or a value that is not valid.
-            StoreError: if another process writes to that shard or the disk is full.
-        """
-        with self.only_writer(), self.writer(shard) as writer:
-            writer.append(self.pack(records))
-
-    def writer(self, shard: str = "main", patience: float = 0.0) -> ShardWriter:
-        """Return a writer, after seconds of patience; give it what `pack` returns, and close it.
-
-        Raises:
-            ValueError: for a name that is no file's.
-            ShardBusy: if another process writes that shard.
-            StoreError: if the shard is damaged, or the store was made anew for another teacher.
-        """
-        if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*", shard):
-            raise ValueError(
-                f"shard: expected a name of letters, digits, '_', '-' and '.' that begins with a "
-                f"letter or digit, got {shard!r}"
-            )
-        held = self._hold_manifest()
-        return ShardWriter(self.folder / f"{shard}.lmdb", patience, self.manifest.format, (held,))
-
-    def _hold_manifest(self) -> IO[str]:
-        """Return a lock under which the store stays this teacher's, after a look that it is."""
-        try:
-            held = shared_lock(self.folder / MANIFEST_LOCK, SECONDS_TO_MAKE)
-        except OSError as error:
-            raise StoreError(f"{self.folder} cannot be written: {error.strerror}") from error
-        try:
-            now = type(self).open(self.folder).manifest
-            if now.format != self.manifest.format:
-                raise StoreError(f"{self.folder} was made anew by another command; run this again")
-            check_same(now, self.manifest, self.folder)
-        except BaseException:
-            held.close()
-            raise
-        return held
-
-    def pack(self, records: Iterable[Record]) -> dict[str, bytes]:
-        """Return id to bytes, validated; see `append` for what is refused."""
-        if not isinstance(records, Iterable):
-            raise ValueError(f"expected Records, got {type(records).__name__} {records!r:.60}")
-        packed: dict[str, bytes] = {}
-        for record in records:
-            if not isinstance(record, Record):
-                raise ValueError(f"expected a Record, got {type(record).__name__} {record!r:.60}")
-            if record.structure_id in packed or record.structure_id in self:
-                raise ValueError(f"structure id {record.structure_id!r} is in the store already")
-            packed[record.structure_id] = pack(record, self.manifest)
-        return packed
+    # Reading.
 
     def record(self, structure_id: str) -> Record:
         """Return a record with its structure.
@@ -201,6 +161,8 @@ class TargetStore:
 
     def read(self, structure_id: str, structure: Structure) -> TeacherTargets:
         """Return the targets of a structure after checking that it is still the one labelled.
+
+        ``TeacherTargets.collate`` joins those of several structures into a batch.
 
         Raises:
             KeyError: if the store has none of that id.
@@ -232,44 +194,50 @@ class TargetStore:
         for shard in self._shards():
             yield from shard.ids()
 
-    def verify(self) -> list[str]:
-        """Read everything; return one line a fault, so an empty list is a clean bill.
+    def is_empty(self) -> bool:
+        """Return whether the store has no record; without counting them all."""
+        return next(self.ids(), None) is None
 
-        Every shard is read in a process of its own first, which damage may end.
+    # Writing.
+
+    def append(self, records: Iterable[Record], shard: str = "main") -> None:
+        """Write a batch of records durably: all of it, or nothing.
+
+        Raises:
+            KeyError: for a quantity that the store does not hold.
+            ValueError: for an id that is in the store already, or a value that is not valid.
+            StoreError: if another process writes to that shard or the disk is full.
         """
-        faults = Manifest.faults((self.folder / MANIFEST).read_bytes())
-        seen: set[str] = set()
-        for path in self._paths():
-            found = shard_faults(path, self.manifest.format)
-            faults += found
-            if not found and path.exists():
-                faults += self._record_faults(path, seen)
-        return faults
+        with self.only_writer(), self.writer(shard) as writer:
+            writer.append(self.pack(records))
 
-    def _record_faults(self, path: Path, seen: set[str]) -> Iterator[str]:
-        shard = self._shard(path)
-        if shard is None:
-            return
-        for structure_id in shard.ids():
-            if structure_id in seen:
-                yield f"{structure_id}: stands in two shards"
-            seen.add(structure_id)
-            try:
-                payload = shard.get(structure_id)
-                if payload is not None:
-                    record = unpack(structure_id, payload)
-                    record.targets()
-                    check_kept(record, self.manifest)
-            except (StoreError, ValueError, KeyError) as error:
-                yield f"{structure_id}: {error.args[0]}"
+    def pack(self, records: Iterable[Record]) -> dict[str, bytes]:
+        """Return id to bytes, validated; see `append` for what is refused."""
+        if not isinstance(records, Iterable):
+            raise ValueError(f"expected Records, got {type(records).__name__} {records!r:.60}")
+        packed: dict[str, bytes] = {}
+        for record in records:
+            if not isinstance(record, Record):
+                raise ValueError(f"expected a Record, got {type(record).__name__} {record!r:.60}")
+            if record.structure_id in packed or record.structure_id in self:
+                raise ValueError(f"structure id {record.structure_id!r} is in the store already")
+            packed[record.structure_id] = pack(record, self.manifest)
+        return packed
 
-    def uncounted(self) -> list[str]:
-        """Return the shards of which nobody wrote down how many records they should hold.
+    def write(self, writer: ShardWriter, records: Iterable[Record]) -> None:
+        """Write records one batch after the other, each small enough to be held in memory.
 
-        An earlier version did not; the next writer begins with what is there.
+        Args:
+            writer: of a shard of this store, as `writer` returns it.
+            records: any number, which may be made while they are written.
+
+        Raises:
+            KeyError: for a quantity that the store does not hold.
+            ValueError: for an id that is in the store already, or a value that is not valid.
+            StoreError: if the disk is full; batches before stay.
         """
-        paths = self._paths() if self.manifest.format == 1 else []
-        return [path.name for path in paths if WrittenLog(path).read() is None]
+        for batch in split_into_batches(records, Record.n_bytes):
+            writer.append(self.pack(batch))
 
     def merge(self, others: Sequence[TargetStore]) -> None:
         """Copy what other stores of the same teacher hold and this one does not.
@@ -286,28 +254,14 @@ class TargetStore:
                     f"expected stores to merge, got {type(other).__name__} {other!r:.60}; open "
                     "them with TargetStore.open"
                 )
-            check_same(other.manifest, self.manifest, other.folder)
+            check_same_teacher(other.manifest, self.manifest, other.folder)
+
         with self.only_writer(), self.writer("merged") as writer:
             for other in others:
-                missing = [name for name in other.ids() if not self._has_same(name, other)]
+                missing = [name for name in other.ids() if not self._has_same_record(name, other)]
                 self.write(writer, (other.record(name) for name in missing))
 
-    def write(self, writer: ShardWriter, records: Iterable[Record]) -> None:
-        """Write records one batch after the other, each small enough to be held in memory.
-
-        Args:
-            writer: of a shard of this store, as `writer` returns it.
-            records: any number, which may be made while they are written.
-
-        Raises:
-            KeyError: for a quantity that the store does not hold.
-            ValueError: for an id that is in the store already, or a value that is not valid.
-            StoreError: if the disk is full; batches before stay.
-        """
-        for batch in batches(records):
-            writer.append(self.pack(batch))
-
-    def _has_same(self, structure_id: str, other: TargetStore) -> bool:
+    def _has_same_record(self, structure_id: str, other: TargetStore) -> bool:
         """Return whether this store has a record, which must then be the other store's."""
         if structure_id not in self:
             return False
@@ -318,6 +272,8 @@ class TargetStore:
                 f"in {self.folder}; give each structure an id of its own, or leave that store out"
             )
         return True
+
+    # Who may write when.
 
     @contextmanager
     def only_writer(self, patience: float = 0.0) -> Iterator[None]:
@@ -330,70 +286,181 @@ class TargetStore:
             ShardBusy: if another command is writing.
             StoreError: if the folder cannot be written.
         """
-        try:
-            lock = exclusive_lock(self.folder / "store")
-        except ShardBusy:
-            raise ShardBusy(
-                f"{self.folder} is being written by another command; wait for it, or write another "
-                "store and merge them"
-            ) from None
-        except OSError as error:
-            raise StoreError(f"{self.folder} cannot be written: {error.strerror}") from error
-        with lock, self._hold_manifest():
-            for path in self._paths():
-                take_over(path, patience, self.manifest.format)
+        with ExitStack() as locks:
+            try:
+                locks.enter_context(folder_lock(self.folder, STORE_LOCK))
+            except FolderInUse:
+                raise _busy(self.folder) from None
+            except OSError as error:
+                raise StoreError(f"{self.folder} cannot be written: {error.strerror}") from error
+            locks.enter_context(self._hold_manifest())
+
+            # A worker of a killed command may still commit its last batch: wait until it has ended,
+            # and let readers see that batch.
+            for path in self._shard_paths():
+                ShardWriter(path, patience, self.manifest.format).close()
+            yield
+
+    def writer(self, shard: str = "main", patience: float = 0.0) -> ShardWriter:
+        """Return a writer of a shard; give it what `pack` returns, and close it.
+
+        Args:
+            shard: name of the shard, made if it is not there.
+            patience: seconds to wait for another process that writes it.
+
+        Raises:
+            ValueError: for a name that cannot be a file's.
+            ShardBusy: if another process writes that shard.
+            StoreError: if the shard is damaged, or the store was made anew for another teacher.
+        """
+        if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*", shard):
+            raise ValueError(
+                f"shard: expected a name of letters, digits, '_', '-' and '.' that begins with a "
+                f"letter or digit, got {shard!r}"
+            )
+        with ExitStack() as locks:
+            locks.enter_context(self._hold_manifest())
+            path = self.folder / f"{shard}.lmdb"
+            return ShardWriter(path, patience, self.manifest.format, locks.pop_all())
+
+    @contextmanager
+    def _hold_manifest(self) -> Iterator[None]:
+        """Keep the store this teacher's, after checking that it still is.
+
+        Opened without a record in it, the store may have been made anew for another teacher since.
+        """
+        with ExitStack() as locks:
+            try:
+                lock = folder_lock(
+                    self.folder, MANIFEST_LOCK, shared=True, patience=SECONDS_TO_MAKE
+                )
+                locks.enter_context(lock)
+            except FolderInUse:
+                raise _busy(self.folder) from None
+            except OSError as error:
+                raise StoreError(f"{self.folder} cannot be written: {error.strerror}") from error
+
+            now = type(self).open(self.folder).manifest
+            if now.format != self.manifest.format:
+                raise StoreError(f"{self.folder} was made anew by another command; run this again")
+            check_same_teacher(now, self.manifest, self.folder)
             yield
 
     def recover(self) -> None:
         """Let this process see the last whole batch of every writer that was killed."""
-        for path in self._paths():
-            if self._shard(path) is not None:
-                recover(path.resolve())
+        for path in self._shard_paths():
+            if self._reader(path) is not None:
+                recover_last_batch(path.resolve())
 
-    def _paths(self) -> list[Path]:
-        """Return the shards, those that are missing included."""
+    # Checking.
+
+    def verify(self) -> list[str]:
+        """Read every record once; return one line a fault, so an empty list if all are whole.
+
+        The ids of every shard are read in a process of its own first, which damage may end.
+        """
+        faults = Manifest.faults((self.folder / MANIFEST).read_bytes())
+        seen: set[str] = set()
+        for path in self._shard_paths():
+            try:
+                faults.extend(self._shard_faults(path, seen))
+            except StoreError as error:
+                faults.append(str(error))
+        return faults
+
+    def _shard_faults(self, path: Path, seen: set[str]) -> Iterator[str]:
+        """Read a shard; yield its faults, and note its ids in ``seen``."""
+        log = WrittenLog(path.resolve())
+        entry = log.read()
+        if not is_initialized(path.resolve(), entry):
+            return
+        shard = ShardReader(path, self.manifest.format, always_walk=True)
+        if entry is None and self.manifest.format > 1:
+            yield missing_log_fault(path)
+
+        total, n_faults = Total(), 0
+        for structure_id in shard.ids():
+            if structure_id in seen:
+                yield f"{structure_id}: stands in two shards"
+            seen.add(structure_id)
+            try:
+                payload = shard.get(structure_id)
+                if payload is None:  # removed since; nothing in kd_plugins does that
+                    continue
+                total = total.plus([digest(encode_id(structure_id), payload)])
+                record = unpack(structure_id, payload)
+                record.targets()
+                check_matches_manifest(record, self.manifest)
+            except (StoreError, ValueError, KeyError) as error:
+                n_faults += 1
+                yield f"{structure_id}: {error.args[0]}"
+
+        # Each record is whole, so they can still be others than those that were written. If the log
+        # has changed meanwhile, another process writes, and nothing is known of the total.
+        if n_faults == 0 and log.read() == entry:
+            fault = digest_fault(path, total, entry)
+            if fault is not None:
+                yield fault
+
+    def uncounted(self) -> list[str]:
+        """Return the shards of which nobody wrote down how many records they should hold.
+
+        An earlier version did not; the next writer begins with what is there.
+        """
+        paths = self._shard_paths() if self.manifest.format == 1 else []
+        return [path.name for path in paths if WrittenLog(path).read() is None]
+
+    # Shards.
+
+    def _shard_paths(self) -> list[Path]:
+        """Return the shards, including those whose file is missing."""
         names = {name.removesuffix(SUFFIX) for name in os.listdir(self.folder)}
         return [self.folder / name for name in sorted(names) if name.endswith(".lmdb")]
 
     def _shards(self) -> list[ShardReader]:
-        found = (self._shard(path) for path in self._paths())
-        return [shard for shard in found if shard is not None]
+        readers = (self._reader(path) for path in self._shard_paths())
+        return [reader for reader in readers if reader is not None]
 
-    def _shard(self, path: Path) -> ShardReader | None:
+    def _reader(self, path: Path) -> ShardReader | None:
         """Return the reader of a shard, or None if there is nothing in it yet."""
         if path.name not in self._readers:
-            if is_unborn(path.resolve(), WrittenLog(path.resolve()).read()):
+            resolved = path.resolve()
+            if not is_initialized(resolved, WrittenLog(resolved).read()):
                 return None
             self._readers[path.name] = ShardReader(path, self.manifest.format)
         return self._readers[path.name]
 
 
-def _path(folder: str | Path) -> Path:
-    """Return the folder that a user names, with his home folder for ``~``."""
+def _as_path(folder: str | Path) -> Path:
+    """Return the folder that a user names, with the home folder for ``~``."""
     if not isinstance(folder, str | Path) or "\0" in str(folder):
         raise ValueError(f"expected the path of a target store's folder, got {folder!r:.60}")
     return Path(folder).expanduser()
 
 
+def _busy(folder: Path) -> ShardBusy:
+    return ShardBusy(
+        f"{folder} is being written by another command; wait for it, or write another store and "
+        "merge them"
+    )
+
+
 @contextmanager
-def _making(folder: Path) -> Iterator[None]:
-    """Keep others from making a store, or writing into it, meanwhile."""
-    try:
-        lock = exclusive_lock(folder / MANIFEST_LOCK, SECONDS_TO_MAKE)
-    except ShardBusy:
-        raise ShardBusy(
-            f"{folder} is being written by another command; wait for it, or write another store "
-            "and merge them"
-        ) from None
-    with lock:
+def _lock_for_making(folder: Path) -> Iterator[None]:
+    """Keep other processes from making a store, or writing into it, meanwhile."""
+    with ExitStack() as locks:
+        try:
+            locks.enter_context(folder_lock(folder, MANIFEST_LOCK, patience=SECONDS_TO_MAKE))
+        except FolderInUse:
+            raise _busy(folder) from None
         yield
 
 
 def _check_empty(folder: Path) -> None:
     """Refuse a folder of something else."""
-    ours = f"{MANIFEST_LOCK}.writer"
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is no folder; choose another name for the store")
+
     names = os.listdir(folder) if folder.exists() else []
     shards = [name for name in names if name.endswith(".lmdb")]
     if shards:
@@ -401,5 +468,8 @@ def _check_empty(folder: Path) -> None:
             f"{folder} has lost its {MANIFEST}, which says whose targets {shards[0]} holds; "
             "restore it from a copy, or choose another folder"
         )
+
+    # What a killed `create` may have left is no obstacle.
+    ours = f"{MANIFEST_LOCK}.writer"
     if any(name != ours and not name.endswith(".partial") for name in names):
         raise StoreError(f"{folder} is not empty and holds no {MANIFEST}; choose another")

@@ -11,9 +11,8 @@ import torch
 from tqdm import tqdm
 
 from kd_plugins.numbers import shown
-from kd_plugins.store.manifest import DTYPES, Manifest
-from kd_plugins.store.precision import default_dtypes
-from kd_plugins.store.record import BATCH_RECORDS, Record, batches, pack
+from kd_plugins.store.manifest import DTYPES, Manifest, default_dtypes
+from kd_plugins.store.record import BATCH_RECORDS, Record, pack, split_into_batches
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.given import check_names
 from kd_plugins.structures.readers import LabelledStructure, read_structures, to_structure
@@ -71,7 +70,7 @@ def import_labels(
         for frame in tqdm(chain([first], frames), desc="import", unit=" structures", disable=None)
     )
     manifest = Manifest(teacher, f"labels made elsewhere: {teacher}", dtypes)
-    parts = batches(records, BATCH)
+    parts = split_into_batches(records, Record.n_bytes, BATCH)
 
     # The first ones before there is a store, so that none is left of a slip.
     batch = list(_new(next(parts), None, manifest))

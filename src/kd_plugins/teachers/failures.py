@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kd_plugins.numbers import shown
-from kd_plugins.store.shard import StoreError
+from kd_plugins.store import StoreError
 from kd_plugins.store.store import TargetStore
 
 FAILURES = "failures.jsonl"

@@ -10,7 +10,7 @@ from itertools import islice
 
 from tqdm import tqdm
 
-from kd_plugins.store.shard import key
+from kd_plugins.store.record import encode_id
 from kd_plugins.store.store import TargetStore
 from kd_plugins.store.structure import Structure
 from kd_plugins.structures.readers import LabelledStructure, to_structure
@@ -91,7 +91,7 @@ class LabelRun:
         """Yield what is neither in the store nor on its way, after a look that it is the same."""
         for frame in frames:
             name = frame.structure_id
-            key(name)  # a name that no store can hold is the user's error, not the structure's
+            encode_id(name)  # an id that no store can hold is the user's error, not the structure's
             try:
                 structure = to_structure(frame.atoms)
             except ValueError as error:

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from kd_plugins.store.shard import StoreError
+from kd_plugins.store import StoreError
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure
-from kd_plugins.teachers.spec import load_teacher
+from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import TeacherError
 from kd_plugins.teachers.worker import Outcome, Worker
 
