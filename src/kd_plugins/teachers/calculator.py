@@ -21,15 +21,14 @@ from kd_plugins.numbers import shown
 from kd_plugins.teachers.teacher import Teacher, TeacherError
 
 ASE_NAMES = {"atomic_energies": "energies"}
-"""Our name to ASE's, where they differ."""
+"""Our name of a quantity to ASE's, where they differ."""
 
 
 class CalculatorTeacher:
-    """An ASE calculator that labels.
+    """A teacher that predicts with an ASE calculator, one structure after the other.
 
-    Targets are those of the model: constraints of the structure are not applied to them. Stress is
-    given for structures that are periodic along all three lattice vectors. Nothing that ASE
-    remembers of one structure is used for the next, whose charge or spin in ``info`` it overlooks.
+    Constraints of a structure do not change its targets. Stress is predicted for structures that
+    are periodic along all three lattice vectors.
 
     Args:
         calculator: with ASE's units: eV, Å.
@@ -44,27 +43,28 @@ class CalculatorTeacher:
     -0.006
     """
 
-    batch_size = 1  # a calculator computes one structure at a time
+    batch_size = 1
 
     def __init__(self, calculator: Any) -> None:
         self.calculator = calculator
-        self.quantities = _offered(calculator)
+        self.quantities = _implemented_quantities(calculator)
         self.fingerprint = describe(calculator)
 
     @property
     def versions(self) -> Mapping[str, str]:
         """Versions of ASE, torch, numpy and the calculators' packages."""
-        classes = [kind for part in parts(self.calculator) for kind in type(part).__mro__]
-        roots = {kind.__module__.partition(".")[0] for kind in classes}
-        return _versions((roots | {"ase", "numpy", "torch"}) - sys.stdlib_module_names)
+        classes = [kind for one in components(self.calculator) for kind in type(one).__mro__]
+        packages = {kind.__module__.partition(".")[0] for kind in classes}
+        return _versions((packages | {"ase", "numpy", "torch"}) - sys.stdlib_module_names)
 
     @property
     def device(self) -> str:
-        """Where its weights are, or else what it has as ``device``; of several parts, all places.
+        """The device of its weights, or else its attribute ``device``, or else ``cpu``.
 
-        A calculator with neither computes on the CPU, as ASE's own do.
+        Calculators that are made of others report all devices, such as ``cpu and cuda:0``.
         """
-        return " and ".join(sorted({_device_of(part) for part in _leaves(self.calculator)}))
+        computing = [one for one in components(self.calculator) if not _inner_calculators(one)]
+        return " and ".join(sorted({_device_of(one) for one in computing}))
 
     def predict(
         self, structures: Sequence[Atoms], quantities: Sequence[str]
@@ -72,7 +72,7 @@ class CalculatorTeacher:
         """Predict the targets of each structure, one after the other.
 
         Raises:
-            TeacherError: if the calculator does not give a quantity that it promises.
+            TeacherError: if the calculator does not compute a quantity that it lists.
         """
         return [self._predict_one(atoms, quantities) for atoms in structures]
 
@@ -81,34 +81,41 @@ class CalculatorTeacher:
         return self._predict_one(atoms, quantities)
 
     def _predict_one(self, atoms: Atoms, quantities: Sequence[str]) -> dict[str, np.ndarray]:
-        self._forget()
+        self._clear_cache()
         atoms = atoms.copy()
         atoms.calc = self.calculator
+
+        # Other structures have no volume to divide the virial by.
         has_stress = atoms.pbc.all() and atoms.cell.rank == 3
         names = [name for name in quantities if name != "stress" or has_stress]
-        names.sort(key=lambda name: name != "forces")  # many compute the energy on their way
-        return {name: self._read(name, atoms) for name in names}
 
-    def _read(self, name: str, atoms: Atoms) -> np.ndarray:
+        # Forces first: many calculators compute the energy with them, and if the energy came first
+        # they would compute the structure twice.
+        names.sort(key=lambda name: name != "forces")
+        return {name: self._compute(name, atoms) for name in names}
+
+    def _compute(self, name: str, atoms: Atoms) -> np.ndarray:
+        read = _READERS.get(name, _reader_of_property(name))
         try:
-            return np.asarray(_READ.get(name, _read_other(name))(atoms))
+            return np.asarray(read(atoms))
         except PropertyNotImplementedError as error:
             raise TeacherError(
                 f"{type(self.calculator).__name__} promises but does not give {name} ({error}); "
                 f"leave {name} out of the quantities, or set the calculator up to compute it"
             ) from error
 
-    def _forget(self) -> None:
-        """Let no structure's numbers depend on the one before, as neighbour lists kept on do."""
-        for part in parts(self.calculator):
-            if hasattr(part, "reset"):
-                part.reset()
-            else:  # ASE's mixers
-                part.atoms = None
+    def _clear_cache(self) -> None:
+        """Remove the results and neighbour lists of the last structure.
 
-
-def _energy(atoms: Atoms) -> Any:
-    return atoms.get_potential_energy(apply_constraint=False)
+        ASE compares elements, positions, cell, charges and magnetic moments with those of the last
+        structure, but not ``info``, where many learned potentials read charge and spin. A
+        neighbour list that is kept also makes numbers depend on the order of structures.
+        """
+        for one in components(self.calculator):
+            if hasattr(one, "reset"):
+                one.reset()
+            else:  # ASE's mixers have no `reset`, and compute anew once they hold no atoms
+                one.atoms = None
 
 
 class CallableTeacher:
@@ -151,31 +158,36 @@ def as_teacher(thing: Any) -> Teacher:
             and ``__call__(atoms, quantities)``.
 
     Raises:
-        TeacherError: for anything else, a name too, which `load_teacher` takes.
+        TeacherError: for anything else, also for a name, which `load_teacher` takes.
 
     >>> from ase.calculators.emt import EMT
     >>> as_teacher(EMT()).batch_size
     1
     """
-    described = hasattr(thing, "quantities") and hasattr(thing, "fingerprint")
-    if described and hasattr(thing, "predict"):
-        missing = [
-            name for name in ("versions", "device", "batch_size") if not hasattr(thing, name)
-        ]
+    is_described = hasattr(thing, "quantities") and hasattr(thing, "fingerprint")
+
+    if is_described and hasattr(thing, "predict"):
+        members = ("versions", "device", "batch_size")
+        missing = [name for name in members if not hasattr(thing, name)]
         if missing:
             raise TeacherError(
                 f"teacher {type(thing).__name__} has `predict`, but no `{missing[0]}`; see "
                 "kd_plugins.teachers.Teacher"
             )
         return thing
-    if described and callable(thing):
+
+    if is_described and callable(thing):
         return CallableTeacher(thing)
     if hasattr(thing, "get_property"):
         return CalculatorTeacher(thing)
     raise TeacherError(f"expected a Teacher or an ASE calculator, got {shown(thing)}")
 
 
-_READ: dict[str, Callable[[Atoms], Any]] = {
+def _energy(atoms: Atoms) -> Any:
+    return atoms.get_potential_energy(apply_constraint=False)
+
+
+_READERS: dict[str, Callable[[Atoms], Any]] = {
     "energy": _energy,
     "energy_per_atom": lambda atoms: _energy(atoms) / len(atoms),
     "forces": lambda atoms: atoms.get_forces(apply_constraint=False),
@@ -185,31 +197,43 @@ _READ: dict[str, Callable[[Atoms], Any]] = {
 }
 
 
-def _read_other(name: str) -> Callable[[Atoms], Any]:
-    """Return a reader of what ASE has no name for; the calculator then uses ours."""
+def _reader_of_property(name: str) -> Callable[[Atoms], Any]:
+    """Return a reader of a quantity without an ASE name, which the calculator lists by ours."""
     return lambda atoms: atoms.calc.get_property(name, atoms)
 
 
-def _offered(calculator: Any) -> tuple[str, ...]:
-    promised = getattr(calculator, "implemented_properties", None)
+def _implemented_quantities(calculator: Any) -> tuple[str, ...]:
+    """Return the quantities that a calculator lists, in the order of the table.
+
+    Raises:
+        TeacherError: for what is no calculator, and for one without an energy.
+    """
+    listed = getattr(calculator, "implemented_properties", None)
     is_class = isinstance(calculator, type)
-    if promised is None or is_class or not hasattr(calculator, "get_property"):
+    if listed is None or is_class or not hasattr(calculator, "get_property"):
         kind = type(calculator).__name__
         found = f"the class {calculator.__name__}" if is_class else f"{kind} {calculator!r:.60}"
         raise TeacherError(f"expected an ASE calculator, got {found}")
-    if "energy" not in promised:
-        gives = ", ".join(sorted(promised)) or "nothing"
+
+    if "energy" not in listed:
+        gives = ", ".join(sorted(listed)) or "nothing"
         raise TeacherError(f"{type(calculator).__name__} gives no energy; it gives {gives}")
-    given = {*promised, "energy_per_atom"}
-    return tuple(name for name in QUANTITIES if ASE_NAMES.get(name, name) in given)
+
+    available = {*listed, "energy_per_atom"}
+    return tuple(name for name in QUANTITIES if ASE_NAMES.get(name, name) in available)
 
 
 def check_quantities(wanted: Sequence[str], offered: Sequence[str], who: str) -> None:
-    """Refuse quantities that a teacher does not give, or that do not exist.
+    """Refuse quantities that a teacher does not predict, or that do not exist.
+
+    Args:
+        wanted: names that the user gave.
+        offered: names that the teacher has.
+        who: the teacher's name, for the message.
 
     Raises:
         KeyError: for a name that is not in the table.
-        TeacherError: naming what the teacher gives.
+        TeacherError: naming what the teacher predicts.
     """
     for name in wanted:
         quantity(name)
@@ -222,106 +246,111 @@ def check_quantities(wanted: Sequence[str], offered: Sequence[str], who: str) ->
 def describe(calculator: Any) -> str:
     """Return the identity of a calculator: its class, settings and the hash of its weights.
 
-    Calculators that are made of others, such as ASE's ``SumCalculator``, are described part by
-    part. Settings are ``calculator.parameters``; weights are those of the torch modules that it
-    holds, also in lists and in objects of its own. Files that it reads are not part of it.
+    Calculators that are made of others, such as ASE's ``SumCalculator``, are described one by
+    one. Settings are ``calculator.parameters``; weights are those of the torch modules that it
+    holds, also in lists and in objects of its own. Files that it reads are not part of it, and
+    neither is the device.
     """
-    inner = _inner(calculator)
+    inner = _inner_calculators(calculator)
     if inner:
         weights = getattr(calculator.mixer, "weights", None)
-        names = ", ".join(describe(part) for part in inner)
+        names = ", ".join(describe(one) for one in inner)
         return f"{type(calculator).__name__}({names}; {list(weights)})"
+
     kind = f"{type(calculator).__module__}.{type(calculator).__qualname__}"
-    settings = dict(_plain(getattr(calculator, "parameters", None) or {}))
-    settings.pop("device", None)  # where it computes is not what it computes
-    details = [json.dumps(settings, sort_keys=True)] if settings else []
-    details += [f"weights {weights_hash(module)}" for module in dict.fromkeys(_modules(calculator))]
+    settings = getattr(calculator, "parameters", None) or {}
+    if isinstance(settings, Mapping):
+        settings = {key: value for key, value in settings.items() if key != "device"}
+    details = [json.dumps(_to_json(settings), sort_keys=True)] if settings else []
+
+    # A module that stands in two attributes is hashed once.
+    modules = dict.fromkeys(_find_modules(calculator))
+    details += [f"weights {weights_hash(module)}" for module in modules]
     return f"{kind}({', '.join(details)})"
 
 
-def parts(calculator: Any) -> Iterator[Any]:
-    """Yield a calculator and those that it is made of."""
+def components(calculator: Any) -> Iterator[Any]:
+    """Yield a calculator and all those that it is made of."""
     yield calculator
-    for inner in _inner(calculator):
-        yield from parts(inner)
-
-
-def _leaves(calculator: Any) -> Iterator[Any]:
-    """Yield the calculators that compute, without those that only add others up."""
-    inner = _inner(calculator)
-    for part in inner:
-        yield from _leaves(part)
-    if not inner:
-        yield calculator
-
-
-def _device_of(calculator: Any) -> str:
-    for module in _modules(calculator):
-        for tensor in module.state_dict().values():
-            if isinstance(tensor, torch.Tensor):
-                return str(tensor.device)
-    return str(getattr(calculator, "device", "cpu"))
+    for inner in _inner_calculators(calculator):
+        yield from components(inner)
 
 
 def weights_hash(module: torch.nn.Module) -> str:
-    """Return a hash of all parameters and buffers of a model."""
+    """Return a hash of all parameters and buffers of a model, the same on every device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            # As bytes, because NumPy has no bfloat16.
             raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
             digest.update(raw.numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
 def count_weights(calculator: Any) -> int:
-    """Return how many weights the torch modules of a calculator and of its parts hold.
+    """Return the number of weights in the torch modules of a calculator and its components.
 
     Parameters that are integers are tables, such as hippynn's of elements, and do not count.
     """
-    modules = [module for part in parts(calculator) for module in _modules(part)]
-    held = {parameter for module in modules for parameter in module.parameters()}
-    return sum(parameter.numel() for parameter in held if parameter.is_floating_point())
+    modules = [module for one in components(calculator) for module in _find_modules(one)]
+    shared_once = {parameter for module in modules for parameter in module.parameters()}
+    return sum(one.numel() for one in shared_once if one.is_floating_point())
 
 
-def _inner(calculator: Any) -> list[Any]:
+def _inner_calculators(calculator: Any) -> list[Any]:
+    """Return the calculators that one of ASE's mixers combines; of any other, none."""
     return list(getattr(getattr(calculator, "mixer", None), "calcs", []))
 
 
-def _plain(value: Any) -> Any:
-    """Return a setting as JSON has it; what is unset is left out, of an object its type is left."""
+def _device_of(calculator: Any) -> str:
+    for module in _find_modules(calculator):
+        for tensor in module.state_dict().values():
+            if isinstance(tensor, torch.Tensor):
+                return str(tensor.device)
+    return str(getattr(calculator, "device", "cpu"))
+
+
+def _to_json(value: Any) -> Any:
+    """Return a setting in JSON's types; None is left out, and an object becomes its type's name."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items() if inner is not None}
+        return {str(key): _to_json(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_to_json(inner) for inner in value]
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return value if isinstance(value, int | float | str | None) else type(value).__qualname__
 
 
-def _modules(value: Any, depth: int = 4) -> Iterator[torch.nn.Module]:
-    """Yield the modules among an object's attributes, or those of what it holds."""
+def _find_modules(value: Any, depth: int = 4) -> Iterator[torch.nn.Module]:
+    """Yield the torch modules among an object's attributes, or among those of its attributes.
+
+    Calculators keep their model in different places: as an attribute, in a list of models, or in
+    a predictor or trainer. Four levels reach all that we know, and end any circle.
+    """
     if isinstance(value, torch.nn.Module):
         yield value
     elif depth and not isinstance(value, type | ModuleType):
         is_list = isinstance(value, list | tuple)
-        held = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-        for inner in value if is_list else held.values():
-            yield from _modules(inner, depth - 1)
+        attributes = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+        for inner in value if is_list else attributes.values():
+            yield from _find_modules(inner, depth - 1)
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of packages, by the name of the distribution that they came with."""
+    """Return the versions of packages, by the name of the distribution that contains each."""
     found: dict[str, str] = {}
     for package in sorted(packages):
         try:
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # another name, or none: the user's own module
-            found |= {name: metadata.version(name) for name in _came_with().get(package, ())}
+        except metadata.PackageNotFoundError:
+            # The distribution has another name, or there is none: the user's own module.
+            names = _distributions_by_package().get(package, ())
+            found |= {name: metadata.version(name) for name in names}
     return found
 
 
 @cache
-def _came_with() -> Mapping[str, Sequence[str]]:
-    """Return the distributions of each package, which takes half a second to find out."""
+def _distributions_by_package() -> Mapping[str, Sequence[str]]:
+    """Return the distributions of each package; finding them takes half a second."""
     return metadata.packages_distributions()
