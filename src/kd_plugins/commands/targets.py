@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _label(arguments: argparse.Namespace) -> int:
     from kd_plugins import teachers
-    from kd_plugins.teachers.spec import check_different, parse_teachers, teacher_name
+    from kd_plugins.teachers.registry import check_different, parse_teachers, teacher_name
 
     specs = [spec for words in arguments.teacher for spec in parse_teachers(words)]
     check_different(specs)
@@ -92,7 +92,7 @@ def _to_label(arguments: argparse.Namespace) -> tuple[Iterable[LabelledStructure
 def _quantities(words: Sequence[str] | None) -> dict[str, str] | None:
     """Read ``energy node_embeddings:float16``."""
     from kd_plugins.core.quantities import quantity
-    from kd_plugins.store.precision import DEFAULT_DTYPES
+    from kd_plugins.store.manifest import DEFAULT_DTYPES
 
     pairs = [word.partition(":") for word in words or ()]
     names = [name for name, _, _ in pairs]
@@ -128,7 +128,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from kd_plugins import TargetStore
-    from kd_plugins.store.shard import StoreError
+    from kd_plugins.store import StoreError
     from kd_plugins.teachers import failures
 
     store = TargetStore.open(arguments.store)
@@ -155,28 +155,33 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from kd_plugins import TargetStore
     from kd_plugins.doctor.align import align
-    from kd_plugins.doctor.diagnosis import diagnose, frames_of
-    from kd_plugins.doctor.report import added, render
+    from kd_plugins.doctor.diagnosis import diagnose, stored_structures
+    from kd_plugins.doctor.report import format_added_offsets, format_diagnosis
     from kd_plugins.structures import read_structures
     from kd_plugins.teachers import load_teacher
 
     store = TargetStore.open(arguments.store)
     teacher = _asked(arguments.ask_teacher, store.manifest.teacher)
+    labels = (
+        read_structures(arguments.labels, arguments.ids)
+        if arguments.labels
+        else stored_structures(store)
+    )
     diagnosis = diagnose(
-        read_structures(arguments.labels, arguments.ids) if arguments.labels else frames_of(store),
+        labels,
         store,
         None if teacher is None else load_teacher(teacher),
         arguments.limit,
         arguments.seed,
         allow=arguments.allow,
     )
-    print(render(diagnosis), end="")
+    print(format_diagnosis(diagnosis), end="")
     if arguments.fix is None:
         return diagnosis.exit_code
     diagnosis.check_fixable()
     aligned = align(store, diagnosis.references, arguments.fix)
     print(f"{arguments.fix} holds the same targets with the labels' energy zero")
-    print(added(aligned.manifest))
+    print(format_added_offsets(aligned.manifest))
     return diagnosis.exit_code
 
 
@@ -185,7 +190,7 @@ def _asked(words: Sequence[str] | None, made_by: str) -> str | None:
 
     Anything else would import a module or open a file that whoever made the store has chosen.
     """
-    from kd_plugins.teachers.spec import is_bare, parse_teachers, teacher_name
+    from kd_plugins.teachers.registry import is_bare, parse_teachers, teacher_name
     from kd_plugins.teachers.teacher import TeacherError
 
     if words is None:
@@ -211,11 +216,11 @@ def _asked(words: Sequence[str] | None, made_by: str) -> str | None:
 
 def _merge(arguments: argparse.Namespace) -> int:
     from kd_plugins import TargetStore
-    from kd_plugins.store.manifest import check_same
+    from kd_plugins.store.manifest import check_same_teacher
 
     stores = [TargetStore.open(folder) for folder in arguments.stores]
     for store in stores:
-        check_same(store.manifest, stores[0].manifest, store.folder)
+        check_same_teacher(store.manifest, stores[0].manifest, store.folder)
         _ = next(store.ids(), None)  # a damaged one is refused before anything is written
     merged = TargetStore.create(arguments.into, stores[0].manifest)
     merged.merge(stores)

@@ -1,4 +1,7 @@
-"""Teachers with a short name that need no host framework."""
+"""The teachers ``emt`` and ``pfp``, which need no host framework.
+
+They are named as entry points in pyproject.toml; the adapters add theirs, such as ``chgnet``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from kd_plugins.teachers.teacher import TeacherError
 
 
 def emt() -> EMT:
-    """Return ASE's effective medium theory: fast, for trying things out on Cu, Ni, Al and such."""
+    """Return ASE's effective medium theory: fast, for trials on Cu, Ni, Al and their like."""
     return EMT()
 
 
@@ -34,9 +37,12 @@ def pfp(model_version: str, calc_mode: str) -> Any:
             f"teacher 'pfp' needs the package pfp_api_client, which Matlantis gives to its users "
             f"({error}); labels made there can be taken in with `kd-plugins import`"
         ) from error
+
     modes = EstimatorCalcMode.__members__
     if calc_mode not in modes:
         raise TeacherError(f"pfp: unknown calc_mode {calc_mode!r}; known: {', '.join(modes)}")
+
     calculator = ASECalculator(Estimator(model_version=model_version, calc_mode=modes[calc_mode]))
+    # The fingerprint is made of these: the client keeps both in objects of its own.
     calculator.parameters = {"model_version": model_version, "calc_mode": calc_mode}
     return calculator

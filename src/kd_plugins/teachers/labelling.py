@@ -11,9 +11,8 @@ from typing import Literal, get_args
 from tqdm import tqdm
 
 from kd_plugins.numbers import check_whole, shown
-from kd_plugins.store.manifest import Manifest
-from kd_plugins.store.precision import DEFAULT_DTYPES
-from kd_plugins.store.shard import key
+from kd_plugins.store.manifest import DEFAULT_DTYPES, Manifest
+from kd_plugins.store.record import encode_id
 from kd_plugins.store.store import MANIFEST, TargetStore
 from kd_plugins.structures.given import check_names, checked
 from kd_plugins.structures.readers import LabelledStructure
@@ -22,7 +21,7 @@ from kd_plugins.teachers.engines import Engine, SerialEngine
 from kd_plugins.teachers.label_run import LabelReport, LabelRun
 from kd_plugins.teachers.process_engine import ProcessEngine
 from kd_plugins.teachers.ray_engine import RayEngine
-from kd_plugins.teachers.spec import load_teacher
+from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import Teacher, TeacherError, check_device
 
 logger = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ def label(
     first = list(islice(found, 1))
     if not first:
         raise ValueError("there is no structure to label; expected one LabelledStructure or more")
-    key(first[0].structure_id)
+    encode_id(first[0].structure_id)
 
     opened = TargetStore.create(store, manifest)
     _warn_of_versions(opened.manifest, manifest)

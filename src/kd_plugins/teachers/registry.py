@@ -1,4 +1,8 @@
-"""Teachers by name, as they stand on a command line and in a store's manifest."""
+"""Load teachers by name, as written on a command line or in a store's manifest.
+
+A name is ``chgnet model=0.3.0``, ``package.module:factory key=value``, or several of these with
+`` & `` between them for an ensemble.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,14 @@ from kd_plugins.teachers.teacher import Teacher, TeacherError, check_device, res
 
 GROUP = "kd_plugins.teachers"
 """Entry-point group: a name to a function that returns an ASE calculator or a `Teacher`."""
+
 AND = " & "
+"""Between the teachers of an ensemble."""
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """How to make a teacher, in a form that another process or a later year can use.
+    """A teacher's factory and its arguments, from which any process can make the teacher.
 
     Args:
         name: a short name of the entry-point group ``kd_plugins.teachers``, or
@@ -44,14 +50,15 @@ class TeacherSpec:
         """Read ``NAME key=value ...``; a value is JSON, or else a string.
 
         Args:
-            text: all of it, or the words of a command line, of which the first may hold all.
+            text: one text, or the words of a command line, of which the first may hold all.
 
         Raises:
             TeacherError: if there is no name, or for a word after it that is no ``key=value``.
         """
-        name, *words = _words(text) or [""]
+        name, *words = _split_words(text) or [""]
         if not name:
             raise TeacherError(f"expected a teacher's name and perhaps key=value, got {text!r}")
+
         arguments = {}
         for word in words:
             key, equals, value = word.partition("=")
@@ -62,15 +69,15 @@ class TeacherSpec:
                 )
             if key in arguments:
                 raise TeacherError(f"teacher {name!r}: {key} is given twice; give it once")
-            arguments[key] = _value(value)
+            arguments[key] = _read_value(value)
         return cls(name, arguments)
 
     def __str__(self) -> str:
-        words = [f"{key}={_text(value)}" for key, value in self.arguments.items()]
+        words = [f"{key}={_write_value(value)}" for key, value in self.arguments.items()]
         return shlex.join([self.name, *words])
 
     def check(self) -> None:
-        """Find the factory and its parameters, and make nothing.
+        """Find the factory and compare its parameters with the arguments, without calling it.
 
         Raises:
             TeacherError: if there is none of that name, or it does not take these arguments.
@@ -78,23 +85,31 @@ class TeacherSpec:
         signature = self._signature()
         if signature is None:
             return
+
         try:
             signature.bind(**self.arguments)
         except TypeError as error:
             raise TeacherError(f"teacher {str(self)!r} cannot be made: {error}") from None
 
     def _signature(self) -> inspect.Signature | None:
-        """Return that of the factory, which takes these arguments; some compiled ones have none."""
-        factory = _factory(self.name)
+        """Return the factory's signature, or None for a compiled one that has none.
+
+        Raises:
+            TeacherError: for an argument that the factory does not take.
+        """
+        factory = _find_factory(self.name)
         try:
             signature = inspect.signature(factory)
         except ValueError:
             return None
-        known = signature.parameters
-        unknown = [key for key in self.arguments if key not in known]
-        takes_any = any(one.kind is one.VAR_KEYWORD for one in known.values())
+
+        parameters = signature.parameters
+        unknown = [key for key in self.arguments if key not in parameters]
+        takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
         if unknown and not takes_any:
-            others = suggestion(unknown[0], known) if known else ", nor any other argument"
+            others = (
+                suggestion(unknown[0], parameters) if parameters else ", nor any other argument"
+            )
             raise TeacherError(f"teacher {self.name!r} takes no {unknown[0]!r}{others}")
         return signature
 
@@ -113,6 +128,7 @@ class TeacherSpec:
         """
         where = resolve_device(device)
         signature = self._signature()
+
         arguments = dict(self.arguments)
         named = arguments.get("device", device)
         if "auto" not in (device, named) and str(named) != where:
@@ -123,28 +139,33 @@ class TeacherSpec:
         if signature is not None and "device" in signature.parameters:
             arguments["device"] = where if named == "auto" else named
 
-        made = self._make(_factory(self.name), arguments)
+        made = self._call(_find_factory(self.name), arguments)
         try:
-            described = hasattr(made, "fingerprint") and hasattr(made, "quantities")
-            teacher = as_teacher(made) if described else CalculatorTeacher(made)
+            is_teacher = hasattr(made, "fingerprint") and hasattr(made, "quantities")
+            teacher = as_teacher(made) if is_teacher else CalculatorTeacher(made)
         except TeacherError as error:
             raise TeacherError(f"teacher {self.name!r}: {error}") from error
+
         check_device(teacher, device, f"teacher {self.name!r}")
         return teacher
 
-    def _make(self, factory: Any, arguments: Mapping[str, Any]) -> Any:
+    def _call(self, factory: Any, arguments: Mapping[str, Any]) -> Any:
+        """Return what the factory makes; whatever it raises becomes a TeacherError.
+
+        A SystemExit too: it would end the command with its code and without a message.
+        """
         try:
             return factory(**arguments)
         except TeacherError:
             raise
-        except (Exception, SystemExit) as error:  # each factory fails in its own way
+        except (Exception, SystemExit) as error:
             raise TeacherError(
                 f"teacher {str(self)!r} cannot be made: {type(error).__name__}: {error}"
             ) from error
 
 
 def parse_teachers(text: str | Sequence[str]) -> tuple[TeacherSpec, ...]:
-    """Read what a manifest calls its teacher: one, or several with " & " between them.
+    """Read a manifest's ``teacher``: one name, or several with " & " between them.
 
     Args:
         text: as `TeacherSpec.parse` takes it.
@@ -153,7 +174,7 @@ def parse_teachers(text: str | Sequence[str]) -> tuple[TeacherSpec, ...]:
         TeacherError: as `TeacherSpec.parse`.
     """
     members: list[list[str]] = [[]]
-    for word in _words(text):
+    for word in _split_words(text):
         if word == AND.strip():
             members.append([])
         else:
@@ -162,12 +183,12 @@ def parse_teachers(text: str | Sequence[str]) -> tuple[TeacherSpec, ...]:
 
 
 def teacher_name(specs: Sequence[TeacherSpec]) -> str:
-    """Return what `parse_teachers` reads."""
+    """Write teachers as `parse_teachers` reads them."""
     return AND.join(map(str, specs))
 
 
 def check_different(specs: Sequence[TeacherSpec]) -> None:
-    """Refuse an ensemble that has one teacher twice.
+    """Refuse an ensemble that has one teacher twice, whose spread would be too small.
 
     Raises:
         TeacherError: naming it.
@@ -181,12 +202,12 @@ def check_different(specs: Sequence[TeacherSpec]) -> None:
 
 
 def is_bare(spec: TeacherSpec) -> bool:
-    """Return whether a teacher is a short name that is installed, without any argument.
+    """Return whether a teacher is an installed short name without arguments.
 
-    Only such a name may come from a file of somebody else: any other imports a module, or opens a
-    file, that the file names.
+    Only such a name may be read from a file that somebody else wrote: any other would import a
+    module or open a file that its author chose.
     """
-    return not spec.arguments and spec.name in {one.name for one in _points()}
+    return not spec.arguments and spec.name in {point.name for point in _entry_points()}
 
 
 def load_teacher(teacher: str | Sequence[TeacherSpec], device: str = "auto") -> Teacher:
@@ -203,27 +224,32 @@ def load_teacher(teacher: str | Sequence[TeacherSpec], device: str = "auto") -> 
     >>> load_teacher("emt").quantities
     ('energy', 'energy_per_atom', 'forces', 'stress', 'atomic_energies', 'magmoms')
     """
-    specs = _specs(teacher)
-    members = [spec.load(device) for spec in specs]
+    is_parsed = isinstance(teacher, list | tuple) and all(
+        isinstance(one, TeacherSpec) for one in teacher
+    )
+    specs = teacher if is_parsed else parse_teachers(teacher)  # type: ignore[arg-type]
+
+    members = [spec.load(device) for spec in specs]  # type: ignore[union-attr]
     return members[0] if len(members) == 1 else Ensemble(members)
 
 
-def _specs(teacher: str | Sequence[TeacherSpec]) -> tuple[TeacherSpec, ...]:
-    if isinstance(teacher, list | tuple) and all(isinstance(one, TeacherSpec) for one in teacher):
-        return tuple(teacher)
-    return parse_teachers(teacher)  # type: ignore[arg-type]
+def _find_factory(name: str) -> Any:
+    """Return the factory of a short name or of ``package.module:factory``.
 
-
-def _factory(name: str) -> Any:
+    Raises:
+        TeacherError: if there is none, or the module that defines it cannot be imported.
+    """
     module, colon, attribute = name.partition(":")
     if colon:
-        return _from_module(module, attribute, name)
-    known = {point.name: point for point in _points()}
+        return _import_factory(module, attribute, name)
+
+    known = {point.name: point for point in _entry_points()}
     if name not in known:
         raise TeacherError(
             f"unknown teacher {name!r}{suggestion(name, known)}; any ASE calculator is "
             "package.module:factory"
         )
+
     try:
         return known[name].load()
     except ImportError as error:
@@ -234,34 +260,42 @@ def _factory(name: str) -> Any:
         raise TeacherError(f"teacher {name!r} is named by a package, but {error}") from error
 
 
-def _from_module(module: str, attribute: str, name: str) -> Any:
+def _import_factory(module: str, attribute: str, name: str) -> Any:
     try:
         found = importlib.import_module(module)
+        # In the `try`, too: a module with its own `__getattr__` may import here.
         factory = getattr(found, attribute, None)
-    except (Exception, SystemExit) as error:  # whatever importing a foreign module leads to
+    except (Exception, SystemExit) as error:
         why = f"{type(error).__name__}: {error}"
         raise TeacherError(f"teacher {name!r}: {module!r} cannot be imported: {why}") from error
-    if factory is not None and not callable(factory):
-        raise TeacherError(
-            f"teacher {name!r}: {attribute} of {module} is a {type(factory).__name__}; expected a "
-            "function that returns an ASE calculator"
-        )
+
     if factory is None:
         names = [known for known, value in vars(found).items() if callable(value)]
         raise TeacherError(
             f"teacher {name!r}: {module} has no factory {attribute!r}{suggestion(attribute, names)}"
         )
+    if not callable(factory):
+        raise TeacherError(
+            f"teacher {name!r}: {attribute} of {module} is a {type(factory).__name__}; expected a "
+            "function that returns an ASE calculator"
+        )
     return factory
 
 
-def _points() -> Iterable[metadata.EntryPoint]:
+def _entry_points() -> Iterable[metadata.EntryPoint]:
     return metadata.entry_points(group=GROUP)
 
 
-def _words(text: str | Sequence[str]) -> list[str]:
+def _split_words(text: str | Sequence[str]) -> list[str]:
+    """Return the words of a text as a shell splits it, or those of a command line.
+
+    Raises:
+        TeacherError: for what is no text, or a quotation without its end.
+    """
     words = [text] if isinstance(text, str) else text
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         raise TeacherError(f"expected a teacher's name and perhaps key=value, got {text!r}")
+
     first, *others = words or [""]
     try:
         # A name has no space in it, so a first word with one was quoted with its arguments.
@@ -270,14 +304,16 @@ def _words(text: str | Sequence[str]) -> list[str]:
         raise TeacherError(f"teacher {first!r} cannot be read: {error}") from error
 
 
-def _value(text: str) -> Any:
+def _read_value(text: str) -> Any:
+    """Return the value of ``key=value``: JSON where it is valid, otherwise the text itself."""
     try:
         return json.loads(text)
     except ValueError:
         return text
 
 
-def _text(value: Any) -> str:
-    """Return what `_value` reads back: a string that looks like JSON keeps its quotes."""
-    plain = isinstance(value, str) and _value(value) == value
-    return value if plain else json.dumps(value)
+def _write_value(value: Any) -> str:
+    """Return the text from which `_read_value` reads a value back."""
+    # A text such as "1" or "true" is written with its quotes, or it would be read as a number.
+    is_plain = isinstance(value, str) and _read_value(value) == value
+    return value if is_plain else json.dumps(value)

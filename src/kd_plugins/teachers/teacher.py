@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ class TeacherError(ValueError):
     """A teacher cannot be found, built or used; the message names the remedy."""
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """A potential that predicts targets for batches of structures.
 
