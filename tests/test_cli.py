@@ -251,7 +251,7 @@ def test_a_stop_by_hand(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("kd_plugins.structures.counting.count_structures", stop)
+        patched.setattr("kd_plugins.structures.readers.count_structures", stop)
         code, _, complaint = run(capsys, LABEL)
     assert code == 130
     assert complaint == "stopped; what was written is kept, the same command goes on\n"

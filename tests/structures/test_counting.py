@@ -14,9 +14,8 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from kd_plugins.structures import counting
-from kd_plugins.structures.counting import count_structures
-from kd_plugins.structures.readers import read_structures
+from kd_plugins.structures import readers
+from kd_plugins.structures.readers import count_structures, read_structures
 from tests.shared import shared_folder
 
 SUFFIXES = (".extxyz", ".extxyz.xz", ".json", ".json.xz", ".cif")
@@ -112,9 +111,9 @@ def test_chunks_of_any_size(
     text = b'{"lattice": 1, "lattice_": "lattice"}' * 9
     path = tmp_path / "some.bin"
     path.write_bytes(text)
-    monkeypatch.setattr(counting, "_CHUNK", chunk)
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk)
     with path.open("rb") as file:
-        assert counting.count_lattices(file) == text.count(b'"lattice"')
+        assert readers.count_lattices(file) == text.count(b'"lattice"')
 
 
 def test_what_cannot_be_counted_counts_as_one(tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from ase import Atoms
 
 from kd_plugins import cli
 from kd_plugins.structures import formats, limits
-from kd_plugins.structures.counting import count_structures
-from kd_plugins.structures.readers import read_structures
+from kd_plugins.structures.readers import count_structures, read_structures
 
 GOOD = b'1\nLattice="3 0 0 0 3 0 0 0 3" pbc="T T T" energy=-1.0\nCu 0.0 0.0 0.0\n'
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
@@ -160,7 +159,7 @@ def test_a_small_file_does_not_fill_the_memory(tmp_path: Path, name: str, suffix
     pack = lzma.compress if suffix == ".xz" else lambda content: gzip.compress(content, 1)
     path.write_bytes(pack(BOMBS[name]()))
     code = (
-        "from kd_plugins.structures.counting import count_structures as c\n"
+        "from kd_plugins.structures.readers import count_structures as c\n"
         "from kd_plugins.structures.readers import read_structures as r\n"
         f"print(c([{str(path)!r}]))\n"
         f"try: list(r([{str(path)!r}]))\n"
@@ -185,7 +184,7 @@ def test_the_limit_of_unpacking_can_be_lifted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     """By the variable that the message names."""
-    monkeypatch.setattr("kd_plugins.structures.compressed.PACKED_LEAST", 1000)
+    monkeypatch.setattr("kd_plugins.structures.limits.UNPACKED_BYTES", 1000)
     path = tmp_path / f"some.extxyz{suffix}"
     path.write_bytes(PACKERS[suffix](GOOD * 20_000))
     with pytest.raises(ValueError, match=r"what it unpacks to takes more than .*KD_LARGEST_GB=20"):
@@ -202,7 +201,7 @@ def test_a_wrong_limit_is_named(given: str, monkeypatch: pytest.MonkeyPatch) -> 
     """With what was expected."""
     monkeypatch.setenv(limits.VARIABLE, given)
     with pytest.raises(ValueError, match="KD_LARGEST_GB: expected a number of GB above 0"):
-        limits.largest(1)
+        limits.max_bytes(1)
 
 
 def test_twice_compressed_is_named(tmp_path: Path) -> None:

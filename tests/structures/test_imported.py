@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from kd_plugins.store.store import TargetStore
 from kd_plugins.structures import imported
 from kd_plugins.structures.imported import import_labels
 from kd_plugins.structures.readers import read_structures, to_structure
-from kd_plugins.structures.table import COLUMNS
 from tests.structures.test_readers import labelled
 
 PFP = "PFP v5.0.0 CRYSTAL_PLUS_D3"
@@ -194,184 +192,15 @@ def test_mptrj(shared_file: Callable[[str], Path], tmp_path: Path) -> None:
     assert store["mp-1393488-0-0"].values["energy"].item() == pytest.approx(-220.4579485)
 
 
-class Table:
-    """A CSV and an npz that say the same as an extended xyz, to be spoilt."""
-
-    def __init__(self, source: Path, folder: Path) -> None:
-        self.csv, self.npz = folder / "labels.csv", folder / "labels.npz"
-        frames = list(read_structures([source]))
-        structure_quantities = ("energy", "stress")
-        self.header = ["structure_id", *(c for q in structure_quantities for c in COLUMNS[q])]
-        self.rows = [
-            [f.structure_id, *(n for q in structure_quantities for n in f.labels[q].ravel())]
-            for f in frames
-        ]
-        atoms = [frame.atoms for frame in frames]
-        self.arrays: dict[str, Any] = {
-            "structure_id": np.array([frame.structure_id for frame in frames]),
-            "n_atoms": np.array([len(each) for each in atoms]),
-            "atomic_numbers": np.concatenate([each.numbers for each in atoms]),
-            "positions": np.concatenate([each.positions for each in atoms]),
-            "cell": np.stack([each.cell[:] for each in atoms]),
-            "pbc": np.stack([each.pbc for each in atoms]),
-            "forces": np.concatenate([frame.labels["forces"] for frame in frames]),
-        }
-
-    def write(self) -> list[Path]:
-        """Write both and return their paths."""
-        with self.csv.open("w", newline="") as file:
-            csv.writer(file).writerows([self.header, *self.rows])
-        np.savez(self.npz, **self.arrays)
-        return [self.csv, self.npz]
-
-
-@pytest.fixture
-def table(source: Path, tmp_path: Path) -> Table:
-    """The labels of `source`."""
-    return Table(source, tmp_path)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-def test_a_table_says_the_same(source: Path, table: Table, tmp_path: Path, reverse: bool) -> None:
-    """Rows are matched by id, so their order does not matter; nor that of the files."""
-    expected = import_labels([source], tmp_path / "xyz", PFP, ["energy", "forces", "stress"])
-    paths = table.write()
-    if reverse:
-        table.rows.reverse()
-        paths = table.write()[::-1]
-    assert content(import_labels(paths, tmp_path / "store", PFP)) == content(expected)
-
-
-def test_an_empty_cell_is_a_missing_label(table: Table, tmp_path: Path) -> None:
-    """All six of a stress, or none."""
-    table.rows[1][2:] = [""] * 6
-    paths = table.write()
-    with pytest.raises(ValueError, match="'run:1' has no stress"):
-        import_labels(paths, tmp_path / "store", PFP)
-    store = import_labels(paths, tmp_path / "store", PFP, ["energy", "forces"], ["stress"])
-    assert "stress" not in store["run:1"].values
-    table.rows[1][2] = 0.5
-    with pytest.raises(ValueError, match="line 3: stress is no number"):
-        import_labels(table.write(), tmp_path / "other", PFP)
-
-
-def set_array(name: str, change: Callable[[Any], Any]) -> Callable[[Table], object]:
-    return lambda table: table.arrays.update({name: change(table.arrays.get(name))})
-
-
-def set_cell(row: int, column: int, value: Any) -> Callable[[Table], object]:
-    return lambda table: table.rows[row].__setitem__(column, value)
-
-
-SPOILT: dict[str, tuple[Callable[[Table], object], type[Exception], str]] = {
-    "missing in csv": (lambda t: t.rows.pop(), ValueError, r"'run:4' stands in .*npz and not in"),
-    "missing in npz": (
-        lambda t: t.rows.append(["run:9", *t.rows[0][1:]]),
-        ValueError,
-        r"'run:9' stands in .*csv and not in .*npz",
-    ),
-    "twice in csv": (lambda t: t.rows.append(t.rows[0]), ValueError, "line 7: .*'run:0' comes twi"),
-    "twice in npz": (
-        set_array("structure_id", lambda ids: np.array([*ids[:4], ids[0]])),
-        ValueError,
-        "'run:0' comes 2 times",
-    ),
-    "unknown column": (
-        lambda t: t.header.__setitem__(1, "energie"),
-        KeyError,
-        "unknown column 'energie'; did you mean 'energy'",
-    ),
-    "column twice": (
-        lambda t: (t.header.append("energy"), [row.append(0.0) for row in t.rows]),
-        ValueError,
-        "column 'energy' comes twice",
-    ),
-    "no id": (
-        lambda t: (t.header.pop(0), [row.pop(0) for row in t.rows]),
-        KeyError,
-        "has no column 'structure_id'",
-    ),
-    "half a stress": (
-        lambda t: (t.header.pop(), [row.pop() for row in t.rows]),
-        KeyError,
-        "has no column 'stress_xy'",
-    ),
-    "short row": (lambda t: t.rows[2].pop(), ValueError, "line 4: expected 8 cells"),
-    "long row": (lambda t: t.rows[2].append(1), ValueError, "line 4: expected 8 cells"),
-    "no number": (set_cell(0, 1, "-3,5"), ValueError, "line 2: energy is no number"),
-    "nan": (set_cell(0, 1, "nan"), ValueError, "'run:0': its energy holds NaN"),
-    "nan in npz": (
-        set_array("forces", lambda forces: forces * np.nan),
-        ValueError,
-        "'run:0': its forces holds NaN",
-    ),
-    "nan in positions": (
-        set_array("positions", lambda positions: positions * np.nan),
-        ValueError,
-        "'run:0': positions holds NaN",
-    ),
-    "unknown array": (set_array("force", lambda _: np.zeros(1)), KeyError, "did you mean 'forces'"),
-    "energy in npz": (
-        set_array("energy", lambda _: np.zeros(5)),
-        KeyError,
-        "unknown array 'energy'; it belongs in the CSV",
-    ),
-    "no cell": (lambda t: t.arrays.pop("cell"), KeyError, "has no array 'cell'"),
-    "objects": (
-        set_array("forces", lambda forces: forces.astype(object)),
-        ValueError,
-        "plain arrays, without objects",
-    ),
-    "text": (
-        set_array("forces", lambda forces: forces.astype(str)),
-        ValueError,
-        "forces is of type <U.*; expected numbers",
-    ),
-    "floats": (
-        set_array("n_atoms", lambda counts: counts * 1.0),
-        ValueError,
-        "n_atoms is of type float64; expected whole numbers",
-    ),
-    "shape": (
-        set_array("forces", lambda forces: forces[:-1]),
-        ValueError,
-        r"forces: expected \(21, 3\), got \(20, 3\)",
-    ),
-    "flat": (
-        set_array("forces", lambda forces: forces.ravel()),
-        ValueError,
-        r"forces: expected \(21, 3\), got \(63,\)",
-    ),
-    "negative": (
-        set_array("n_atoms", lambda counts: counts - 4),
-        ValueError,
-        "n_atoms holds -1; expected 1 or more",
-    ),
-}
-
-
-@pytest.mark.parametrize(("change", "error", "message"), SPOILT.values(), ids=SPOILT)
-def test_spoilt_tables(
-    table: Table, tmp_path: Path, change: Any, error: type[Exception], message: str
-) -> None:
-    """One clear error each, and no store."""
-    change(table)
-    with pytest.raises(error, match=message):
-        import_labels(table.write(), tmp_path / "store", PFP)
+def test_tables_are_refused_with_another_way(source: Path, tmp_path: Path) -> None:
+    """A CSV with an npz, which earlier versions took in."""
+    for paths in ([tmp_path / "labels.csv"], [tmp_path / "labels.npz", source]):
+        with pytest.raises(ValueError, match=r"tables .* are no longer imported.*as extended xyz"):
+            import_labels(paths, tmp_path / "store", PFP)
     assert not (tmp_path / "store").exists()
 
 
-def test_files_that_are_no_table(table: Table, source: Path, tmp_path: Path) -> None:
-    """A half, too many, a damaged one."""
-    paths = table.write()
-    for given in ([paths[0]], paths[1], [*paths, source], [paths[0], source], paths * 2):
-        with pytest.raises(ValueError, match=r"expected one \.csv with one \.npz"):
-            import_labels(given, tmp_path / "store", PFP)
-    with pytest.raises(ValueError, match="no paths"):
+def test_importing_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="paths: expected one file with structures or more"):
         import_labels([], tmp_path / "store", PFP)
-    paths[1].write_bytes(paths[1].read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"labels\.npz cannot be read"):
-        import_labels(paths, tmp_path / "store", PFP)
-    paths[1].unlink()
-    with pytest.raises(FileNotFoundError, match=r"labels\.npz: no such file"):
-        import_labels(paths, tmp_path / "store", PFP)
+    assert not (tmp_path / "store").exists()

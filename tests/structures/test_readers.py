@@ -201,7 +201,7 @@ def test_unlabelled_structures_have_no_labels(tmp_path: Path) -> None:
 
 def test_databases_are_read_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever their size, every row comes once."""
-    monkeypatch.setattr(structures, "PAGE", 2)
+    monkeypatch.setattr(structures, "ROWS_AT_ONCE", 2)
     ase.io.write(tmp_path / "some.db", [labelled(index) for index in range(5)])
     assert names(tmp_path / "some.db") == [f"some:{row}" for row in range(1, 6)]
 

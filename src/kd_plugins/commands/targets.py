@@ -83,7 +83,7 @@ def _to_label(arguments: argparse.Namespace) -> tuple[Iterable[LabelledStructure
             "--trust-pickle is for data sets of fairchem; give them as --fairchem DATA"
         )
     from kd_plugins.structures import read_structures
-    from kd_plugins.structures.counting import count_structures
+    from kd_plugins.structures.readers import count_structures
 
     frames = read_structures(arguments.structures, arguments.ids)
     return frames, count_structures(arguments.structures)
@@ -280,8 +280,8 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command = commands.add_parser(
         "import",
         help="take in labels that a teacher made elsewhere",
-        description="Take in labels, in eV, eV/Å and eV/Å³, from extended xyz, an ASE database, an "
-        "MPtrj JSON, or a CSV with an npz.",
+        description="Take in labels, in eV, eV/Å and eV/Å³, from any file with labelled "
+        "structures: extended xyz, an ASE database, an MPtrj JSON, the output of a DFT code.",
     )
     command.add_argument("labels", nargs="+")
     command.add_argument("--teacher", required=True, metavar="NAME", help="with version and mode")

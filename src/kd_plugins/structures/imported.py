@@ -1,8 +1,8 @@
-"""Labels that a teacher made elsewhere, such as a closed service, into a target store."""
+"""Fill a target store with labels that a teacher made elsewhere, such as a closed service."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -14,12 +14,17 @@ from kd_plugins.numbers import shown
 from kd_plugins.store.manifest import DTYPES, Manifest, default_dtypes
 from kd_plugins.store.record import BATCH_RECORDS, Record, pack, split_into_batches
 from kd_plugins.store.store import TargetStore
-from kd_plugins.structures.given import check_names
-from kd_plugins.structures.readers import LabelledStructure, read_structures, to_structure
-from kd_plugins.structures.table import read_table
+from kd_plugins.structures.readers import (
+    LabelledStructure,
+    check_names,
+    read_structures,
+    to_structure,
+)
 
 BATCH = BATCH_RECORDS
 """Structures that are written at once, so the most that a killed import has to read again."""
+TABLE_SUFFIXES = (".csv", ".npz")
+"""Of tables, which version 0.1.0 took in."""
 
 
 def import_labels(
@@ -36,16 +41,15 @@ def import_labels(
     batch of structures is written, or nothing.
 
     Args:
-        paths: what `kd_plugins.structures.readers.read_structures` reads, whose labels are then
-            the teacher's; or one ``.csv`` and one ``.npz``, see
-            `kd_plugins.structures.table.read_table`.
+        paths: files that `kd_plugins.structures.readers.read_structures` reads; their labels are
+            the teacher's.
         store_folder: of the store, which is made if it is not there.
         teacher: its name, version and mode, such as "PFP v5.0.0 CRYSTAL_PLUS_D3"; a store with
             another one is refused.
         quantities: what every structure must have; by default what the first one has, and then
             no structure may have others.
         optional: what is also imported, from those structures that have it.
-        ids: how structures are named, see `read_structures`; a table does so itself.
+        ids: how structures are named, see `read_structures`.
 
     Raises:
         KeyError: for a quantity that is not in the table of them.
@@ -59,99 +63,117 @@ def import_labels(
         )
     check_names("quantities", quantities)
     check_names("optional", optional)
-    frames = _frames(paths, ids)
-    first = next(frames)
+    _check_no_tables(paths)
+
+    structures = read_structures(paths, ids)
+    first = next(structures)
     required = [name for name in quantities or first.labels if name not in optional]
     dtypes = default_dtypes([*required, *optional])
     if not dtypes:
         raise ValueError(f"structure {first.structure_id!r} has no labels; nothing to import")
+
+    bar = tqdm(chain([first], structures), desc="import", unit=" structures", disable=None)
     records = (
-        _record(frame, required, optional, exact=quantities is None)
-        for frame in tqdm(chain([first], frames), desc="import", unit=" structures", disable=None)
+        _to_record(structure, required, optional, exact=quantities is None) for structure in bar
     )
     manifest = Manifest(teacher, f"labels made elsewhere: {teacher}", dtypes)
-    parts = split_into_batches(records, Record.n_bytes, BATCH)
+    batches = split_into_batches(records, Record.n_bytes, BATCH)
 
-    # The first ones before there is a store, so that none is left of a slip.
-    batch = list(_new(next(parts), None, manifest))
-    for record in batch:
+    # The first batch is packed before there is a store, so that a slip leaves none behind.
+    first_batch = list(_drop_known(next(batches), None, manifest))
+    for record in first_batch:
         pack(record, manifest)
+
     store = TargetStore.create(store_folder, manifest)
     with store.only_writer(), store.writer() as writer:
-        for part in chain([batch], parts):
-            writer.append(store.pack(_new(part, store, store.manifest)))
+        for batch in chain([first_batch], batches):
+            writer.append(store.pack(_drop_known(batch, store, store.manifest)))
     return store
 
 
-def _frames(paths: Sequence[str | Path], ids: str) -> Iterator[LabelledStructure]:
-    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    tables = {path.suffix: path for path in given if path.suffix in (".csv", ".npz")}
-    if not given:
-        raise ValueError("no paths; name the files with the labels")
-    if not tables:
-        return read_structures(paths, ids)
-    if len(tables) < 2 or len(given) > 2:
-        raise ValueError(
-            f"expected one .csv with one .npz and nothing else, got {', '.join(map(str, given))}; "
-            "import several tables one after another into the same store"
-        )
-    return read_table(tables[".csv"], tables[".npz"])
+def _check_no_tables(paths: Sequence[str | Path]) -> None:
+    files = [paths] if isinstance(paths, str | Path) else paths
+    for path in files:
+        if isinstance(path, str | Path) and Path(path).suffix in TABLE_SUFFIXES:
+            raise ValueError(
+                f"{path}: tables (.csv with .npz) are no longer imported; write the structures "
+                "with their labels as extended xyz (ase.io.write) or into an ASE database"
+            )
 
 
-def _record(
-    frame: LabelledStructure, required: list[str], optional: Sequence[str], *, exact: bool
+def _to_record(
+    structure: LabelledStructure, required: list[str], optional: Sequence[str], *, exact: bool
 ) -> Record:
-    """Return the labels that are asked for, checked."""
-    who = f"structure {frame.structure_id!r}"
-    wanted = [*required, *(name for name in optional if name in frame.labels)]
-    missing = [name for name in required if name not in frame.labels]
+    """Return the chosen labels of a structure as a record, checked.
+
+    Args:
+        structure: with its labels.
+        required: quantities that it must have.
+        optional: quantities that it may have.
+        exact: refuse it if it has further quantities.
+    """
+    who, labels = f"structure {structure.structure_id!r}", structure.labels
+    missing = [name for name in required if name not in labels]
     if missing:
         raise ValueError(
-            f"{who} has no {missing[0]}; it has {', '.join(frame.labels) or 'no labels'}: leave "
+            f"{who} has no {missing[0]}; it has {', '.join(labels) or 'no labels'}: leave "
             "that out of the quantities, or name it among the optional ones"
         )
-    others = [name for name in frame.labels if name not in wanted] if exact else []
-    if others:
-        raise ValueError(f"{who} has {others[0]} and the first one has not; name the quantities")
-    for name in wanted:
-        if not np.isfinite(frame.labels[name]).all():
+
+    chosen = [*required, *(name for name in optional if name in labels)]
+    further = [name for name in labels if name not in chosen]
+    if exact and further:
+        raise ValueError(f"{who} has {further[0]} and the first one has not; name the quantities")
+    for name in chosen:
+        if not np.isfinite(labels[name]).all():
             raise ValueError(f"{who}: its {name} holds NaN or inf; take it out of the file")
+
     try:
-        values = {name: torch.tensor(frame.labels[name]) for name in wanted}
-        record = Record(frame.structure_id, to_structure(frame.atoms), values)
-        record.targets()
+        values = {name: torch.tensor(labels[name]) for name in chosen}
+        record = Record(structure.structure_id, to_structure(structure.atoms), values)
+        record.targets()  # validates the shapes
     except ValueError as error:
         raise ValueError(f"{who}: {error}") from error
     return record
 
 
-def _new(
+def _drop_known(
     batch: Iterable[Record], store: TargetStore | None, manifest: Manifest
 ) -> Iterable[Record]:
-    """Return the records that the store has not, once each."""
+    """Return the records that are not in the store yet, each once.
+
+    Raises:
+        ValueError: if an id that is known has another structure or other labels.
+    """
     new: dict[str, Record] = {}
     for record in batch:
         name = record.structure_id
         known = new.get(name)
         if known is None and store is not None and name in store:
             known = store.record(name)
+
         if known is None:
             new[name] = record
-        else:
-            _check_same(record, known, manifest)
+            continue
+        difference = _find_difference(record, known, manifest)
+        if difference is not None:
+            raise ValueError(
+                f"structure id {name!r} was imported already, and differently: {difference}; give "
+                "each structure its own id (see ids)"
+            )
     return new.values()
 
 
-def _check_same(record: Record, known: Record, manifest: Manifest) -> None:
+def _find_difference(record: Record, known: Record, manifest: Manifest) -> str | None:
+    """Describe the first difference between two records in the store's dtypes, or return None."""
     difference = record.structure.difference(known.structure)
-    if difference is None and record.values.keys() != known.values.keys():
-        difference = f"it has {', '.join(record.values)} here and {', '.join(known.values)} there"
-    for name, value in record.values.items() if difference is None else ():
+    if difference is not None:
+        return difference
+    if record.values.keys() != known.values.keys():
+        return f"it has {', '.join(record.values)} here and {', '.join(known.values)} there"
+
+    for name, value in record.values.items():
         dtype = DTYPES[manifest.dtypes[name]]
         if not torch.equal(value.to(dtype), known.values[name].to(dtype)):
-            difference = f"its {name} is not the same"
-    if difference is not None:
-        raise ValueError(
-            f"structure id {record.structure_id!r} was imported already, and differently: "
-            f"{difference}; give each structure its own id (see ids)"
-        )
+            return f"its {name} is not the same"
+    return None

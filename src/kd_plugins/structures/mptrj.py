@@ -1,4 +1,7 @@
-"""The Materials Project trajectories of CHGNet (MPtrj): one JSON of many gigabytes, streamed."""
+"""Stream the Materials Project trajectories of CHGNet (MPtrj): one JSON of many gigabytes.
+
+Source: Deng et al. 2023, doi:10.1038/s42256-023-00716-3.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,7 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from kd_plugins.structures.compressed import open_binary
-from kd_plugins.structures.limits import MATERIAL, BoundedJson, largest
+from kd_plugins.structures.limits import MATERIAL_BYTES, BoundedJson, max_bytes, open_binary
 
 FIELDS = frozenset(
     {
@@ -31,17 +33,20 @@ FIELDS = frozenset(
         "mp_id",
     }
 )
-"""What a frame of MPtrj is made of."""
+"""Keys of a frame of MPtrj, by which its JSON is recognized."""
 
-SAME_ENERGY = 1e-4
+ENERGY_TOLERANCE = 1e-4
 """eV per atom by which the two corrected energies of a frame may differ."""
+
+KILOBAR = 0.1 * units.GPa
+"""VASP's unit of stress, in eV/Å³."""
 
 
 def is_mptrj(path: Path) -> bool:
-    """Return whether a JSON file opens as MPtrj does: material, frame, a field of a frame."""
+    """Return whether a JSON file begins as MPtrj does: material, frame, a field of a frame."""
     depth = 0
     with open_binary(path) as file:
-        bounded = BoundedJson(file, largest(MATERIAL), "its beginning")
+        bounded = BoundedJson(file, max_bytes(MATERIAL_BYTES), "its beginning")
         for event, value in ijson.basic_parse(bounded):
             depth += (event == "start_map") - (event == "end_map")
             if depth == 3 and event == "map_key":
@@ -66,40 +71,43 @@ def read_mptrj(path: Path) -> Iterator[Atoms]:
             the memory.
     """
     with open_binary(path) as file:
-        bounded = BoundedJson(file, largest(MATERIAL), "one material")
+        bounded = BoundedJson(file, max_bytes(MATERIAL_BYTES), "one material")
         for material, frames in ijson.kvitems(bounded, "", use_float=True, buf_size=1 << 20):
-            bounded.next_record()
+            bounded.start_record()
             if not isinstance(frames, Mapping):
                 raise ValueError(f"material {material!r}: expected its frames, got {frames!r:.40}")
             for frame_id, frame in frames.items():
-                yield _atoms(material, frame_id, frame)
+                yield _to_atoms(material, frame_id, frame)
 
 
-def _atoms(material: str, frame_id: str, frame: Mapping[str, Any]) -> Atoms:
+def _to_atoms(material: str, frame_id: str, frame: Mapping[str, Any]) -> Atoms:
     try:
         if not isinstance(frame, Mapping):
             raise TypeError(f"expected an object, got {frame!r:.40}")
-        atoms = _structure(frame["structure"])
-        atoms.calc = SinglePointCalculator(atoms, **_labels(frame, len(atoms)))
+        atoms = _parse_structure(frame["structure"])
+        atoms.calc = SinglePointCalculator(atoms, **_parse_labels(frame, len(atoms)))
     except KeyError as error:
         raise ValueError(f"frame {frame_id!r}: {error} is missing, or no element") from error
     except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"frame {frame_id!r}: {error}") from error
+
     atoms.info = {"frame_id": frame_id, "mp_id": material}
     return atoms
 
 
-def _structure(content: Mapping[str, Any]) -> Atoms:
+def _parse_structure(content: Mapping[str, Any]) -> Atoms:
+    """Return a structure from pymatgen's JSON."""
     lattice, sites = content["lattice"], content["sites"]
+    fractional = np.array([site["abc"] for site in sites], dtype=float)
     return Atoms(
-        [_element(index, site["species"]) for index, site in enumerate(sites)],
-        scaled_positions=np.array([site["abc"] for site in sites], dtype=float).reshape(-1, 3),
+        [_parse_element(index, site["species"]) for index, site in enumerate(sites)],
+        scaled_positions=fractional.reshape(-1, 3),
         cell=lattice["matrix"],
         pbc=lattice.get("pbc", True),
     )
 
 
-def _element(index: int, species: list[Mapping[str, Any]]) -> str:
+def _parse_element(index: int, species: list[Mapping[str, Any]]) -> str:
     if len(species) != 1 or species[0]["occu"] != 1:
         raise ValueError(
             f"site {index} is disordered ({species}); expected one element of occupancy 1, so "
@@ -108,22 +116,28 @@ def _element(index: int, species: list[Mapping[str, Any]]) -> str:
     return species[0]["element"]
 
 
-def _labels(frame: Mapping[str, Any], n_atoms: int) -> dict[str, Any]:
+def _parse_labels(frame: Mapping[str, Any], n_atoms: int) -> dict[str, Any]:
+    """Return the labels that are there, in ASE's units and signs."""
     labels: dict[str, Any] = {"energy": _corrected_energy(frame, n_atoms)}
     for name, field in (("forces", "force"), ("magmoms", "magmom"), ("stress", "stress")):
         value = frame.get(field)
         labels[name] = None if value is None else np.array(value, dtype=float)
+
+    # VASP's stress is in kBar and positive under compression; ASE's is positive under tension.
     if labels["stress"] is not None:
-        labels["stress"] = -0.1 * units.GPa * full_3x3_to_voigt_6_stress(labels["stress"])
+        labels["stress"] = -KILOBAR * full_3x3_to_voigt_6_stress(labels["stress"])
     return {name: value for name, value in labels.items() if value is not None}
 
 
 def _corrected_energy(frame: Mapping[str, Any], n_atoms: int) -> float | None:
-    """Return the total energy in eV from the energy per atom, or from the total where it lacks."""
+    """Return the corrected total energy in eV, from either of the fields that have it.
+
+    A frame may have the energy per atom, the total, or both, which must then agree.
+    """
     per_atom, total = frame.get("energy_per_atom"), frame.get("corrected_total_energy")
     if per_atom is None:
         return total
-    if total is not None and abs(total - per_atom * n_atoms) > SAME_ENERGY * n_atoms:
+    if total is not None and abs(total - per_atom * n_atoms) > ENERGY_TOLERANCE * n_atoms:
         raise ValueError(
             f"corrected_total_energy is {total} eV, but energy_per_atom times {n_atoms} atoms is "
             f"{per_atom * n_atoms} eV; expected the same"

@@ -14,8 +14,7 @@ from kd_plugins.numbers import check_whole, shown
 from kd_plugins.store.manifest import DEFAULT_DTYPES, Manifest
 from kd_plugins.store.record import encode_id
 from kd_plugins.store.store import MANIFEST, TargetStore
-from kd_plugins.structures.given import check_names, checked
-from kd_plugins.structures.readers import LabelledStructure
+from kd_plugins.structures.readers import LabelledStructure, check_names, check_structures
 from kd_plugins.teachers.calculator import as_teacher, check_quantities
 from kd_plugins.teachers.engines import Engine, SerialEngine
 from kd_plugins.teachers.label_run import LabelReport, LabelRun
@@ -92,7 +91,7 @@ def label(
     manifest = _manifest(name, made, store, quantities)
 
     # Before there is a store, so that none is left of a file that cannot be read.
-    found = checked(frames)
+    found = check_structures(frames)
     first = list(islice(found, 1))
     if not first:
         raise ValueError("there is no structure to label; expected one LabelledStructure or more")
