@@ -1,4 +1,4 @@
-"""Faults to put into sound cases, each with the code under which the doctor must find it."""
+"""Faults to put into sound inputs, each with the code under which the doctor must find it."""
 
 from __future__ import annotations
 
@@ -20,137 +20,137 @@ VASP_ORDER = [0, 1, 2, 5, 3, 4]
 
 @dataclass(frozen=True)
 class Fault:
-    """What to do to sound cases, and the code of the finding that must come of it."""
+    """What to do to sound inputs, and the code of the finding that must come of it."""
 
     name: str
     code: str
     apply: Break
 
 
-def volume(case: DoctorInput) -> float:
+def volume(item: DoctorInput) -> float:
     """In Å³."""
-    return abs(float(np.linalg.det(case.structure.cell)))
+    return abs(float(np.linalg.det(item.structure.cell)))
 
 
-def changed(case: DoctorInput, side: str, name: str, value: Array | None) -> DoctorInput:
-    """Return a case with another value, or without it."""
-    values = {key: old for key, old in getattr(case, side).items() if key != name}
-    return replace(case, **{side: values if value is None else {**values, name: value}})
+def changed(item: DoctorInput, side: str, name: str, value: Array | None) -> DoctorInput:
+    """Return a item with another value, or without it."""
+    values = {key: old for key, old in getattr(item, side).items() if key != name}
+    return replace(item, **{side: values if value is None else {**values, name: value}})
 
 
 def every(side: str, name: str, change: Values) -> Break:
-    """Change the value of all cases that have it."""
-    return lambda cases, rng: [
-        changed(case, side, name, change(case, getattr(case, side)[name]))
-        if name in getattr(case, side)
-        else case
-        for case in cases
+    """Change the value of all inputs that have it."""
+    return lambda inputs, rng: [
+        changed(item, side, name, change(item, getattr(item, side)[name]))
+        if name in getattr(item, side)
+        else item
+        for item in inputs
     ]
 
 
 def some(side: str, name: str, change: Values | None, share: float = 0.1) -> Break:
-    """Change the value of some cases, or take it away."""
+    """Change the value of some inputs, or take it away."""
 
-    def apply(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
-        rows = set(chosen(cases, name, max(1, round(share * len(cases))), rng))
+    def apply(inputs: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
+        rows = set(chosen(inputs, name, max(1, round(share * len(inputs))), rng))
         return [
-            changed(case, side, name, change(case, getattr(case, side)[name]) if change else None)
+            changed(item, side, name, change(item, getattr(item, side)[name]) if change else None)
             if row in rows
-            else case
-            for row, case in enumerate(cases)
+            else item
+            for row, item in enumerate(inputs)
         ]
 
     return apply
 
 
 def chosen(
-    cases: Sequence[DoctorInput], name: str, number: int, rng: np.random.Generator
+    inputs: Sequence[DoctorInput], name: str, number: int, rng: np.random.Generator
 ) -> list[int]:
-    """Return the places of some cases whose labels and targets are not next to nothing."""
+    """Return the places of some inputs whose labels and targets are not next to nothing."""
     least = {"forces": 0.1, "stress": 0.002}.get(name, 0.0)
     large = [
         row
-        for row, case in enumerate(cases)
-        if min(np.abs(side[name]).max() for side in (case.labels, case.teacher)) > least
+        for row, item in enumerate(inputs)
+        if min(np.abs(side[name]).max() for side in (item.labels, item.teacher)) > least
     ]
     return rng.choice(large, min(number, len(large)), replace=False).tolist()
 
 
 def scaled(factor: float) -> Values:
     """Return what multiplies by a factor."""
-    return lambda case, value: value * factor
+    return lambda item, value: value * factor
 
 
 def shuffled(*names: str) -> Break:
-    """Exchange the teacher's values of all cases that have as many atoms."""
+    """Exchange the teacher's values of all inputs that have as many atoms."""
 
-    def apply(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
-        source = list(range(len(cases)))
-        for n_atoms in {case.n_atoms for case in cases}:
-            rows = [row for row, case in enumerate(cases) if case.n_atoms == n_atoms]
+    def apply(inputs: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
+        source = list(range(len(inputs)))
+        for n_atoms in {item.n_atoms for item in inputs}:
+            rows = [row for row, item in enumerate(inputs) if item.n_atoms == n_atoms]
             for row, other in zip(rows, np.roll(rng.permutation(rows), 1), strict=True):
                 source[row] = int(other)
         if names == ("energy",):
-            source = rng.permutation(len(cases)).tolist()
-        moved = [{name: cases[row].teacher[name] for name in names} for row in source]
-        pairs = zip(cases, moved, strict=True)
-        return [replace(case, teacher={**case.teacher, **values}) for case, values in pairs]
+            source = rng.permutation(len(inputs)).tolist()
+        moved = [{name: inputs[row].teacher[name] for name in names} for row in source]
+        pairs = zip(inputs, moved, strict=True)
+        return [replace(item, teacher={**item.teacher, **values}) for item, values in pairs]
 
     return apply
 
 
-def atoms_shuffled(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
+def atoms_shuffled(inputs: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
     """Give each structure's forces to its atoms in another order."""
     return [
-        changed(case, "teacher", "forces", rng.permutation(case.teacher["forces"]))
-        for case in cases
+        changed(item, "teacher", "forces", rng.permutation(item.teacher["forces"]))
+        for item in inputs
     ]
 
 
-def offset(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
+def offset(inputs: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
     """Add an energy to each element."""
     energies = rng.normal(0, 3, 120) + 2
     return [
-        changed(case, "teacher", "energy", case.teacher["energy"] + added)
-        for case in cases
-        for added in [energies[case.structure.atomic_numbers].sum()]
+        changed(item, "teacher", "energy", item.teacher["energy"] + added)
+        for item in inputs
+        for added in [energies[item.structure.atomic_numbers].sum()]
     ]
 
 
 def twice(contradicting: bool) -> Break:
     """Let one structure come again under another id, moved by a lattice vector."""
 
-    def apply(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
-        case = cases[int(rng.integers(len(cases)))]
-        here = case.structure
+    def apply(inputs: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
+        item = inputs[int(rng.integers(len(inputs)))]
+        here = item.structure
         moved = here.positions + here.cell[0]
         copy = Structure(here.atomic_numbers, moved, here.cell, here.pbc)
-        twin = replace(case, structure_id=f"{case.structure_id} again", structure=copy)
-        label = twin.labels["energy"] + 0.1 * case.n_atoms
-        return [*cases, changed(twin, "labels", "energy", label) if contradicting else twin]
+        twin = replace(item, structure_id=f"{item.structure_id} again", structure=copy)
+        label = twin.labels["energy"] + 0.1 * item.n_atoms
+        return [*inputs, changed(twin, "labels", "energy", label) if contradicting else twin]
 
     return apply
 
 
-def atom_doubled(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
+def atom_doubled(inputs: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
     """Put an atom onto another one's image."""
-    row = next(row for row, case in enumerate(cases) if case.n_atoms > 1)
-    here = cases[row].structure
+    row = next(row for row, item in enumerate(inputs) if item.n_atoms > 1)
+    here = inputs[row].structure
     positions = here.positions.copy()
     positions[0] = positions[1] + here.cell[0] + 0.1
     broken = Structure(here.atomic_numbers, positions, here.cell, here.pbc)
-    return [*cases[:row], replace(cases[row], structure=broken), *cases[row + 1 :]]
+    return [*inputs[:row], replace(inputs[row], structure=broken), *inputs[row + 1 :]]
 
 
-def turned(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
-    """Rotate every case, each its own way: nothing is wrong, but there is shear."""
-    rotations = np.linalg.qr(rng.normal(size=(len(cases), 3, 3)))[0]
-    return [_turned(case, rotation) for case, rotation in zip(cases, rotations, strict=True)]
+def turned(inputs: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
+    """Rotate every item, each its own way: nothing is wrong, but there is shear."""
+    rotations = np.linalg.qr(rng.normal(size=(len(inputs), 3, 3)))[0]
+    return [_turned(item, rotation) for item, rotation in zip(inputs, rotations, strict=True)]
 
 
-def _turned(case: DoctorInput, rotation: Array) -> DoctorInput:
-    here = case.structure
-    sides = [dict(side) for side in (case.labels, case.teacher)]
+def _turned(item: DoctorInput, rotation: Array) -> DoctorInput:
+    here = item.structure
+    sides = [dict(side) for side in (item.labels, item.teacher)]
     for values in sides:
         values["forces"] = values["forces"] @ rotation
         if "stress" in values:
@@ -160,24 +160,24 @@ def _turned(case: DoctorInput, rotation: Array) -> DoctorInput:
             ]
     positions, cell = here.positions @ rotation, here.cell @ rotation
     structure = Structure(here.atomic_numbers, positions, cell, here.pbc)
-    return replace(case, structure=structure, labels=sides[0], teacher=sides[1])
+    return replace(item, structure=structure, labels=sides[0], teacher=sides[1])
 
 
-def disordered(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
+def disordered(inputs: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
     """Put the teacher's stress into VASP's order, where there is shear to see it by."""
-    return every("teacher", "stress", lambda c, v: v[VASP_ORDER])(turned(cases, rng), rng)
+    return every("teacher", "stress", lambda c, v: v[VASP_ORDER])(turned(inputs, rng), rng)
 
 
 def atomic(share: float) -> Break:
     """Give the teacher atomic energies that sum to some share of the energy."""
-    return lambda cases, rng: [
+    return lambda inputs, rng: [
         changed(
-            case,
+            item,
             "teacher",
             "atomic_energies",
-            np.full(case.n_atoms, share * case.teacher["energy"] / case.n_atoms),
+            np.full(item.n_atoms, share * item.teacher["energy"] / item.n_atoms),
         )
-        for case in cases
+        for item in inputs
     ]
 
 
@@ -194,7 +194,7 @@ def _stress(name: str, change: Values, code: str = "stress-unit", side: str = "t
 
 
 ENERGY = [
-    _energy("energy per atom", lambda case, value: value / case.n_atoms, "energy-per-atom"),
+    _energy("energy per atom", lambda item, value: value / item.n_atoms, "energy-per-atom"),
     _energy("label per atom", lambda c, value: value / c.n_atoms, "energy-per-atom", "labels"),
     _energy("energy in kcal/mol", scaled(KCAL)),
     _energy("energy in kJ/mol", scaled(KJ)),
@@ -208,7 +208,7 @@ ENERGY = [
     Fault(
         "one energy wrong",
         "energy-outlier",
-        some("labels", "energy", lambda case, value: value + 5.0 * case.n_atoms, 0.01),
+        some("labels", "energy", lambda item, value: value + 5.0 * item.n_atoms, 0.01),
     ),
 ]
 FORCES = [
@@ -225,7 +225,7 @@ FORCES = [
     Fault(
         "one force wrong",
         "forces-outlier",
-        some("labels", "forces", lambda case, value: value + 50.0 * np.eye(len(value), 3), 0.01),
+        some("labels", "forces", lambda item, value: value + 50.0 * np.eye(len(value), 3), 0.01),
     ),
 ]
 STRESS = [
@@ -233,7 +233,7 @@ STRESS = [
     _stress("stress in GPa", scaled(GPA)),
     _stress("stress in kBar", scaled(KBAR)),
     _stress("label stress in VASP's sign and unit", scaled(-KBAR), side="labels"),
-    _stress("virial", lambda case, value: value * volume(case)),
+    _stress("virial", lambda item, value: value * volume(item)),
     Fault("stress in VASP's order", "stress-order", disordered),
 ]
 VALUES = [
@@ -242,10 +242,10 @@ VALUES = [
     Fault(
         "label energy NaN", "not-finite", some("labels", "energy", lambda c, v: v * np.nan, 0.02)
     ),
-    Fault("forces all zero", "zeros", some("teacher", "forces", lambda case, value: 0 * value)),
-    Fault("label stress zero", "zeros", some("labels", "stress", lambda case, value: 0 * value)),
-    Fault("energy zero", "zeros", some("labels", "energy", lambda case, value: 0 * value, 0.02)),
-    Fault("forces cut", "shape", some("teacher", "forces", lambda case, value: value[:-1], 0.02)),
+    Fault("forces all zero", "zeros", some("teacher", "forces", lambda item, value: 0 * value)),
+    Fault("label stress zero", "zeros", some("labels", "stress", lambda item, value: 0 * value)),
+    Fault("energy zero", "zeros", some("labels", "energy", lambda item, value: 0 * value, 0.02)),
+    Fault("forces cut", "shape", some("teacher", "forces", lambda item, value: value[:-1], 0.02)),
     Fault("atomic energies without references", "sum", atomic(0.9)),
     Fault("a structure twice", "duplicate", twice(contradicting=False)),
     Fault("twice and contradicting", "duplicate-contradiction", twice(contradicting=True)),

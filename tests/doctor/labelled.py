@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.structures import read_structures
 from kd_plugins.structures.readers import to_structure
@@ -16,25 +14,23 @@ from kd_plugins.teachers import load_teacher
 ORGANIC = "mptrj/mptrj_organic_elements.json.xz"
 COPPER = "metals/mlearn_Cu_test.extxyz.xz"
 SMALL = 40
-"""Atoms of what is labelled quickly: 57 of the 68 organic frames."""
+"""Atoms of the structures that are labelled quickly: 57 of the 68 organic ones."""
 QUANTITIES = ("energy", "forces", "stress")
 
 
 @cache
-def labelled(path: Path, teacher: str, largest: int = 120) -> tuple[DoctorInput, ...]:
-    """Return the structures of a file, up to a number of atoms, with what a teacher says."""
-    return tuple(_cases(path, teacher, largest))
+def labelled(path: Path, teacher: str, most_atoms: int = 120) -> tuple[DoctorInput, ...]:
+    """Return the structures of a file, up to a number of atoms, with a teacher's targets."""
+    return tuple(_label(path, teacher, most_atoms))
 
 
-def _cases(path: Path, name: str, largest: int) -> Iterator[DoctorInput]:
-    teacher = load_teacher(name)
-    for frame in read_structures([path]):
-        if len(frame.atoms) > largest:
-            continue
-        labels = {name: frame.labels[name] for name in QUANTITIES if name in frame.labels}
-        targets = teacher(frame.atoms, QUANTITIES)
-        values = {name: np.asarray(value) for name, value in targets.items()}
-        yield DoctorInput(frame.structure_id, to_structure(frame.atoms), labels, values)
+def _label(path: Path, name: str, most_atoms: int) -> Iterator[DoctorInput]:
+    structures = [one for one in read_structures([path]) if len(one.atoms) <= most_atoms]
+    targets = load_teacher(name).predict([one.atoms for one in structures], QUANTITIES)
+
+    for one, values in zip(structures, targets, strict=True):
+        labels = {name: one.labels[name] for name in QUANTITIES if name in one.labels}
+        yield DoctorInput(one.structure_id, to_structure(one.atoms), labels, values)
 
 
 SharedFile = Callable[[str], Path]

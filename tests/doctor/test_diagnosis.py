@@ -14,7 +14,7 @@ from kd_plugins.doctor.align import align
 from kd_plugins.doctor.diagnosis import Diagnosis, diagnose
 from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.doctor.references import References, fit_references
-from kd_plugins.doctor.report import render
+from kd_plugins.doctor.report import format_diagnosis
 from kd_plugins.store import Manifest, Record, StoreError, TargetStore
 from kd_plugins.store.structure import Structure
 from kd_plugins.structures import LabelledStructure
@@ -44,28 +44,28 @@ def organic(shared_file: SharedFile) -> list[DoctorInput]:
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> MakeStore:
-    """Write cases' targets, into a new folder each time."""
+    """Write inputs' targets, into a new folder each time."""
 
-    def make(cases: Iterable[DoctorInput], dtypes: Mapping[str, str] = DTYPES) -> TargetStore:
+    def make(inputs: Iterable[DoctorInput], dtypes: Mapping[str, str] = DTYPES) -> TargetStore:
         folder = tmp_path / f"store{len(list(tmp_path.iterdir()))}"
-        names = {name for case in cases for name in case.teacher}
+        names = {name for item in inputs for name in item.teacher}
         manifest = Manifest("t", "f", {n: d for n, d in dtypes.items() if n in names})
         store = TargetStore.create(folder, manifest)
-        store.append(record(case) for case in cases)
+        store.append(record(item) for item in inputs)
         return store
 
     return make
 
 
-def record(case: DoctorInput) -> Record:
-    values = {name: torch.from_numpy(value.copy()) for name, value in case.teacher.items()}
-    return Record(case.structure_id, case.structure, values)
+def record(item: DoctorInput) -> Record:
+    values = {name: torch.from_numpy(value.copy()) for name, value in item.teacher.items()}
+    return Record(item.structure_id, item.structure, values)
 
 
-def frames(cases: Iterable[DoctorInput]) -> list[LabelledStructure]:
+def to_labelled(inputs: Iterable[DoctorInput]) -> list[LabelledStructure]:
     return [
-        LabelledStructure(case.structure_id, to_atoms(case.structure), case.labels)
-        for case in cases
+        LabelledStructure(item.structure_id, to_atoms(item.structure), item.labels)
+        for item in inputs
     ]
 
 
@@ -73,17 +73,19 @@ def codes(diagnosis: Diagnosis) -> set[str]:
     return {finding.code for finding in diagnosis.findings}
 
 
-def examined(cases: Iterable[DoctorInput], store: TargetStore, **more: object) -> Diagnosis:
-    return diagnose(frames(cases), store, progress=False, **more)
+def examined(inputs: Iterable[DoctorInput], store: TargetStore, **more: object) -> Diagnosis:
+    return diagnose(to_labelled(inputs), store, progress=False, **more)
 
 
-def test_a_sound_store_is_clean(organic: list[DoctorInput], make_store: MakeStore) -> None:
+def test_nothing_is_found_in_a_sound_store(
+    organic: list[DoctorInput], make_store: MakeStore
+) -> None:
     """Though its positions, forces and stress went through float32."""
     diagnosis, n = examined(organic, make_store(organic)), len(organic)
     assert diagnosis.findings == ()
     assert diagnosis.exit_code == 0
     assert (diagnosis.n_labels, diagnosis.n_targets, diagnosis.n_compared) == (n, n, n)
-    assert render(diagnosis).endswith("nothing found\n")
+    assert format_diagnosis(diagnosis).endswith("nothing found\n")
 
 
 def test_a_wrong_unit_in_a_store_is_an_error(
@@ -94,24 +96,28 @@ def test_a_wrong_unit_in_a_store_is_an_error(
     diagnosis = examined(organic, make_store(broken))
     assert codes(diagnosis) == {"energy-unit"}
     assert diagnosis.exit_code == 1
-    assert "error energy-unit: " in render(diagnosis)
+    assert "error energy-unit: " in format_diagnosis(diagnosis)
 
 
-def test_an_overruled_error_is_a_warning(organic: list[DoctorInput], make_store: MakeStore) -> None:
+def test_an_overruled_error_becomes_a_warning(
+    organic: list[DoctorInput], make_store: MakeStore
+) -> None:
     """With exit code 0, and the output says what to type and what was overruled."""
     broken = every("teacher", "energy", scaled(KCAL))(organic, np.random.default_rng(0))
     store = make_store(broken)
-    assert "--allow energy_unit" in " ".join(render(examined(organic, store)).split())
+    assert "--allow energy_unit" in " ".join(format_diagnosis(examined(organic, store)).split())
 
     diagnosis = examined(organic, store, allow=["energy_unit"])
     assert diagnosis.exit_code == 0
     assert codes(diagnosis) == {"energy-unit"}
-    assert "warning energy-unit: " in render(diagnosis)
+    assert "warning energy-unit: " in format_diagnosis(diagnosis)
     with pytest.raises(ValueError, match="did you mean 'energy_unit'"):
         examined(organic, store, allow=["energy_units"])
 
 
-def test_ids_are_compared_both_ways(copper: list[DoctorInput], make_store: MakeStore) -> None:
+def test_labels_without_targets_and_targets_without_labels_are_counted(
+    copper: list[DoctorInput], make_store: MakeStore
+) -> None:
     """Warnings say how many are missing, and on which side."""
     diagnosis = examined(copper[:20], make_store(copper[5:]))
     found = {finding.code: finding for finding in diagnosis.findings}
@@ -119,25 +125,21 @@ def test_ids_are_compared_both_ways(copper: list[DoctorInput], make_store: MakeS
     assert found["label-without-target"].message.startswith("5 of 20 labels have no target")
     assert found["target-without-label"].message.startswith("11 of 26 targets have no label")
     assert found["label-without-target"].structure_ids == tuple(
-        case.structure_id for case in copper[:5]
+        item.structure_id for item in copper[:5]
     )
     assert diagnosis.exit_code == 0
 
 
-def test_ids_that_have_nothing_in_common_are_an_error(
-    copper: list[DoctorInput], make_store: MakeStore
-) -> None:
+def test_no_common_id_is_an_error(copper: list[DoctorInput], make_store: MakeStore) -> None:
     """One finding with an example of each, not two lists."""
-    renamed = [replace(case, structure_id=f"x{case.structure_id}") for case in copper]
+    renamed = [replace(item, structure_id=f"x{item.structure_id}") for item in copper]
     diagnosis = examined(renamed, make_store(copper))
     assert codes(diagnosis) == {"ids-disjoint"}
     assert f"'x{copper[0].structure_id}'" in diagnosis.findings[0].message
-    assert "nothing to examine" not in render(diagnosis)
+    assert "nothing to examine" not in format_diagnosis(diagnosis)
 
 
-def test_an_id_that_comes_twice_is_an_error(
-    copper: list[DoctorInput], make_store: MakeStore
-) -> None:
+def test_a_repeated_id_is_an_error(copper: list[DoctorInput], make_store: MakeStore) -> None:
     """Only its first structure is examined."""
     diagnosis = examined([*copper, copper[3]], make_store(copper))
     (finding,) = [finding for finding in diagnosis.findings if finding.severity == "error"]
@@ -145,26 +147,28 @@ def test_an_id_that_comes_twice_is_an_error(
     assert (diagnosis.n_labels, diagnosis.n_compared) == (32, 31)
 
 
-def test_shuffled_ids_are_called_so(copper: list[DoctorInput], make_store: MakeStore) -> None:
+def test_exchanged_ids_are_distinguished_from_edited_structures(
+    copper: list[DoctorInput], make_store: MakeStore
+) -> None:
     """Because the structures stand in the store, elsewhere."""
-    ids = [case.structure_id for case in copper]
+    ids = [item.structure_id for item in copper]
     moved = [
-        replace(case, structure_id=name)
-        for case, name in zip(copper, ids[1:] + ids[:1], strict=True)
+        replace(item, structure_id=name)
+        for item, name in zip(copper, ids[1:] + ids[:1], strict=True)
     ]
     diagnosis = examined(copper, make_store(moved))
     assert codes(diagnosis) == {"ids-shuffled"}
     assert diagnosis.n_compared == 0
 
 
-def test_edited_structures_are_called_so(copper: list[DoctorInput], make_store: MakeStore) -> None:
+def test_an_edited_structure_is_an_error(copper: list[DoctorInput], make_store: MakeStore) -> None:
     """With how the first of them differs."""
     moved = copper[4].structure.positions.copy()
     moved[2, 0] += 0.02
     here = copper[4].structure
     edited = Structure(here.atomic_numbers, moved, here.cell, here.pbc)
-    cases = [*copper[:4], replace(copper[4], structure=edited), *copper[5:]]
-    diagnosis = examined(cases, make_store(copper))
+    inputs = [*copper[:4], replace(copper[4], structure=edited), *copper[5:]]
+    diagnosis = examined(inputs, make_store(copper))
     (finding,) = [finding for finding in diagnosis.findings if finding.severity == "error"]
     assert finding.code == "structure-edited"
     assert "atom 2 is 0.0200 Å away" in finding.message
@@ -186,7 +190,7 @@ def test_a_damaged_record_is_an_error(copper: list[DoctorInput], make_store: Mak
     assert diagnosis.n_compared == 30
 
 
-def test_a_sample_is_drawn_evenly_and_by_its_seed(
+def test_the_sample_depends_on_its_seed_alone(
     copper: list[DoctorInput], make_store: MakeStore
 ) -> None:
     """The same seed gives the same findings; every structure has its chance."""
@@ -194,29 +198,34 @@ def test_a_sample_is_drawn_evenly_and_by_its_seed(
     first, again, other = (examined(copper, store, limit=20, seed=seed) for seed in (1, 1, 2))
     assert first.n_compared == 20
     assert first.findings == again.findings
-    assert first.comparisons != other.comparisons
+    assert first.summaries != other.summaries
     with pytest.raises(ValueError, match="limit: expected a whole number of 1 or more, got 0"):
         examined(copper, store, limit=0)
 
 
-def test_structures_without_labels_serve_as_well(
+def test_targets_without_labels_are_examined_alone(
     copper: list[DoctorInput], make_store: MakeStore
 ) -> None:
     """Only the teacher's side is examined."""
-    bare = [replace(case, labels={}) for case in copper]
+    bare = [replace(item, labels={}) for item in copper]
     diagnosis = examined(bare, make_store(copper))
     assert diagnosis.findings == ()
     assert diagnosis.references is None
-    assert "there are no labels to compare with" in render(diagnosis)
+    assert "there are no labels to compare with" in format_diagnosis(diagnosis)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_path_in_place_of_a_store_is_refused() -> None:
+    """With what opens it."""
     with pytest.raises(ValueError, match="store: expected a TargetStore"):
         diagnose([], "targets")
 
 
-def test_an_isolated_atom_is_warned_of(make_store: MakeStore) -> None:
+def test_an_isolated_atom_is_a_warning(make_store: MakeStore) -> None:
     """In a wide cell, but not in a small one, where its image is near."""
     values = {"energy": np.asarray(0.0 - 1.0)}
     cells = {"wide": 20.0, "narrow": 3.0}
-    cases = [
+    inputs = [
         DoctorInput(
             name, Structure([18], [[0.0] * 3], np.eye(3) * size, [True] * 3), values, values
         )
@@ -224,32 +233,32 @@ def test_an_isolated_atom_is_warned_of(make_store: MakeStore) -> None:
     ]
     (finding,) = [
         finding
-        for finding in examined(cases, make_store(cases)).findings
+        for finding in examined(inputs, make_store(inputs)).findings
         if finding.code == "isolated-atom"
     ]
     assert finding.structure_ids == ("wide",)
 
 
 BY_DIFFERENCES = {
-    "sound": ("energy", lambda case, value: value, None),
+    "sound": ("energy", lambda item, value: value, None),
     "energy in kcal/mol": ("energy", scaled(KCAL), "other-teacher"),
     "another energy": ("energy", lambda c, value: value + 0.05 * c.n_atoms, "other-teacher"),
     "gradients": ("forces", scaled(-1.0), "forces-not-derived"),
     "forces in eV/Bohr": ("forces", scaled(BOHR), "forces-not-derived"),
     "stress in GPa": ("stress", scaled(GPA), "stress-not-derived"),
     "pressure": ("stress", scaled(-1.0), "stress-not-derived"),
-    "virial": ("stress", lambda case, value: value * volume(case), "stress-not-derived"),
+    "virial": ("stress", lambda item, value: value * volume(item), "stress-not-derived"),
     "forces by 20 %": ("forces", scaled(1.2), "forces-not-derived"),
 }
 
 
 @pytest.mark.parametrize("name", BY_DIFFERENCES)
-def test_a_teacher_is_asked_for_its_own_energy(
+def test_stored_values_are_compared_with_differences_of_the_teachers_energy(
     copper: list[DoctorInput], make_store: MakeStore, name: str
 ) -> None:
     """No label is needed to see that a store's values are not its derivatives."""
     quantity, change, code = BY_DIFFERENCES[name]
-    bare = [replace(case, labels={}) for case in copper if case.n_atoms < 100]
+    bare = [replace(item, labels={}) for item in copper if item.n_atoms < 100]
     store = make_store(every("teacher", quantity, change)(bare, np.random.default_rng(0)))
     store.manifest = replace(store.manifest, fingerprint=load_teacher("emt").fingerprint)
     diagnosis = examined(bare, store, teacher=load_teacher("emt"))
@@ -257,7 +266,9 @@ def test_a_teacher_is_asked_for_its_own_energy(
     assert diagnosis.exit_code == int(code is not None and name != "forces by 20 %")
 
 
-def test_reasons_of_differences_are_named(copper: list[DoctorInput], make_store: MakeStore) -> None:
+def test_a_wrong_unit_is_named_from_differences_of_the_energy(
+    copper: list[DoctorInput], make_store: MakeStore
+) -> None:
     """Unit and sign at once, and the fingerprint."""
     broken = every("teacher", "forces", scaled(-BOHR))(copper, np.random.default_rng(0))
     store = make_store(every("teacher", "energy", scaled(KCAL))(broken, np.random.default_rng(0)))
@@ -267,7 +278,9 @@ def test_reasons_of_differences_are_named(copper: list[DoctorInput], make_store:
     assert "in kcal/mol (the fingerprints differ)" in messages["other-teacher"]
 
 
-def test_a_teacher_in_float32_is_sound(organic: list[DoctorInput], make_store: MakeStore) -> None:
+def test_rounding_of_a_float32_teacher_is_no_fault(
+    organic: list[DoctorInput], make_store: MakeStore
+) -> None:
     """Rounding is no fault."""
     teacher = load_teacher("chgnet")
     store = make_store(organic[:4])
@@ -276,40 +289,40 @@ def test_a_teacher_in_float32_is_sound(organic: list[DoctorInput], make_store: M
     assert codes(diagnosis) <= {"energy-too-few"}
 
 
-def references(cases: Iterable[DoctorInput]) -> References:
-    elements = [case.structure.atomic_numbers for case in cases]
+def references(inputs: Iterable[DoctorInput]) -> References:
+    elements = [item.structure.atomic_numbers for item in inputs]
     teachers, labels = (
         np.array([float(side["energy"]) for side in sides])
-        for sides in ([c.teacher for c in cases], [c.labels for c in cases])
+        for sides in ([c.teacher for c in inputs], [c.labels for c in inputs])
     )
     return fit_references(elements, teachers, labels)
 
 
-def shared_out(case: DoctorInput) -> DoctorInput:
+def shared_out(item: DoctorInput) -> DoctorInput:
     """Give the teacher atomic energies and an energy per atom as well."""
-    each = case.teacher["energy"] / case.n_atoms
-    with_parts = changed(case, "teacher", "atomic_energies", np.full(case.n_atoms, each))
+    each = item.teacher["energy"] / item.n_atoms
+    with_parts = changed(item, "teacher", "atomic_energies", np.full(item.n_atoms, each))
     return changed(with_parts, "teacher", "energy_per_atom", each)
 
 
 EVERYTHING = {**DTYPES, "atomic_energies": "float64", "energy_per_atom": "float64"}
 
 
-def test_the_fix_takes_the_offset_away(
+def test_aligned_store_has_no_offset_and_gives_the_original_back(
     copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
 ) -> None:
     """A second look finds nothing, and what was added gives the original back."""
-    cases = [shared_out(case) for case in copper]
-    store = make_store(cases, EVERYTHING)
-    before = examined(cases, store)
+    inputs = [shared_out(item) for item in copper]
+    store = make_store(inputs, EVERYTHING)
+    before = examined(inputs, store)
     assert codes(before) == {"energy-offset"}
     aligned = align(store, before.references, tmp_path / "aligned", progress=False)
-    assert examined(cases, aligned).findings == ()
+    assert examined(inputs, aligned).findings == ()
     added = aligned.manifest.energy_offsets
     assert list(added) == ["Cu"]
-    for case in cases:
-        old, new = (held.record(case.structure_id) for held in (store, aligned))
-        n_atoms = case.n_atoms
+    for item in inputs:
+        old, new = (held.record(item.structure_id) for held in (store, aligned))
+        n_atoms = item.n_atoms
         for name, count in (("energy", n_atoms), ("energy_per_atom", 1), ("atomic_energies", 1)):
             torch.testing.assert_close(new.values[name] - count * added["Cu"], old.values[name])
         assert torch.equal(new.values["forces"], old.values["forces"])
@@ -318,7 +331,7 @@ def test_the_fix_takes_the_offset_away(
     assert aligned.manifest.dtypes == store.manifest.dtypes
 
 
-def test_an_aligned_store_is_still_the_teachers(
+def test_aligned_store_still_agrees_with_its_teacher(
     copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
 ) -> None:
     """Its fresh energies are compared with the offsets added."""
@@ -328,7 +341,7 @@ def test_an_aligned_store_is_still_the_teachers(
     assert examined(copper, aligned, teacher=load_teacher("emt")).findings == ()
 
 
-def test_the_fix_goes_on_where_it_stopped(
+def test_aligning_twice_into_one_folder_changes_nothing(
     copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
 ) -> None:
     """And doing it again changes nothing."""
@@ -338,7 +351,9 @@ def test_the_fix_goes_on_where_it_stopped(
     assert len(align(store, fitted, folder, progress=False)) == len(copper)
 
 
-def test_two_fixes_add_up(copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path) -> None:
+def test_offsets_of_two_alignments_add_up(
+    copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
+) -> None:
     """The manifest says what was added in all."""
     fitted = references(copper)
     once = align(make_store(copper), fitted, tmp_path / "once", progress=False)
@@ -354,50 +369,50 @@ def salt(name: str, numbers: list[int], energy: float) -> DoctorInput:
     return DoctorInput(name, structure, {"energy": np.asarray(0.0)}, values)
 
 
-def test_the_fix_moves_what_is_determined_and_no_more(
-    make_store: MakeStore, tmp_path: Path
-) -> None:
+def test_align_moves_only_what_the_fit_determines(make_store: MakeStore, tmp_path: Path) -> None:
     """In sodium chloride only the sum of both offsets is known."""
-    cases = [salt("one", [11, 17], -2.0), salt("two", [11, 17, 17, 11], -4.0)]
-    fitted, target = references(cases), tmp_path / "aligned"
+    inputs = [salt("one", [11, 17], -2.0), salt("two", [11, 17, 17, 11], -4.0)]
+    fitted, target = references(inputs), tmp_path / "aligned"
     with pytest.raises(ValueError, match=r"'one' \(Na, Cl\): its atomic energies cannot be moved"):
-        align(make_store(cases, EVERYTHING), fitted, target, progress=False)
+        align(make_store(inputs, EVERYTHING), fitted, target, progress=False)
     assert not target.exists()
-    bare = [changed(case, "teacher", "atomic_energies", None) for case in cases]
+    bare = [changed(item, "teacher", "atomic_energies", None) for item in inputs]
     aligned = align(make_store(bare), fitted, target, progress=False)
-    for case in cases:
-        assert aligned.record(case.structure_id).values["energy"].item() == pytest.approx(0.0)
+    for item in inputs:
+        assert aligned.record(item.structure_id).values["energy"].item() == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("numbers", [[11, 17, 17], [11, 17, 35]], ids=["proportions", "element"])
-def test_the_fix_refuses_what_does_not_follow(
+def test_align_refuses_structures_with_undetermined_offsets(
     make_store: MakeStore, tmp_path: Path, numbers: list[int]
 ) -> None:
     """Before it writes anything."""
     labelled_ones = [salt("one", [11, 17], -2.0), salt("two", [11, 17, 17, 11], -4.0)]
     whole = [*labelled_ones, salt("odd", numbers, -3.0)]
-    cases = [changed(case, "teacher", "atomic_energies", None) for case in whole]
+    inputs = [changed(item, "teacher", "atomic_energies", None) for item in whole]
     with pytest.raises(ValueError, match=r"'odd' \(Na, Cl.*does not follow from the labelled"):
-        align(make_store(cases), references(labelled_ones), tmp_path / "aligned", progress=False)
+        align(make_store(inputs), references(labelled_ones), tmp_path / "aligned", progress=False)
     assert not (tmp_path / "aligned").exists()
 
 
-def test_the_fix_refuses_its_own_folder_and_a_store_without_energies(
+def test_align_refuses_its_own_folder_and_a_store_without_energies(
     copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
 ) -> None:
     """Each with what is wrong."""
     store, fitted = make_store(copper), references(copper)
     with pytest.raises(ValueError, match="is the store itself; choose another folder"):
         align(store, fitted, store.folder / ".." / store.folder.name, progress=False)
-    forces = make_store([changed(case, "teacher", "energy", None) for case in copper])
+    forces = make_store([changed(item, "teacher", "energy", None) for item in copper])
     with pytest.raises(ValueError, match="holds no energies; there is nothing to align"):
         align(forces, fitted, tmp_path / "aligned", progress=False)
 
 
-def test_a_verdict_is_readable(copper: list[DoctorInput], make_store: MakeStore) -> None:
+def test_diagnosis_fits_a_terminal_and_names_elements(
+    copper: list[DoctorInput], make_store: MakeStore
+) -> None:
     """In a terminal of 100 columns, with symbols of elements."""
     broken = every("teacher", "forces", scaled(-1.0))(copper, np.random.default_rng(0))
-    text = render(examined(copper[2:], make_store(broken)))
+    text = format_diagnosis(examined(copper[2:], make_store(broken)))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0] == "29 labels, 31 targets, 29 structures examined"

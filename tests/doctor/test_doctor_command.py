@@ -67,7 +67,7 @@ def test_an_error_is_overruled_by_name(folder: Path, capsys: pytest.CaptureFixtu
     assert "overruled by allow: [forces_sign]" in " ".join(said.split())
 
 
-def test_the_fix_prints_what_it_added(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fix_prints_the_added_offsets(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An offset an element, as the manifest of the new store has it."""
     moved = crystals(16)
     for atoms in moved:
@@ -90,7 +90,7 @@ def test_a_store_without_targets_is_named(folder: Path, capsys: pytest.CaptureFi
     assert "empty holds no targets to examine; label structures first" in complaint
 
 
-def test_a_name_that_no_error_has_is_refused(
+def test_an_unknown_name_in_allow_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before anything is read."""

@@ -27,7 +27,13 @@ from tests.doctor.labelled import COPPER, ORGANIC, SMALL, SharedFile, labelled
 from tests.hosts import is_installed
 
 UNITS = {"energy-unit", "energy-per-atom", "energy-sign", "forces-unit", "forces-sign"}
-CLAIMS = UNITS | {"stress-unit", "stress-sign", "stress-order", "forces-order", "shuffled"}
+UNITS_SIGNS_ORDERS = UNITS | {
+    "stress-unit",
+    "stress-sign",
+    "stress-order",
+    "forces-order",
+    "shuffled",
+}
 
 every_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 
@@ -46,17 +52,17 @@ def copper(shared_file: SharedFile) -> list[DoctorInput]:
     return list(labelled(shared_file(COPPER), "emt"))
 
 
-def codes(cases: list[DoctorInput]) -> set[str]:
-    return {finding.code for finding in examine(cases)}
+def codes(inputs: list[DoctorInput]) -> set[str]:
+    return {finding.code for finding in examine(inputs)}
 
 
-def drawn(cases: list[DoctorInput], number: int, seed: int) -> list[DoctorInput]:
-    rows = np.random.default_rng(seed).choice(len(cases), number, replace=False)
-    return [cases[row] for row in rows]
+def drawn(inputs: list[DoctorInput], number: int, seed: int) -> list[DoctorInput]:
+    rows = np.random.default_rng(seed).choice(len(inputs), number, replace=False)
+    return [inputs[row] for row in rows]
 
 
-def broken(fault: Fault, cases: list[DoctorInput], seed: int = 0) -> list[DoctorInput]:
-    return fault.apply(cases, np.random.default_rng(seed))
+def broken(fault: Fault, inputs: list[DoctorInput], seed: int = 0) -> list[DoctorInput]:
+    return fault.apply(inputs, np.random.default_rng(seed))
 
 
 def test_nothing_is_found_in_sound_data(organic: list[DoctorInput]) -> None:
@@ -64,7 +70,9 @@ def test_nothing_is_found_in_sound_data(organic: list[DoctorInput]) -> None:
     assert examine(organic) == []
 
 
-def test_a_poor_teacher_with_another_zero_has_only_that(copper: list[DoctorInput]) -> None:
+def test_only_the_offset_is_found_with_a_poor_teacher_of_another_zero(
+    copper: list[DoctorInput],
+) -> None:
     """EMT is no DFT, but in the right units."""
     (finding,) = examine(copper)
     assert (finding.code, finding.severity) == ("energy-offset", "warning")
@@ -94,13 +102,13 @@ def test_every_fault_is_found_among_ten_elements(
 
 
 @every_fault
-def test_one_fault_is_not_taken_for_another(
+def test_no_other_unit_sign_or_order_is_found_than_the_wrong_one(
     found: Callable[[Fault], set[str]], fault: Fault
 ) -> None:
     """No other unit, sign or order is claimed than the one that is wrong."""
     twofold = {"gradients in kcal/mol/Å", "label stress in VASP's sign and unit"}
-    claimed = found(fault) & CLAIMS - {fault.code}
-    assert not claimed or (fault.name in twofold and claimed <= {"forces-sign", "stress-sign"})
+    others = found(fault) & UNITS_SIGNS_ORDERS - {fault.code}
+    assert not others or (fault.name in twofold and others <= {"forces-sign", "stress-sign"})
 
 
 @pytest.mark.parametrize("fault", [*ENERGY, *FORCES, *STRESS[:-1]], ids=lambda fault: fault.name)
@@ -119,17 +127,17 @@ def test_faults_are_found_in_few_structures(organic: list[DoctorInput], fault: F
 
 
 @pytest.mark.parametrize("fault", ENERGY[:-2], ids=lambda fault: fault.name)
-def test_an_offset_hides_no_fault(organic: list[DoctorInput], fault: Fault) -> None:
+def test_faults_are_found_under_an_energy_offset(organic: list[DoctorInput], fault: Fault) -> None:
     """Claims about scales do not depend on any element's zero."""
     moved = offset(organic, np.random.default_rng(7))
     assert fault.code in codes(broken(fault, moved))
 
 
 @pytest.mark.parametrize("fault", FAULTS[::4], ids=lambda fault: fault.name)
-def test_order_does_not_matter(organic: list[DoctorInput], fault: Fault) -> None:
-    """The same codes come of cases in another order."""
-    cases = broken(fault, organic)
-    assert codes(cases[::-1]) == codes(cases)
+def test_order_of_structures_does_not_matter(organic: list[DoctorInput], fault: Fault) -> None:
+    """The same codes come of inputs in another order."""
+    inputs = broken(fault, organic)
+    assert codes(inputs[::-1]) == codes(inputs)
 
 
 def test_orientation_does_not_matter(organic: list[DoctorInput]) -> None:
@@ -137,42 +145,40 @@ def test_orientation_does_not_matter(organic: list[DoctorInput]) -> None:
     assert codes(turned(organic, np.random.default_rng(5))) == set()
 
 
-def test_it_is_deterministic(organic: list[DoctorInput]) -> None:
+def test_findings_are_deterministic(organic: list[DoctorInput]) -> None:
     """The same findings, word by word."""
-    cases = broken(FAULTS[2], organic)
-    assert examine(cases) == examine(cases)
+    inputs = broken(FAULTS[2], organic)
+    assert examine(inputs) == examine(inputs)
 
 
-def noisy(cases: list[DoctorInput], seed: int, size: float) -> list[DoctorInput]:
-    """Return cases with a teacher that knows nothing."""
+def noisy(inputs: list[DoctorInput], seed: int, size: float) -> list[DoctorInput]:
+    """Return inputs with a teacher that knows nothing."""
     generator = np.random.default_rng(seed)
     return [
         replace(
-            case,
+            item,
             teacher={
-                "energy": np.asarray(size * generator.normal() * case.n_atoms),
-                "forces": size * generator.normal(size=(case.n_atoms, 3)),
+                "energy": np.asarray(size * generator.normal() * item.n_atoms),
+                "forces": size * generator.normal(size=(item.n_atoms, 3)),
                 "stress": size * generator.normal(size=6),
             },
         )
-        for case in cases
+        for item in inputs
     ]
 
 
 @pytest.mark.parametrize("size", [1e-2, 0.3, 1.0, 30.0])
-def test_a_teacher_that_knows_nothing_is_only_warned_of(
-    copper: list[DoctorInput], size: float
-) -> None:
+def test_a_random_teacher_is_only_warned_of(copper: list[DoctorInput], size: float) -> None:
     """No unit is claimed of random numbers, however large."""
     for seed in range(5):
         found = examine(noisy(copper, seed, size))
-        assert not {finding.code for finding in found} & CLAIMS
+        assert not {finding.code for finding in found} & UNITS_SIGNS_ORDERS
         assert "forces-unrelated" in {finding.code for finding in found}
 
 
-def repelling(case: DoctorInput) -> dict[str, Array]:
+def repelling(item: DoctorInput) -> dict[str, Array]:
     """Return energy and forces of a soft repulsion: what an untrained network may look like."""
-    here = case.structure
+    here = item.structure
     apart = here.positions[:, None] - here.positions[None]
     apart -= np.round(apart @ np.linalg.pinv(here.cell)) @ here.cell
     squares = np.square(apart).sum(axis=2)
@@ -181,60 +187,60 @@ def repelling(case: DoctorInput) -> dict[str, Array]:
     return {"energy": np.asarray(pairs.sum()), "forces": forces}
 
 
-def test_a_teacher_of_another_mind_is_only_warned_of(copper: list[DoctorInput]) -> None:
+def test_a_smooth_but_wrong_teacher_is_only_warned_of(copper: list[DoctorInput]) -> None:
     """Its energies and forces go with the structure, but not as the labels do."""
-    cases = [replace(case, teacher=repelling(case)) for case in copper]
-    assert not {finding.code for finding in examine(cases) if finding.severity == "error"}
+    inputs = [replace(item, teacher=repelling(item)) for item in copper]
+    assert not {finding.code for finding in examine(inputs) if finding.severity == "error"}
 
 
 @pytest.mark.parametrize("softness", [0.7, 0.85, 1.2, 1.3])
-def test_a_soft_teacher_is_sound(organic: list[DoctorInput], softness: float) -> None:
+def test_nothing_is_found_with_a_soft_teacher(organic: list[DoctorInput], softness: float) -> None:
     """Models of relaxations are soft, that is no unit."""
     soft = [
-        changed(case, "teacher", "forces", softness * case.teacher["forces"]) for case in organic
+        changed(item, "teacher", "forces", softness * item.teacher["forces"]) for item in organic
     ]
     assert codes(soft) == set()
 
 
 def test_ids_shuffled_within_one_material_are_found(copper: list[DoctorInput]) -> None:
     """By forces that fit another structure."""
-    large = [case for case in copper if case.n_atoms == 108 and case.labels["forces"].any()]
-    teachers = [case.teacher for case in large]
+    large = [item for item in copper if item.n_atoms == 108 and item.labels["forces"].any()]
+    teachers = [item.teacher for item in large]
     moved = [
-        replace(case, teacher=teacher)
-        for case, teacher in zip(large, teachers[1:] + teachers[:1], strict=True)
+        replace(item, teacher=teacher)
+        for item, teacher in zip(large, teachers[1:] + teachers[:1], strict=True)
     ]
     assert "shuffled" in codes(moved)
 
 
-def test_nothing_is_needed_on_either_side(organic: list[DoctorInput]) -> None:
+def test_labels_targets_or_both_may_be_missing(organic: list[DoctorInput]) -> None:
     """Labels or targets may be empty, and so may all."""
     assert examine([]) == []
-    assert codes([replace(case, labels={}) for case in organic]) == set()
-    assert codes([replace(case, teacher={}) for case in organic]) == set()
+    assert codes([replace(item, labels={}) for item in organic]) == set()
+    assert codes([replace(item, teacher={}) for item in organic]) == set()
     unlike = [
-        replace(case, labels={"energy": case.labels["energy"]}, teacher={"forces": forces})
-        for case in organic
-        for forces in [case.teacher["forces"]]
+        replace(item, labels={"energy": item.labels["energy"]}, teacher={"forces": forces})
+        for item in organic
+        for forces in [item.teacher["forces"]]
     ]
     assert codes(unlike) == set()
 
 
 def test_targets_are_examined_without_labels(organic: list[DoctorInput]) -> None:
     """What the teacher's values say by themselves."""
-    alone = [replace(case, labels={}) for case in organic]
+    alone = [replace(item, labels={}) for item in organic]
     assert codes(atomic(0.9)(alone, np.random.default_rng(0))) == {"sum"}
     assert codes(atomic(1.0)(alone, np.random.default_rng(0))) == set()
-    zero = [changed(case, "teacher", "energy", np.zeros(())) for case in alone]
+    zero = [changed(item, "teacher", "energy", np.zeros(())) for item in alone]
     assert codes(zero) == {"zeros"}
 
 
-def test_a_legitimate_zero_of_energies_is_not_fatal(organic: list[DoctorInput]) -> None:
+def test_an_energy_of_exactly_zero_is_only_warned_of(organic: list[DoctorInput]) -> None:
     """The frame that all others are relative to, and elements whose formation energy it is."""
     for side in ("labels", "teacher"):
         last = changed(organic[-1], side, "energy", np.zeros(()))
-        for cases in ([*organic[:-1], last], [replace(case, labels={}) for case in [last]]):
-            found = [one for one in examine(cases) if one.code == "zeros"]
+        for inputs in ([*organic[:-1], last], [replace(item, labels={}) for item in [last]]):
+            found = [one for one in examine(inputs) if one.code == "zeros"]
             assert all(one.severity == "warning" for one in found)
 
     near = changed(changed(organic[-1], "teacher", "energy", np.asarray(0.01)), "labels", "energy",
@@ -242,39 +248,39 @@ def test_a_legitimate_zero_of_energies_is_not_fatal(organic: list[DoctorInput]) 
     assert "zeros" not in codes([*organic[:-1], near])
 
 
-def test_forces_that_vanish_by_symmetry_are_no_fault(copper: list[DoctorInput]) -> None:
+def test_forces_that_vanish_by_symmetry_are_no_placeholders(copper: list[DoctorInput]) -> None:
     """Whatever a teacher in another unit, or a poor one, says there."""
-    crystal = min(copper, key=lambda case: np.abs(case.labels["forces"]).max())
+    crystal = min(copper, key=lambda item: np.abs(item.labels["forces"]).max())
     zero = np.zeros((crystal.n_atoms, 3))
     noisy_one = changed(changed(crystal, "labels", "forces", zero), "teacher", "forces", zero + 0.1)
     others = [
-        changed(case, "teacher", "forces", 23.06 * case.teacher["forces"])
-        for case in copper
-        if case is not crystal
+        changed(item, "teacher", "forces", 23.06 * item.teacher["forces"])
+        for item in copper
+        if item is not crystal
     ]
     assert "zeros" not in codes([*others, noisy_one])
 
     lone = Structure([29], [[0.0, 0.0, 0.0]], np.eye(3) * 2.3, [True] * 3)
-    case = DoctorInput("lone", lone, {"forces": np.zeros((1, 3))}, {"forces": np.full((1, 3), 9.0)})
-    assert "zeros" not in codes([*copper, case])
+    item = DoctorInput("lone", lone, {"forces": np.zeros((1, 3))}, {"forces": np.full((1, 3), 9.0)})
+    assert "zeros" not in codes([*copper, item])
 
 
-def test_a_few_structures_are_said_to_be_too_few(organic: list[DoctorInput]) -> None:
+def test_too_few_structures_are_a_warning(organic: list[DoctorInput]) -> None:
     """Rather than guessed at, though every one is in kcal/mol."""
     few = broken(ENERGY[2], organic[:5])
     (finding,) = examine(few)
     assert (finding.code, finding.severity) == ("energy-too-few", "warning")
 
 
-def test_errors_come_first(organic: list[DoctorInput]) -> None:
+def test_errors_come_before_warnings(organic: list[DoctorInput]) -> None:
     """Before warnings, whatever they are about."""
-    cases = broken(FAULTS[-4], offset(organic, np.random.default_rng(0)))
-    severities = [finding.severity for finding in examine(cases)]
+    inputs = broken(FAULTS[-4], offset(organic, np.random.default_rng(0)))
+    severities = [finding.severity for finding in examine(inputs)]
     assert severities == sorted(severities)
     assert set(severities) == {"error", "warning"}
 
 
-def test_a_message_names_what_to_do(organic: list[DoctorInput]) -> None:
+def test_a_message_names_the_remedy_and_the_structures(organic: list[DoctorInput]) -> None:
     """And the structures, where only some are concerned."""
     (finding,) = examine(broken(ENERGY[2], organic))
     assert "kcal/mol" in finding.message
@@ -283,14 +289,14 @@ def test_a_message_names_what_to_do(organic: list[DoctorInput]) -> None:
     assert missing.structure_ids == (organic[3].structure_id,)
 
 
-def _one_without_energy(cases: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
+def _one_without_energy(inputs: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
     return [
-        changed(case, "labels", "energy", None) if row == 3 else case
-        for row, case in enumerate(cases)
+        changed(item, "labels", "energy", None) if row == 3 else item
+        for row, item in enumerate(inputs)
     ]
 
 
-def test_molecules_are_no_fault() -> None:
+def test_molecules_need_no_cell() -> None:
     """No cell is needed."""
     nowhere = np.zeros((3, 3))
     hydrogen = Structure([1, 1], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]], nowhere, [False] * 3)
@@ -305,7 +311,7 @@ def test_an_unknown_quantity_is_refused() -> None:
         DoctorInput("h", hydrogen, {"enrgy": np.asarray(1.0)}, {})
 
 
-def test_an_error_says_how_to_overrule_it_and_can_be(organic: list[DoctorInput]) -> None:
+def test_an_error_is_overruled_by_the_name_in_its_message(organic: list[DoctorInput]) -> None:
     """By its name; then it is a warning that says so, and the others still stop the run."""
     gradients = broken(FORCES[0], broken(ENERGY[2], organic))
     findings = examine(gradients)
@@ -321,7 +327,7 @@ def test_an_error_says_how_to_overrule_it_and_can_be(organic: list[DoctorInput])
 
 
 @every_fault
-def test_every_error_has_a_name_to_overrule_it_by(organic: list[DoctorInput], fault: Fault) -> None:
+def test_every_error_can_be_overruled(organic: list[DoctorInput], fault: Fault) -> None:
     """So that no run is stopped for good."""
     found = [one for one in examine(broken(fault, organic)) if one.severity == "error"]
     assert {one.name for one in found} <= ERRORS
@@ -337,7 +343,7 @@ def test_every_error_has_a_name_to_overrule_it_by(organic: list[DoctorInput], fa
         ([1], "no error is called '1'"),
     ],
 )
-def test_a_name_that_no_error_has_is_refused(allow: object, message: str) -> None:
+def test_an_unknown_name_in_allow_is_refused(allow: object, message: str) -> None:
     """With the nearest one."""
     with pytest.raises(ValueError, match=message):
         check_allow(allow)

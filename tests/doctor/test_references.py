@@ -48,7 +48,7 @@ def test_an_offset_is_recovered(scale: float) -> None:
     assert references.supported == references.determined == set(OFFSETS)
 
 
-def test_a_total_is_that_of_its_atoms() -> None:
+def test_total_offset_is_the_sum_over_atoms() -> None:
     """For energies of structures and for atomic energies alike."""
     references = fitted(drawn(30))
     (water,) = elements(WATER)
@@ -56,7 +56,7 @@ def test_a_total_is_that_of_its_atoms() -> None:
     assert references.total(water) == pytest.approx(total(water))
 
 
-def test_the_labels_only_count_by_their_difference() -> None:
+def test_only_differences_of_energies_count() -> None:
     """What both sides have more changes nothing."""
     structures, generator = drawn(30), np.random.default_rng(3)
     teacher, labels, more = generator.normal(size=(3, 30))
@@ -65,7 +65,7 @@ def test_the_labels_only_count_by_their_difference() -> None:
     assert other.offsets == {z: pytest.approx(value) for z, value in one.offsets.items()}
 
 
-def test_order_does_not_matter() -> None:
+def test_order_of_structures_does_not_matter() -> None:
     """Neither that of structures nor that of atoms."""
     structures, generator = drawn(20), np.random.default_rng(4)
     teacher = generator.normal(size=20)
@@ -77,20 +77,21 @@ def test_order_does_not_matter() -> None:
     np.testing.assert_allclose(other.residuals, one.residuals[order], atol=1e-12)
 
 
-def test_left_out_is_the_fit_to_all_others() -> None:
+def test_left_out_residual_equals_refitting_without_the_structure() -> None:
     """The formula equals doing it."""
     structures, energies = drawn(12), np.random.default_rng(5).normal(size=12)
     compositions = Compositions.of(structures)
     rows = np.arange(12)
     slow = [
         energies[row]
-        - compositions.fractions[row] @ compositions.part(rows != row).solve(energies[rows != row])
+        - compositions.fractions[row]
+        @ compositions.select(rows != row).solve(energies[rows != row])
         for row in rows
     ]
     np.testing.assert_allclose(compositions.left_out(energies), slow, atol=1e-10)
 
 
-def test_elements_that_always_go_together_are_not_told_apart() -> None:
+def test_elements_in_fixed_proportion_are_not_determined_one_by_one() -> None:
     """Their sum is known, each alone is not, and the least offsets are chosen."""
     salt = elements([11, 17], [11, 17, 11, 17], [12])
     references = fit_references(salt, np.array([3.0, 6.0, 5.0]), np.zeros(3))
@@ -101,7 +102,7 @@ def test_elements_that_always_go_together_are_not_told_apart() -> None:
     assert not references.covers(np.array([11, 17, 18]))
 
 
-def test_an_element_of_one_structure_rests_on_it_alone() -> None:
+def test_an_element_in_one_structure_is_determined_but_not_supported() -> None:
     """It is determined, but its structure says nothing of itself."""
     references = fitted(elements(OIL, OIL, GAS, GAS, WATER))
     assert references.determined == {1, 6, 8}
@@ -111,7 +112,7 @@ def test_an_element_of_one_structure_rests_on_it_alone() -> None:
 
 
 @pytest.mark.parametrize("wrong", [8.0, -200.0, 1e5])
-def test_a_failed_calculation_does_not_spoil_the_fit(wrong: float) -> None:
+def test_a_failed_calculation_does_not_change_the_fit(wrong: float) -> None:
     """It is found, left aside, and keeps its residual."""
     structures = drawn(40)
     labels = np.zeros(40)
@@ -123,13 +124,13 @@ def test_a_failed_calculation_does_not_spoil_the_fit(wrong: float) -> None:
     assert references.offsets == {z: pytest.approx(value) for z, value in OFFSETS.items()}
 
 
-def test_scatter_is_no_outlier() -> None:
+def test_normal_scatter_gives_no_outliers() -> None:
     """Not of a few structures, nor of many."""
     for number in (5, 10, 30, 100):
         assert not any(fitted(drawn(number, seed), 0.3).outliers.any() for seed in range(20))
 
 
-def test_the_spread_is_what_was_added() -> None:
+def test_std_and_mad_match_the_noise() -> None:
     """Standard deviation and median absolute residual of normal noise."""
     references = fitted(drawn(2000), noise=0.1)
     assert references.std == pytest.approx(0.1, rel=0.1)

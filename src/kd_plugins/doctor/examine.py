@@ -1,13 +1,13 @@
-"""The energy-scale doctor: finds wrong teacher targets before they cost a training run."""
+"""All checks of the doctor over one set of structures, and errors overruled by name."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from kd_plugins.doctor.energies import Energies
+from kd_plugins.doctor.energies import EnergyPairs
 from kd_plugins.doctor.energy_faults import energy_faults
-from kd_plugins.doctor.force_faults import force_agreement, force_faults
+from kd_plugins.doctor.force_faults import compare_forces, force_faults
 from kd_plugins.doctor.inputs import DoctorInput, Finding
 from kd_plugins.doctor.stress_faults import stress_faults
 from kd_plugins.doctor.structure_faults import structure_faults
@@ -44,31 +44,34 @@ ERRORS = frozenset(
         "zeros",
     }
 )
-"""Names of all errors, `kd_plugins.doctor.diagnosis`'s too, each of which can be overruled."""
+"""Names of all errors, those of `kd_plugins.doctor.diagnosis` included; each can be overruled."""
 
 
-def examine(cases: Sequence[DoctorInput]) -> list[Finding]:
+def examine(inputs: Sequence[DoctorInput]) -> list[Finding]:
     """Return what is wrong with a sample of structures and their values, errors first.
 
-    A unit or a sign is called wrong only if that explains the labels, most of their spread and far
-    better than the values as they are, and if something else speaks for it: the zero of energies,
-    or forces and energies that belong to one teacher only then. A poor, hardly trained or even
-    random teacher gets a warning at most. Where there is too little to tell, such as forces of
-    relaxed crystals, nothing is said.
+    A unit or sign is called wrong only if that explains most of the labels' spread, far better than
+    the values as they are, and if there is a second piece of evidence: the zero of energies, or
+    forces that fit the energies only then. A poor, hardly trained or random teacher gets a warning
+    at most. Where too little is known, as of the forces of relaxed crystals, nothing is reported.
 
     >>> examine([])
     []
     """
-    energies, forces = Energies.of(cases), force_agreement(cases)
-    force_cosine = forces.cosine if forces else None
-    of_energies, slope = energy_faults(energies, forces)
-    softness = abs(slope) if slope is not None else forces.ratio if forces else None
+    energies, forces = EnergyPairs.collect(inputs), compare_forces(inputs)
+    energy_findings, slope = energy_faults(energies, forces)
+
+    # How soft the teacher is: by energies where they follow the labels, else by forces.
+    softness = forces.ratio if forces else None
+    if slope is not None:
+        softness = abs(slope)
+
     found = [
-        *value_faults(cases),
-        *structure_faults(cases),
-        *of_energies,
-        *force_faults(cases, forces, slope),
-        *stress_faults(cases, force_cosine, softness),
+        *value_faults(inputs),
+        *structure_faults(inputs),
+        *energy_findings,
+        *force_faults(inputs, forces, slope),
+        *stress_faults(inputs, forces.cosine if forces else None, softness),
     ]
     return sorted(found, key=lambda finding: finding.severity != "error")
 
@@ -90,6 +93,7 @@ def check_allow(allow: object, own: Collection[str] = ()) -> tuple[str, ...]:
     """
     if isinstance(allow, str) or not isinstance(allow, Iterable):
         raise ValueError(f"allow: expected a list of names, such as [energy_unit], got {allow!r}")
+
     names = [str(name).replace("-", "_") for name in allow]
     known = {*ERRORS, *own}
     for name in names:
@@ -104,8 +108,8 @@ def split_allowed(
     """Divide errors into those that stop a run and those that the user overruled by name.
 
     Args:
-        findings: of `examine`; warnings among them are left out.
-        allow: what `check_allow` returns.
+        findings: result of `examine`; warnings among them are left out.
+        allow: result of `check_allow`.
 
     Returns:
         The errors that remain, and the overruled ones as warnings that say so, to be logged.
@@ -113,10 +117,10 @@ def split_allowed(
     allowed = {name.replace("-", "_") for name in allow}
     errors = [finding for finding in findings if finding.severity == "error"]
     refused = [finding for finding in errors if finding.name not in allowed]
-    overruled = [_overruled(finding) for finding in errors if finding.name in allowed]
+    overruled = [_as_warning(finding) for finding in errors if finding.name in allowed]
     return refused, overruled
 
 
-def _overruled(finding: Finding) -> Finding:
+def _as_warning(finding: Finding) -> Finding:
     text = f"{finding.text} (overruled by allow: [{finding.name}])"
     return replace(finding, severity="warning", text=text)

@@ -7,46 +7,59 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from kd_plugins.doctor.agreement import CLEAR_FACTOR, Agreement, agreement, likeliest, suspects
-from kd_plugins.doctor.inputs import DoctorInput, Finding, Values, first_ids, paired, share
-from kd_plugins.doctor.units import FORCE_UNITS
+from kd_plugins.doctor.agreement import Agreement, compare_vectors
+from kd_plugins.doctor.energy_faults import is_sized
+from kd_plugins.doctor.inputs import DoctorInput, Finding, Values, collect_pairs, first_ids, share
+from kd_plugins.doctor.units import FORCE_UNITS, likeliest_hypotheses, unit_hypotheses
 
+# Errors of EMT's forces on metals are about 0.1 eV/Å, so smaller labels say little of a teacher.
 LARGE_FORCE = 0.1
-"""eV/Å, root mean square, below which forces say nothing: relaxed structures."""
+"""eV/Å, root mean square, below which forces are not compared: relaxed structures."""
+
+# Mean cosines in the tests: 0.95 and more of EMT and CHGNet against DFT, 0.08 and less of random
+# forces. A teacher between both limits is poor in a way that no unit and no order explains.
 FOLLOWS, STRANGE = 0.6, 0.35
-"""Cosine above which vectors follow each other, and below which they do not."""
+"""Mean cosine above which forces follow the labels, and below which they do not."""
+
+# Without energies, a half trained teacher may have any factor; its cosine is not that high, and its
+# ratios scatter by more than exp(0.1), 10 %.
 NEARLY_ONE, AT_FACTOR = 0.98, 0.1
-"""Cosine, and distance to a unit's factor in natural logarithms, of forces that need no energies to
-show a wrong unit."""
+"""Cosine, and distance to a unit's factor in natural logarithms, that prove a unit alone."""
+
+# Far above a teacher's error, and above what rattled and strained structures have on one atom.
 WRONG_FORCE = 5.0
 """eV/Å off the label, below which no atom is called an outlier."""
 
 
-def force_agreement(cases: Sequence[DoctorInput]) -> Agreement | None:
-    """Return how forces compare, None if too few are large enough to tell."""
-    _, teachers, labels = paired(cases, "forces")
-    return agreement(teachers, labels, LARGE_FORCE)
+def compare_forces(inputs: Sequence[DoctorInput]) -> Agreement | None:
+    """Return how forces compare; None if too few are large enough."""
+    _, teachers, labels = collect_pairs(inputs, "forces")
+    return compare_vectors(teachers, labels, LARGE_FORCE)
 
 
 def force_faults(
-    cases: Sequence[DoctorInput], compared: Agreement | None, energy_slope: float | None
+    inputs: Sequence[DoctorInput], compared: Agreement | None, energy_slope: float | None
 ) -> list[Finding]:
     """Compare a teacher's forces with the labels.
 
     Args:
-        cases: with forces or without.
-        compared: what `force_agreement` says of them.
-        energy_slope: by how much the teacher's energies vary more than the labels, if they follow,
-            negative if they go against them. Forces are derivatives of energies, so a teacher whose
-            energies are as soft as its forces, or as opposite, is poor and not in another unit.
+        inputs: with forces or without.
+        compared: result of `compare_forces`.
+        energy_slope: how many times more the teacher's energies vary than the labels, if they
+            follow; negative if they go against them. Forces are derivatives of energies, so a
+            teacher with energies as soft as its forces, or as opposite, is poor and not in another
+            unit.
     """
     if compared is None:
         return []
-    kept, teachers, labels = paired(cases, "forces")
+
+    kept, teachers, labels = collect_pairs(inputs, "forces")
     if abs(compared.cosine) < STRANGE:
-        return [_strange(kept, teachers, labels, compared)]
+        return [_unrelated(kept, teachers, labels, compared)]
     if abs(compared.cosine) < FOLLOWS:
         return []
+
+    # Outliers mean little where all forces are wrong.
     scale = [*_sign(compared, energy_slope), *_unit(compared, energy_slope)]
     return scale or list(_outliers(kept, teachers, labels))
 
@@ -67,116 +80,142 @@ def _sign(compared: Agreement, slope: float | None) -> Iterator[Finding]:
 
 
 def _unit(compared: Agreement, slope: float | None) -> Iterator[Finding]:
-    factors = suspects(FORCE_UNITS, "eV/Å")
+    factors = unit_hypotheses(FORCE_UNITS, "eV/Å")
     found = f"the teacher's forces are {compared.ratio:.3g} times the labels"
+
+    # A teacher whose energies are soft has forces that are as soft, in whatever unit.
     softness = abs(slope) if slope is not None else 1.0
-    words, plain = likeliest(compared, factors, softness), likeliest(compared, factors)
+    words = likeliest_hypotheses(compared, factors, softness)
+    words_alone = likeliest_hypotheses(compared, factors)
 
     if not compared.is_sized and words and _is_certain(compared, slope, factors.values()):
         text = f"{found}: {words}; convert that side and write it anew"
         yield Finding("forces-unit", "error", "forces", text)
-    elif not compared.is_sized and plain:
+
+    elif not compared.is_sized and words_alone:
         energies = (
-            "energies say nothing of it" if slope is None else f"energies vary {slope:.3g} times"
+            "energies do not support it" if slope is None else f"energies vary {slope:.3g} times"
         )
         text = (
-            f"{found}, near a unit's factor ({plain}), but {energies}: more likely the teacher is "
-            "poor or hardly trained. If it is the unit, convert that side"
+            f"{found}, near a unit's factor ({words_alone}), but {energies}: more likely the "
+            "teacher is poor or hardly trained. If it is the unit, convert that side"
         )
         yield Finding("forces-scale", "warning", "forces", text)
-    elif plain and slope is not None and _softer(compared, abs(slope), factors.values()):
+
+    elif words_alone and slope is not None and _differ(compared, abs(slope), factors.values()):
         text = (
             f"{found}, though its energies vary {slope:.3g} times as much as theirs: perhaps "
-            f"{plain}; compare forces with differences of the energy"
+            f"{words_alone}; compare forces with differences of the energy"
         )
         yield Finding("forces-unit", "warning", "forces", text)
+
     elif not 0.5 < compared.ratio < 2:
         text = f"{found}, by no factor of a common unit; look where both come from"
         yield Finding("forces-scale", "warning", "forces", text)
 
 
 def _is_certain(compared: Agreement, slope: float | None, factors: Iterable[float]) -> bool:
-    """Return whether a unit is the reason, and not a poor teacher, for forces of a wrong size.
+    """Return whether forces of a wrong size come from a unit and not from a poor teacher.
 
-    Energies of the right size say so, as then nothing else explains the forces; without energies,
-    only forces that follow almost perfectly and lie at the very factor.
+    Energies of the right size prove it, as nothing else then explains the forces. Without
+    energies, forces must follow almost perfectly and lie at the very factor.
     """
     if slope is not None:
-        return 1 / CLEAR_FACTOR < abs(slope) < CLEAR_FACTOR
+        return is_sized(abs(slope))
     nearest = min(compared.distance(factor) for factor in factors)
     return abs(compared.cosine) > NEARLY_ONE and nearest < AT_FACTOR
 
 
-def _softer(compared: Agreement, slope: float, factors: Iterable[float]) -> bool:
-    """Return whether forces are off by a unit's factor from how soft the energies are."""
-    off_by_unit = min(compared.distance(slope * factor) for factor in factors) < 0.25
-    return off_by_unit and compared.distance(slope) > 0.5
+def _differ(compared: Agreement, slope: float, factors: Iterable[float]) -> bool:
+    """Return whether forces differ by a unit's factor from how soft the energies are.
+
+    It is meant for eV/Bohr, a factor of 1.9 that softness alone may reach: exp(0.25) = 1.3 to the
+    unit, and exp(0.5) = 1.65 away from what the energies suggest.
+    """
+    distance = min(compared.distance(slope * factor) for factor in factors)
+    return distance < 0.25 and compared.distance(slope) > 0.5
 
 
-def _strange(
-    cases: Sequence[DoctorInput],
+def _unrelated(
+    inputs: Sequence[DoctorInput],
     teachers: Sequence[Values],
     labels: Sequence[Values],
     compared: Agreement,
 ) -> Finding:
+    """Return why forces do not follow: shuffled structures, shuffled atoms, or no reason found."""
     found = f"the teacher's forces do not follow the labels (mean cosine {compared.cosine:.2f})"
-    shuffled = [row for row in _elsewhere(teachers, labels) if row in compared.rows]
+    shuffled = [row for row in _find_shuffled(teachers, labels) if row in compared.rows]
+
+    # Of shuffled structures not all have a partner in the sample, and single ones match by chance.
     if len(shuffled) > 0.3 * len(compared.rows):
-        message = f"{found}, but those of another structure: ids or structures are shuffled"
-        ids = first_ids(cases[row] for row in shuffled)
-        return Finding("shuffled", "error", "forces", f"{message}; label again by id", ids)
-    moments = agreement(_moments(teachers), _moments(labels), 0.0)
+        text = f"{found}, but those of another structure: ids or structures are shuffled"
+        ids = first_ids(inputs[row] for row in shuffled)
+        return Finding("shuffled", "error", "forces", f"{text}; label again by id", ids)
+
+    moments = compare_vectors(_moments(teachers), _moments(labels), 0.0)
     if moments is not None and moments.cosine > 0.8:
-        message = f"{found}, though a structure's forces as a set do: atoms in another order?"
-        return Finding("forces-order", "error", "forces", message)
-    message = f"{found}: are ids shuffled, is it another data set, or is the teacher poor?"
-    return Finding("forces-unrelated", "warning", "forces", message)
+        text = f"{found}, though a structure's forces as a set do: atoms in another order?"
+        return Finding("forces-order", "error", "forces", text)
+
+    text = f"{found}: are ids shuffled, is it another data set, or is the teacher poor?"
+    return Finding("forces-unrelated", "warning", "forces", text)
 
 
 def _moments(forces: Sequence[Values]) -> list[Values]:
-    """Return sums over atoms, free of their order: Σ F Fᵀ without its trace, (3, 3)."""
+    """Return sums over atoms that do not depend on their order: Σ F Fᵀ without its trace, (3, 3).
+
+    The trace is left out because it is positive for any forces, and would make all sums alike.
+    """
     sums = [values.T @ values for values in forces]
     return [square - np.trace(square) / 3 * np.eye(3) for square in sums]
 
 
-def _elsewhere(teachers: Sequence[Values], labels: Sequence[Values]) -> Iterator[int]:
-    """Yield the positions of structures whose teacher forces are another's label forces."""
+def _find_shuffled(teachers: Sequence[Values], labels: Sequence[Values]) -> Iterator[int]:
+    """Yield the positions of structures with teacher forces that are another's label forces."""
+    # Only structures with equally many atoms can be compared; few atoms agree by chance.
     groups: dict[int, list[int]] = defaultdict(list)
     for row, forces in enumerate(labels):
         if len(forces) >= 4 and forces.any() and teachers[row].any():
             groups[len(forces)].append(row)
+
     for rows in groups.values():
         left, right = (_directions([side[row] for row in rows]) for side in (teachers, labels))
         cosines = left @ right.T
-        alike = (np.diagonal(cosines) < 0.5) & (cosines.max(axis=1) > 0.9)
-        yield from np.array(rows)[alike].tolist()
+        is_shuffled = (np.diagonal(cosines) < 0.5) & (cosines.max(axis=1) > 0.9)
+        yield from np.array(rows)[is_shuffled].tolist()
 
 
 def _directions(forces: Sequence[Values]) -> Values:
+    """Return each structure's forces as one unit vector, (structures, 3 atoms)."""
     flat = np.array([values.ravel() for values in forces])
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)
 
 
 def _outliers(
-    cases: Sequence[DoctorInput], teachers: Sequence[Values], labels: Sequence[Values]
+    inputs: Sequence[DoctorInput], teachers: Sequence[Values], labels: Sequence[Values]
 ) -> Iterator[Finding]:
-    largest = np.array([_largest(t - f) for t, f in zip(teachers, labels, strict=True)])
-    smaller = np.array(
-        [min(_largest(t), _largest(f)) for t, f in zip(teachers, labels, strict=True)]
+    differences, smaller = [], []
+    for teacher, label in zip(teachers, labels, strict=True):
+        differences.append(_longest(teacher - label))
+        smaller.append(min(_longest(teacher), _longest(label)))
+    largest = np.array(differences)
+
+    # Where both sides have large forces, a large difference may just be the teacher's error.
+    rows = np.flatnonzero((largest > WRONG_FORCE) & (largest > 3 * np.array(smaller)))
+    if not len(rows):
+        return
+
+    worst_first = rows[np.argsort(-largest[rows], kind="stable")]
+    yield Finding(
+        "forces-outlier",
+        "warning",
+        "forces",
+        f"{share(len(rows), len(inputs))} have an atom whose forces differ by more than "
+        f"{WRONG_FORCE} eV/Å where one side has small ones, the worst by "
+        f"{largest[worst_first[0]]:.3g} eV/Å; look at these calculations",
+        first_ids(inputs[row] for row in worst_first),
     )
-    rows = np.flatnonzero((largest > WRONG_FORCE) & (largest > 3 * smaller))
-    if len(rows):
-        worst = rows[np.argsort(-largest[rows], kind="stable")]
-        yield Finding(
-            "forces-outlier",
-            "warning",
-            "forces",
-            f"{share(len(rows), len(cases))} have an atom whose forces differ by more than "
-            f"{WRONG_FORCE} eV/Å where one side has small ones, the worst by "
-            f"{largest[worst[0]]:.3g} eV/Å; look at these calculations",
-            first_ids(cases[row] for row in worst),
-        )
 
 
-def _largest(vectors: Values) -> float:
+def _longest(vectors: Values) -> float:
     return float(np.linalg.norm(vectors, axis=1).max())

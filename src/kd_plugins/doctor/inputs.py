@@ -1,4 +1,4 @@
-"""What the doctor looks at, structures with two sets of values, and what it says of them."""
+"""The doctor's input, a structure with labels and teacher targets, and its output, findings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from kd_plugins.store.structure import Structure
 
 Values = NDArray[np.float64]
 """Numbers of any shape."""
+
 Severity = Literal["error", "warning"]
+
+# Enough to see a pattern in the ids, and few enough for one line of a terminal.
 NAMED = 5
 """How many structures a finding names."""
 
@@ -23,12 +26,15 @@ NAMED = 5
 class DoctorInput:
     """One structure with its labels and its teacher's targets.
 
+    Every value becomes a float64 array, because the checks compare numbers that stores and hosts
+    keep in different dtypes.
+
     Args:
         structure_id: its identity.
-        structure: what the values belong to.
+        structure: the atoms and cell that the values belong to.
         labels: quantity name to array without a batch axis, energy () and forces (N, 3), in the
             units of `kd_plugins.core.quantities.QUANTITIES`; may hold NaN.
-        teacher: the same of the teacher.
+        teacher: the same for the teacher.
 
     Raises:
         KeyError: for a quantity that is not in the table.
@@ -46,8 +52,10 @@ class DoctorInput:
         labels: Mapping[str, object],
         teacher: Mapping[str, object],
     ) -> None:
+        # A frozen dataclass can only be filled this way.
         object.__setattr__(self, "structure_id", structure_id)
         object.__setattr__(self, "structure", structure)
+
         for side, values in (("labels", labels), ("teacher", teacher)):
             for name in values:
                 quantity(name)
@@ -56,12 +64,12 @@ class DoctorInput:
 
     @property
     def n_atoms(self) -> int:
-        """How many atoms the structure has."""
+        """Number of atoms of the structure."""
         return self.structure.n_atoms
 
     @property
     def sides(self) -> tuple[tuple[str, Mapping[str, Values]], ...]:
-        """The two sets of values, each with its name in messages."""
+        """Both sets of values, each with its name in messages."""
         return ("label", self.labels), ("teacher", self.teacher)
 
     def fits(self, name: str, value: Values) -> bool:
@@ -72,25 +80,25 @@ class DoctorInput:
         return value.shape[:1] == (self.n_atoms,) and row.fits(value.shape[1:])
 
     def pair(self, name: str) -> tuple[Values, Values] | None:
-        """Return the teacher's value and the label if both are there, whole and finite."""
-        values = [side.get(name) for side in (self.teacher, self.labels)]
-        if self.n_atoms == 0 or any(
-            value is None or not self.fits(name, value) or not np.isfinite(value).all()
-            for value in values
-        ):
+        """Return the teacher's value and the label; None unless both fit and are finite."""
+        teacher, label = self.teacher.get(name), self.labels.get(name)
+        if teacher is None or label is None or self.n_atoms == 0:
             return None
-        teacher, label = values
-        return (teacher, label) if teacher is not None and label is not None else None
+
+        for value in (teacher, label):
+            if not self.fits(name, value) or not np.isfinite(value).all():
+                return None
+        return teacher, label
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or looks it.
+    """One thing that is wrong, or may be.
 
     Args:
         code: short name of the fault, the same for every set of data.
-        severity: an ``"error"`` is a fault for certain; a ``"warning"`` is for a person to judge.
-        quantity: whose values are concerned, or ``"structure"``.
+        severity: an ``"error"`` is certainly a fault; a ``"warning"`` is for a person to judge.
+        quantity: the quantity with the fault, or ``"structure"``.
         text: what was found, what was expected, and what to do.
         structure_ids: the first few structures concerned; none if all are.
 
@@ -106,24 +114,24 @@ class Finding:
 
     @property
     def name(self) -> str:
-        """What the finding is overruled by, in ``allow``."""
+        """The name in ``allow`` that overrules the finding."""
         return self.code.replace("-", "_")
 
     @property
     def message(self) -> str:
-        """The text; of an error, also how to overrule it."""
+        """The text; for an error, also how to overrule it."""
         if self.severity != "error":
             return self.text
         return f"{self.text}; if it is meant so, allow: [{self.name}] overrules this"
 
 
-def first_ids(cases: Iterable[DoctorInput]) -> tuple[str, ...]:
-    """Return the ids of the first few cases."""
-    return tuple(case.structure_id for case in cases)[:NAMED]
+def first_ids(inputs: Iterable[DoctorInput]) -> tuple[str, ...]:
+    """Return the ids of the first few structures."""
+    return tuple(item.structure_id for item in inputs)[:NAMED]
 
 
 def share(part: int, whole: int) -> str:
-    """Return a count in words.
+    """Return how many structures of how many, in words.
 
     >>> share(3, 12)
     '3 of 12 structures (25 %)'
@@ -131,13 +139,20 @@ def share(part: int, whole: int) -> str:
     return f"{part} of {whole} structures ({100 * part / max(whole, 1):.2g} %)"
 
 
-def paired(
-    cases: Sequence[DoctorInput], name: str
+def collect_pairs(
+    inputs: Sequence[DoctorInput], name: str
 ) -> tuple[list[DoctorInput], list[Values], list[Values]]:
-    """Return the cases with both values of a quantity, the teacher's values and the labels."""
-    found = [(case, pair) for case in cases if (pair := case.pair(name)) is not None]
-    return (
-        [case for case, _ in found],
-        [teacher for _, (teacher, _) in found],
-        [label for _, (_, label) in found],
-    )
+    """Return the structures with both values of a quantity, the teacher's values and the labels."""
+    kept: list[DoctorInput] = []
+    teachers: list[Values] = []
+    labels: list[Values] = []
+    for item in inputs:
+        pair = item.pair(name)
+        if pair is not None:
+            kept.append(item)
+            teachers.append(pair[0])
+            labels.append(pair[1])
+    return kept, teachers, labels
+
+
+paired = collect_pairs  # until chgnet follows
