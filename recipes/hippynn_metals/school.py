@@ -170,7 +170,7 @@ def extra(
             atoms = distorted(frame.atoms, generator)
             made.append(LabelledStructure(f"{frame.structure_id}/extra{copy}", atoms))
     arrays = {name: torch.as_tensor(one) for name, one in to_arrays(made, labels=()).items()}
-    said = HippynnTeacher(str(teacher))(arrays, ("energy", "forces"))
+    said = HippynnTeacher(str(teacher)).predict_arrays(arrays, ("energy", "forces"))
     return [
         LabelledStructure(
             frame.structure_id,
@@ -193,7 +193,7 @@ def distorted(atoms: Atoms, generator: np.random.Generator) -> Atoms:
 def errors(model: Any, frames: Sequence[LabelledStructure]) -> dict[str, float]:
     """Return errors against labels: forces in eV/Å, energies in eV/atom."""
     arrays = {name: torch.as_tensor(one) for name, one in to_arrays(frames).items()}
-    said = HippynnTeacher(model)(arrays, ("energy", "forces"))
+    said = HippynnTeacher(model).predict_arrays(arrays, ("energy", "forces"))
     real = arrays["numbers"].numpy() != 0
     apart = (said["forces"] - arrays["forces"].numpy())[real]
     total = said["energy"] - arrays["energy"].numpy()[:, 0]

@@ -80,8 +80,8 @@ def test_an_ensemble_of_folders_teaches(shared_file: Callable[[str], Path], tmp_
     folders = [written(tmp_path / str(seed), small.hipnn(seed)) for seed in range(2)]
     models = [load_model(folder) for folder in folders]
     data = small.database(small.frames(shared_file, small=6, large=8)).splits["train"]
-    by_folder = HippynnTeacher([str(folder) for folder in folders])(data, ("energy",))
-    by_model = HippynnTeacher(models)(data, ("energy",))
+    by_folder = HippynnTeacher(list(map(str, folders))).predict_arrays(data, ("energy",))
+    by_model = HippynnTeacher(models).predict_arrays(data, ("energy",))
     assert sorted(by_folder) == ["energy", "energy_std"]
     np.testing.assert_array_equal(by_folder["energy"], by_model["energy"])
 

@@ -63,7 +63,7 @@ def labelled(
     manifest = Manifest("HIPNN", "a model", dict.fromkeys(EVERYTHING, "float64"))
     store = TargetStore.create(folder, manifest)
     arrays = {n: torch.as_tensor(a) for n, a in to_arrays(frames).items()}
-    said = HippynnTeacher(model)(arrays, EVERYTHING)
+    said = HippynnTeacher(model).predict_arrays(arrays, EVERYTHING)
     records = []
     for row, frame in enumerate(frames):
         n = len(frame.atoms)
@@ -321,7 +321,7 @@ BAD: Mapping[str, tuple[Callable[..., Any], type[Exception], str]] = {
     "other structures": (_other_structures, DataError, "not the one that was labelled"),
     "shuffled ids": (_shuffled_ids, DataError, "not the one that was labelled"),
     "no keys": (_no_keys, DataError, "no array 'structure_key'"),
-    "not split": (_unsplit, DataError, "no training split yet"),
+    "not split": (_unsplit, DataError, "has not been split; split it first"),
     "twice": (_twice, DataError, "has 'teacher_atomic_energies' already"),
     "no folder": (_given("nowhere"), DataError, "holds no hippynn model"),
     "no teacher": (_given(3), DataError, "expected a hippynn GraphModule"),

@@ -1,4 +1,10 @@
-"""hippynn's padded arrays, and the structures that they hold."""
+"""hippynn's padded arrays from labelled structures and back, and checks of what they hold.
+
+hippynn keeps a database as arrays over all structures. Structures of fewer atoms than the largest
+are padded behind their atoms, with atomic number 0. Lengths are in Å and energies in eV, as
+elsewhere in this package, so that only the layout is converted and, for labels that are gradients,
+the sign.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +22,33 @@ from kd_plugins.store.structure import Structure
 from kd_plugins.structures.readers import LabelledStructure
 
 STRUCTURE_KEY = "structure_key"
-"""The array by which a database's rows are found in a TargetStore."""
+"""Name of the array that identifies a database's rows in a TargetStore."""
 LABELS = ("energy", "forces")
+PERIODICITY = ("pbc", "_pbc")
+"""Names of an array of periodicity flags (n, 3), if there is one; `AseDatabase` uses the second."""
+SMALLEST_VOLUME = 1e-3
+"""Å³ below which a cell counts as missing; a single atom takes thousands of times as much."""
+HEAVIEST = 118
+"""The largest atomic number that has a name."""
+FLOATS = (torch.float32, torch.float64)
+ROWS_SHOWN = 5
+"""How many rows a message lists."""
 
 
 class DataError(ValueError):
-    """A database or a teacher's targets for it cannot be right; the message says what to do."""
+    """A database, or a teacher's targets for it, cannot be right; the message names the remedy."""
 
 
 @dataclass(frozen=True)
 class ArrayNames:
-    """What a database calls its arrays; left out, as hippynn's ``AseDatabase`` does.
+    """The names of a database's arrays; by default those of hippynn's ``AseDatabase``.
 
     Args:
         species: (n, atoms) atomic numbers, 0 where a structure has no further atom.
         positions: (n, atoms, 3) in Å.
         cell: (n, 3, 3) in Å, rows are the lattice vectors; None where nothing is periodic.
         energy: (n, 1) of the whole structure in eV.
-        forces: (n, atoms, 3) in eV/Å; the energy's gradient, if there is ``grad`` in the name.
+        forces: (n, atoms, 3) in eV/Å; the energy's gradient, if the name contains ``grad``.
     """
 
     species: str = "numbers"
@@ -43,23 +58,36 @@ class ArrayNames:
     forces: str = "forces"
 
     def __post_init__(self) -> None:
-        """Refuse names that are none, and one name for two arrays."""
+        """Refuse an empty name, and one name for two arrays."""
         given = {key: name for key, name in vars(self).items() if (key, name) != ("cell", None)}
+
         for key, name in given.items():
             if not isinstance(name, str) or not name:
                 raise DataError(f"ArrayNames: expected the name of an array as {key}, got {name!r}")
+
         if len(set(given.values())) < len(given):
             raise DataError(f"ArrayNames: expected a name for each array, got {given}")
 
     @property
     def geometry(self) -> tuple[str, ...]:
-        """Names of what makes out a structure."""
+        """Names of the arrays that define a structure: species, positions and perhaps cells."""
         names = (self.species, self.positions, self.cell)
         return tuple(name for name in names if name is not None)
 
 
+def checked_names(names: ArrayNames | None) -> ArrayNames:
+    """Return the names of a database's arrays, the default ones for None.
+
+    Raises:
+        DataError: for anything but an `ArrayNames`.
+    """
+    if names is not None and not isinstance(names, ArrayNames):
+        raise DataError(f"names: expected ArrayNames(...), got {names!r}")
+    return names or ArrayNames()
+
+
 def is_gradient(name: str) -> bool:
-    """Return whether an array is called what is the opposite of forces.
+    """Return whether an array holds the energy's gradient, the negative of forces, by its name.
 
     >>> is_gradient("Gradients"), is_gradient("forces")
     (True, False)
@@ -67,21 +95,31 @@ def is_gradient(name: str) -> bool:
     return "grad" in name.lower()
 
 
+# From labelled structures to arrays
+
+
 def structure_keys(structure_ids: Iterable[str]) -> NDArray[np.int64]:
-    """Return a number for each structure id, which a hippynn database can carry along.
+    """Return an integer for each structure id, so that a hippynn database can hold it.
+
+    A database holds numbers only and shuffles its rows; by this key a row is found again in a
+    TargetStore, whose structures have text ids.
 
     Raises:
-        DataError: for what is no list of texts.
+        DataError: for anything but a list of texts.
 
     >>> bool(structure_keys(["a"])[0] == structure_keys(["b", "a"])[1])
     True
     """
     if isinstance(structure_ids, str):
         raise DataError(f"structure_ids: expected a list of ids, got the text {structure_ids!r}")
+
     ids = list(structure_ids)
     for one in ids:
         if not isinstance(one, str):
             raise DataError(f"structure_ids: expected texts, got {shown(one)}")
+
+    # A cryptographic hash, because Python's own differs between processes. One bit is dropped so
+    # that it fits a signed integer; among a million structures two agree once in 10^7 databases.
     digests = [hashlib.blake2b(one.encode(), digest_size=8).digest() for one in ids]
     return np.array([int.from_bytes(one, "big") >> 1 for one in digests], dtype=np.int64)
 
@@ -92,95 +130,184 @@ def to_arrays(
     names: ArrayNames | None = None,
     dtype: DTypeLike = np.float32,
 ) -> dict[str, NDArray[Any]]:
-    """Return structures with labels as a hippynn ``Database`` takes them.
+    """Return labelled structures as the arrays of which hippynn makes a ``Database``.
 
-    Beside the arrays of `ArrayNames` there are ``structure_key``, by which rows are found again in
-    a TargetStore however a database shuffles them, and ``energy_per_atom``.
+    Beside the arrays of `ArrayNames` there are ``structure_key``, which identifies the rows in a
+    TargetStore in whatever order a database holds them, and ``energy_per_atom``.
 
     Args:
-        frames: such as `kd_plugins.structures.read_structures` yields.
+        frames: the structures, such as `kd_plugins.structures.read_structures` yields.
         labels: those that every structure must have, ``energy`` and ``forces`` or one of them.
         names: of the arrays.
-        dtype: of everything that is not a whole number.
+        dtype: of all arrays of real numbers, float32 or float64.
 
     Raises:
-        DataError: for no structure, an id that comes twice, or a label that is missing or not
-            finite; for numbers that are too large for ``dtype``; for structures that are not
-            periodic along all three vectors where there are cells, as hippynn knows no others.
+        DataError: for no structure, an id that comes twice, a label that is missing or not finite,
+            or numbers that are too large for ``dtype``; with cells, also for structures that are
+            not periodic along all three lattice vectors, because hippynn has no others.
 
     >>> from ase import Atoms
     >>> atoms = Atoms("Cu", cell=[2, 2, 2], pbc=True)
-    >>> frame = LabelledStructure("cu", atoms, {"energy": np.array(-3.5)})
-    >>> sorted(to_arrays([frame], labels=["energy"]))
+    >>> structure = LabelledStructure("cu", atoms, {"energy": np.array(-3.5)})
+    >>> sorted(to_arrays([structure], labels=["energy"]))
     ['cell', 'energy', 'energy_per_atom', 'numbers', 'positions', 'structure_key']
     """
     names = checked_names(names)
     if not isinstance(frames, Iterable):
-        raise DataError(f"frames: expected a list of Frames, got {shown(frames)}")
-    held = list(frames)
+        raise DataError(f"frames: expected a list of LabelledStructures, got {shown(frames)}")
     if np.dtype(dtype) not in (np.dtype("float32"), np.dtype("float64")):
         raise DataError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
-    _check_frames(held, labels)
-    _check_periodic(held, names)
-    size = max(len(frame.atoms) for frame in held)
+
+    structures = list(frames)
+    _check_labelled(structures, labels)
+    _check_periodic(structures, names)
+
+    size = max(len(one.atoms) for one in structures)
     arrays = {
-        names.species: padded([frame.atoms.numbers for frame in held], size),
-        names.positions: padded([frame.atoms.positions for frame in held], size).astype(dtype),
-        STRUCTURE_KEY: structure_keys(frame.structure_id for frame in held),
+        names.species: pad([one.atoms.numbers for one in structures], size),
+        names.positions: pad([one.atoms.positions for one in structures], size).astype(dtype),
+        STRUCTURE_KEY: structure_keys(one.structure_id for one in structures),
     }
     if names.cell is not None:
-        arrays[names.cell] = np.array([frame.atoms.cell.array for frame in held], dtype)
+        arrays[names.cell] = np.array([one.atoms.cell.array for one in structures], dtype)
+
     if "energy" in labels:
-        energy = np.array([[float(frame.labels["energy"])] for frame in held])
-        sizes = np.array([[len(frame.atoms)] for frame in held])
+        energy = np.array([[float(one.labels["energy"])] for one in structures])
+        n_atoms = np.array([[len(one.atoms)] for one in structures])
         arrays[names.energy] = energy.astype(dtype)
-        arrays["energy_per_atom"] = (energy / sizes).astype(dtype)
+        # Divided in float64, before totals of thousands of eV are rounded.
+        arrays["energy_per_atom"] = (energy / n_atoms).astype(dtype)
+
     if "forces" in labels:
-        forces = [frame.labels["forces"] for frame in held]
-        sign = -1 if is_gradient(names.forces) else 1
-        arrays[names.forces] = sign * padded(forces, size).astype(dtype)
-    _check_finite(arrays, held)
+        forces = pad([one.labels["forces"] for one in structures], size).astype(dtype)
+        arrays[names.forces] = -forces if is_gradient(names.forces) else forces
+
+    _check_finite(arrays, structures)
     return arrays
 
 
-def checked_names(names: ArrayNames | None) -> ArrayNames:
-    """Return what a database calls its arrays.
-
-    Raises:
-        DataError: for anything but an `ArrayNames`.
-    """
-    if names is not None and not isinstance(names, ArrayNames):
-        raise DataError(f"names: expected ArrayNames(...), got {names!r}")
-    return names or ArrayNames()
-
-
-def padded(values: Sequence[NDArray[Any]], size: int) -> NDArray[Any]:
-    """Return (n, size, ...) of n arrays (atoms, ...), zeros behind each one's atoms."""
+def pad(values: Sequence[NDArray[Any]], size: int) -> NDArray[Any]:
+    """Return one array (n, size, ...) of n arrays (atoms, ...), with zeros behind their atoms."""
     first = values[0]
-    found = np.zeros((len(values), size, *first.shape[1:]), first.dtype)
-    for row, value in zip(found, values, strict=True):
+    padded = np.zeros((len(values), size, *first.shape[1:]), first.dtype)
+    for row, value in zip(padded, values, strict=True):
         row[: len(value)] = value
-    return found
+    return padded
 
 
-def structures(arrays: Mapping[str, torch.Tensor], names: ArrayNames) -> list[Structure]:
+def _check_labelled(structures: Sequence[LabelledStructure], labels: Sequence[str]) -> None:
+    """Refuse structures without atoms, ids that come twice, and labels that are missing."""
+    if isinstance(labels, str):
+        raise DataError(f"labels: expected a list of names, got {labels!r}")
+    unknown = sorted(set(labels) - set(LABELS))
+    if unknown:
+        raise DataError(f"labels: expected some of {', '.join(LABELS)}, got {unknown[0]!r}")
+
+    if not structures:
+        raise DataError("there are no structures to make arrays of")
+    for one in structures:
+        if not isinstance(one, LabelledStructure):
+            raise DataError(
+                f"frames: expected LabelledStructures, such as read_structures yields, got "
+                f"{type(one).__name__}"
+            )
+
+    seen = set[str]()
+    for one in structures:
+        if one.structure_id in seen:
+            raise DataError(f"structure id {one.structure_id!r} comes twice")
+        seen.add(one.structure_id)
+
+        if not len(one.atoms) or not one.atoms.numbers.all():
+            raise DataError(
+                f"structure {one.structure_id!r}: expected atoms, each of an element, got "
+                f"{one.atoms.get_chemical_formula() or 'none'}; hippynn takes element 0 for padding"
+            )
+        for name in labels:
+            _check_label(one, name)
+
+
+def _check_label(structure: LabelledStructure, name: str) -> None:
+    if name not in structure.labels:
+        present = ", ".join(structure.labels) or "no labels"
+        raise DataError(f"structure {structure.structure_id!r} has no {name}; it has {present}")
+
+    value = structure.labels[name]
+    expected = () if name == "energy" else (len(structure.atoms), 3)
+    if value.shape != expected or not np.isfinite(value).all():
+        raise DataError(
+            f"structure {structure.structure_id!r}: expected {name} {expected}, finite; got "
+            f"{value.shape} with {int((~np.isfinite(value)).sum())} that are NaN or inf"
+        )
+
+
+def _check_periodic(structures: Sequence[LabelledStructure], names: ArrayNames) -> None:
+    """Refuse structures that hippynn would repeat although they are not periodic, or not repeat.
+
+    With cells hippynn repeats every structure along all three vectors; without, along none. It
+    reads no flags of periodicity.
+    """
+    periodic = names.cell is not None
+    wrong = [one for one in structures if not (one.atoms.pbc == periodic).all()]
+    if not wrong:
+        return
+
+    first = wrong[0]
+    flags = "".join("FT"[int(flag)] for flag in first.atoms.pbc)
+    if not periodic:
+        what = f"is periodic (pbc {flags}), but ArrayNames(cell=None) leaves the cells out"
+        remedy = "give the array of cells a name, or set pbc to False"
+    elif len(wrong) == len(structures) and not any(one.atoms.pbc.any() for one in structures):
+        what = f"and all others are not periodic (pbc {flags}), but the arrays would have cells"
+        remedy = "give names=ArrayNames(cell=None) and train a model without cells"
+    else:
+        what = f"is not periodic along all cell vectors (pbc {flags}), as {len(wrong)} are not"
+        remedy = (
+            "hippynn would repeat them; take them out, or give them a cell with vacuum around them "
+            "and pbc True"
+        )
+    raise DataError(f"structure {first.structure_id!r} {what}; {remedy}")
+
+
+def _check_finite(
+    arrays: Mapping[str, NDArray[Any]], structures: Sequence[LabelledStructure]
+) -> None:
+    """Refuse numbers that overflow the arrays' dtype."""
+    for name, value in arrays.items():
+        wrong = ~np.isfinite(value).reshape(len(value), -1).all(axis=1)
+        if wrong.any():
+            first = structures[int(np.flatnonzero(wrong)[0])].structure_id
+            raise DataError(
+                f"structure {first!r}: {name!r} is NaN, inf or too large for {value.dtype}; mend "
+                "it or take it out"
+            )
+
+
+# From arrays to structures
+
+
+def to_structures(arrays: Mapping[str, torch.Tensor], names: ArrayNames) -> list[Structure]:
     """Return the structures of a split, without padding.
 
     Raises:
         DataError: for arrays that are missing.
     """
-    check_there(arrays, names.geometry)
+    check_present(arrays, names.geometry)
     numbers, positions = (arrays[name].detach().cpu().numpy() for name in names.geometry[:2])
     cells = np.zeros((len(numbers), 3, 3)) if names.cell is None else arrays[names.cell].cpu()
     periodic = [names.cell is not None] * 3
+
     return [
         Structure(z[z != 0], r[z != 0], cell, periodic)
         for z, r, cell in zip(numbers, positions, np.asarray(cells), strict=True)
     ]
 
 
-def check_there(arrays: Mapping[str, Any], wanted: Iterable[str]) -> None:
-    """Refuse a split that lacks an array, or holds something else in its place.
+# Checks of a split's arrays
+
+
+def check_present(arrays: Mapping[str, Any], wanted: Iterable[str]) -> None:
+    """Refuse a split that lacks an array, or holds anything but tensors.
 
     Raises:
         DataError: naming it.
@@ -198,112 +325,25 @@ def check_there(arrays: Mapping[str, Any], wanted: Iterable[str]) -> None:
             )
 
 
-def _check_periodic(frames: Sequence[LabelledStructure], names: ArrayNames) -> None:
-    """Refuse structures that hippynn would repeat, or not repeat, against what they say."""
-    periodic = names.cell is not None
-    wrong = [frame for frame in frames if not (frame.atoms.pbc == periodic).all()]
-    if not wrong:
-        return
-    first = wrong[0]
-    said = "".join("FT"[int(flag)] for flag in first.atoms.pbc)
-    if not periodic:
-        what = f"is periodic (pbc {said}), but ArrayNames(cell=None) leaves the cells out"
-        remedy = "give the array of cells a name, or set pbc to False"
-    elif len(wrong) == len(frames) and not any(frame.atoms.pbc.any() for frame in frames):
-        what = f"and all others are not periodic (pbc {said}), but arrays with cells were asked for"
-        remedy = "say names=ArrayNames(cell=None) and train a model without cells"
-    else:
-        what = f"is not periodic along all cell vectors (pbc {said}), as {len(wrong)} are not"
-        remedy = (
-            "hippynn would repeat them; take them out, or give them a cell with vacuum around them "
-            "and pbc True"
-        )
-    raise DataError(f"structure {first.structure_id!r} {what}; {remedy}")
-
-
-def _check_finite(arrays: Mapping[str, NDArray[Any]], frames: Sequence[LabelledStructure]) -> None:
-    for name, value in arrays.items():
-        lost = ~np.isfinite(value).reshape(len(value), -1).all(axis=1)
-        if lost.any():
-            first = frames[int(np.flatnonzero(lost)[0])].structure_id
-            raise DataError(
-                f"structure {first!r}: {name!r} is NaN, inf or too large for {value.dtype}; mend "
-                "it or take it out"
-            )
-
-
-def _check_frames(frames: Sequence[LabelledStructure], labels: Sequence[str]) -> None:
-    if isinstance(labels, str):
-        raise DataError(f"labels: expected a list of names, got {labels!r}")
-    unknown = sorted(set(labels) - set(LABELS))
-    if unknown:
-        raise DataError(f"labels: expected some of {', '.join(LABELS)}, got {unknown[0]!r}")
-    if not frames:
-        raise DataError("there are no structures to make arrays of")
-    for frame in frames:
-        if not isinstance(frame, LabelledStructure):
-            raise DataError(
-                f"frames: expected LabelledStructures, such as read_structures yields, got "
-                f"{type(frame).__name__}"
-            )
-    seen = set[str]()
-    for frame in frames:
-        if frame.structure_id in seen:
-            raise DataError(f"structure id {frame.structure_id!r} comes twice")
-        seen.add(frame.structure_id)
-        if not len(frame.atoms) or not frame.atoms.numbers.all():
-            raise DataError(
-                f"structure {frame.structure_id!r}: expected atoms, each of an element, got "
-                f"{frame.atoms.get_chemical_formula() or 'none'}; hippynn takes element 0 for "
-                "padding"
-            )
-        for name in labels:
-            _check_label(frame, name)
-
-
-def _check_label(frame: LabelledStructure, name: str) -> None:
-    if name not in frame.labels:
-        held = ", ".join(frame.labels) or "no labels"
-        raise DataError(f"structure {frame.structure_id!r} has no {name}; it has {held}")
-    value = frame.labels[name]
-    expected = () if name == "energy" else (len(frame.atoms), 3)
-    if value.shape != expected or not np.isfinite(value).all():
-        raise DataError(
-            f"structure {frame.structure_id!r}: expected {name} {expected}, finite; got "
-            f"{value.shape} with {int((~np.isfinite(value)).sum())} that are NaN or inf"
-        )
-
-
-PERIODICITY = ("pbc", "_pbc")
-"""What an array of (n, 3) flags is called, where there is one; the second by ``AseDatabase``."""
-FLAT = 1e-3
-"""Å³ below which a cell counts as none; an atom alone takes thousands of times that."""
-HEAVIEST = 118
-"""The last atomic number that has a name."""
-FLOATS = (torch.float32, torch.float64)
-NAMED = 5
-"""How many rows a message names."""
-
-
 def check_geometry(arrays: Mapping[str, torch.Tensor], names: ArrayNames, where: str = "") -> None:
-    """Refuse structures that hippynn would take for others, or not take at all.
+    """Refuse structures that hippynn would misread without an error, or could not read.
 
     Args:
         arrays: of a split.
-        names: what they are called.
+        names: of these arrays.
         where: opening of every message, such as ``split 'train': ``.
 
     Raises:
         DataError: naming array and rows.
     """
-    check_there(arrays, names.geometry)
+    check_present(arrays, names.geometry)
     _check_species(arrays[names.species], names.species, where)
     check_floats(arrays, [name for name in names.geometry if name != names.species], where)
 
     n, size = arrays[names.species].shape
     _check_shape(arrays[names.positions], (n, size, 3), names.positions, names.species, where)
-    lost = ~finite(arrays[names.positions], arrays[names.species])
-    refuse(lost, f"{where}{names.positions!r} is NaN or inf", "take them out")
+    wrong = ~is_finite(arrays[names.positions], arrays[names.species])
+    refuse_rows(wrong, f"{where}{names.positions!r} is NaN or inf", "take them out")
 
     if names.cell is not None:
         _check_shape(arrays[names.cell], (n, 3, 3), names.cell, names.species, where)
@@ -311,7 +351,7 @@ def check_geometry(arrays: Mapping[str, torch.Tensor], names: ArrayNames, where:
 
 
 def check_floats(arrays: Mapping[str, torch.Tensor], wanted: Sequence[str], where: str) -> None:
-    """Refuse arrays that are kept as whole numbers, or too roughly for energies in eV.
+    """Refuse arrays of integers or of half precision, which would round energies in eV away.
 
     Raises:
         DataError: naming the first one.
@@ -324,11 +364,11 @@ def check_floats(arrays: Mapping[str, torch.Tensor], wanted: Sequence[str], wher
             )
 
 
-def finite(value: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
-    """Return which rows of an array are finite, (n,); what stands in an atom's padding is not read.
+def is_finite(value: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
+    """Return (n,), whether all numbers of a row are finite, apart from those of padding.
 
     Args:
-        value: (n, ...) of structures or, (n, atoms, ...), of atoms.
+        value: (n, ...), or (n, atoms, ...) of atoms.
         species: (n, atoms).
     """
     fine = torch.isfinite(value)
@@ -338,46 +378,50 @@ def finite(value: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
     return fine.reshape(len(value), -1).all(dim=1)
 
 
-def refuse(bad: torch.Tensor | NDArray[np.bool_], what: str, remedy: str) -> None:
-    """Raise an error that names the rows which are bad, if any.
+def refuse_rows(wrong: torch.Tensor | NDArray[np.bool_], what: str, remedy: str) -> None:
+    """Raise an error that lists the wrong rows, if there are any.
 
     Args:
-        bad: (n,).
+        wrong: (n,), true for the wrong rows.
         what: is wrong with them.
-        remedy: what to do.
+        remedy: the way to mend them.
 
     Raises:
-        DataError: if any is.
+        DataError: if there is one.
     """
-    if bool(bad.any()):
-        rows = np.flatnonzero(np.asarray(bad.cpu() if isinstance(bad, torch.Tensor) else bad))
+    if bool(wrong.any()):
+        rows = np.flatnonzero(np.asarray(wrong.cpu() if isinstance(wrong, torch.Tensor) else wrong))
         raise DataError(
-            f"{what} in {len(rows)} of {len(bad)} structures, {rows_of(rows)}; {remedy}"
+            f"{what} in {len(rows)} of {len(wrong)} structures, {list_rows(rows)}; {remedy}"
         )
 
 
-def rows_of(rows: Sequence[int] | NDArray[np.int64]) -> str:
-    """Return rows in words.
+def list_rows(rows: Sequence[int] | NDArray[np.int64]) -> str:
+    """Return row numbers as text.
 
-    >>> rows_of([4]), rows_of(range(9))
+    >>> list_rows([4]), list_rows(range(9))
     ('row 4', 'rows 0, 1, 2, 3, 4 and 4 more')
     """
     if len(rows) == 1:
         return f"row {rows[0]}"
-    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    return f"rows {', '.join(str(row) for row in rows[:NAMED])}{more}"
+    more = f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
+    return f"rows {', '.join(str(row) for row in rows[:ROWS_SHOWN])}{more}"
 
 
 def _check_species(species: torch.Tensor, name: str, where: str) -> None:
-    # hippynn looks elements up by them, for which shorter whole numbers are masks or no index.
+    # hippynn indexes a table of elements with them. Torch takes shorter integers for a mask or
+    # refuses them, so those are refused here by name.
     if species.ndim != 2 or not len(species) or species.dtype not in (torch.int32, torch.int64):
         raise DataError(
             f"{where}{name!r}: expected whole atomic numbers, int64 (structures, atoms), of one "
             f"structure or more, got {species.dtype} {tuple(species.shape)}"
         )
+
     wrong = ((species < 0) | (species > HEAVIEST)).any(dim=1)
-    refuse(wrong, f"{where}{name!r} holds numbers that no element has", "they go from 1 to 118")
-    refuse((species == 0).all(dim=1), f"{where}{name!r} holds no atom", "take them out")
+    what = f"{where}{name!r} holds numbers that no element has"
+    refuse_rows(wrong, what, f"they go from 1 to {HEAVIEST}")
+    empty = (species == 0).all(dim=1)
+    refuse_rows(empty, f"{where}{name!r} holds no atom", "take them out")
 
 
 def _check_shape(
@@ -390,23 +434,24 @@ def _check_shape(
 
 
 def _check_cells(arrays: Mapping[str, torch.Tensor], name: str, where: str) -> None:
-    """Refuse what is not periodic: hippynn repeats a structure along all three vectors."""
+    """Refuse structures that are not periodic, since hippynn repeats along all three vectors."""
     cells = arrays[name].detach().cpu().double()
-    lost = ~torch.isfinite(cells).flatten(1).all(dim=1)
-    refuse(lost, f"{where}{name!r} is NaN or inf", "take them out")
+    wrong = ~torch.isfinite(cells).flatten(1).all(dim=1)
+    refuse_rows(wrong, f"{where}{name!r} is NaN or inf", "take them out")
 
-    none = torch.linalg.det(cells).abs() < FLAT
-    if bool(none.all()):
+    flat = torch.linalg.det(cells).abs() < SMALLEST_VOLUME
+    if bool(flat.all()):
         raise DataError(
             f"{where}{name!r}: no structure has a cell with a volume; if none is periodic, train "
-            "a model without cells and say names=ArrayNames(cell=None)"
+            "a model without cells and give names=ArrayNames(cell=None)"
         )
-    apart = (
+
+    remedy = (
         "hippynn would repeat these along all three cell vectors; take them out, or put them into "
         "a cell with vacuum around them that is periodic"
     )
-    refuse(none, f"{where}{name!r} has no volume", apart)
+    refuse_rows(flat, f"{where}{name!r} has no volume", remedy)
     for flags in PERIODICITY:
         if flags in arrays and arrays[flags].shape == (len(cells), 3):
-            open_ = (arrays[flags] == 0).any(dim=1)
-            refuse(open_, f"{where}{flags!r} says not periodic", apart)
+            open_rows = (arrays[flags] == 0).any(dim=1)
+            refuse_rows(open_rows, f"{where}{flags!r} says not periodic", remedy)

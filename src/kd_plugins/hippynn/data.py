@@ -1,4 +1,4 @@
-"""A teacher's targets as further arrays of a hippynn database."""
+"""A teacher's targets as arrays of a hippynn database, and checks of it before training."""
 
 from __future__ import annotations
 
@@ -18,40 +18,49 @@ from numpy.typing import NDArray
 
 from kd_plugins.doctor.examine import check_allow
 from kd_plugins.hippynn.convert import (
-    FLAT,
+    SMALLEST_VOLUME,
     ArrayNames,
     DataError,
     check_geometry,
     checked_names,
-    finite,
-    refuse,
+    is_finite,
+    refuse_rows,
 )
 from kd_plugins.hippynn.loss import TEACHER, WEIGHT
 from kd_plugins.hippynn.preflight import check_labels, check_targets
-from kd_plugins.hippynn.providers import Predictions, ask, mean, opened
+from kd_plugins.hippynn.providers import (
+    Predictions,
+    Split,
+    TargetProvider,
+    as_providers,
+    average,
+)
 from kd_plugins.hippynn.sums import SumErrors, aligned, offsets, sum_errors
-from kd_plugins.hippynn.teacher import QUANTITIES
 from kd_plugins.names import suggestion
 from kd_plugins.numbers import check_number, shown
 
 logger = logging.getLogger(__name__)
 
-OFFSET = 0.1
+TARGETS = ("atomic_energies", "energy", "forces")
+"""Quantities of which a database can have targets."""
+LARGEST_OFFSET = 0.1
 """eV/atom by which a teacher's energies may be off the labels as a whole, unless aligned."""
 OFFSET_ERROR = "energy_offset"
-"""What that is called in ``allow``."""
+"""The name of that error in ``allow``."""
+CACHE = assembly._PAIRCACHE_DB_NAME
+"""hippynn's name of the array of cached pairs."""
 
 
 @dataclass(frozen=True)
 class TargetsReport:
-    """What was added.
+    """What `add_teacher_targets` added.
 
     Args:
         quantities: names of the teacher's quantities.
         sums: split to how far the teacher's energies are from the labels; none without labels.
         missing: split to how many structures have no target.
         dropped: split to rows whose targets do not count, by ``max_sum_error``.
-        offsets: atomic number to eV that was taken from each such atom's energy.
+        offsets: atomic number to eV that was subtracted from each such atom's energy.
         sizes: split to how many structures it has.
     """
 
@@ -67,10 +76,10 @@ class TargetsReport:
         lines = [head]
         for split, missing in self.missing.items():
             counts = f"{self.sizes[split]:10d} {missing:7d} {len(self.dropped[split]):7d}"
-            one = self.sums.get(split)
+            sums = self.sums.get(split)
             errors = (
-                f"{1e3 * one.mean:36.1f} {1e3 * one.rms:6.1f} {1e3 * one.worst:6.1f}"
-                if one
+                f"{1e3 * sums.mean:36.1f} {1e3 * sums.rms:6.1f} {1e3 * sums.worst:6.1f}"
+                if sums
                 else f"{'no energies to compare':>50}"
             )
             lines.append(f"{split:8s} {counts} {errors}")
@@ -89,30 +98,34 @@ def add_teacher_targets(
     allow_missing: bool = False,
     allow: Sequence[str] = (),
     trust_pickle: bool = False,
+    device: str = "auto",
 ) -> TargetsReport:
-    """Put what a teacher says of every structure into every split of a hippynn database.
+    """Add a teacher's targets of every structure to every split of a hippynn database.
 
     For each quantity there are then ``teacher_<name>``, padded as the database is, and
     ``teacher_<name>_weight``, 0 where a target is missing; `distillation_loss` reads both. All is
-    computed and checked before anything is written.
+    computed and checked before anything is added.
 
     Args:
         database: a hippynn ``Database`` that has been split.
         teacher: a hippynn model, a folder that hippynn trained in, or an energy node; a
-            ``TargetStore`` or its folder, whose structures are found by ``structure_key``; any ASE
-            calculator with these quantities; or a list of these, of which the mean is taken.
+            ``TargetStore`` or its folder, whose structures are found by ``structure_key``; an ASE
+            calculator or another `kd_plugins.teachers.Teacher` with these quantities; or a list of
+            these, whose mean is taken.
         quantities: ``atomic_energies``, ``energy``, ``forces`` or some of them.
-        names: what the database calls its arrays.
-        align: take a teacher's offset to the labels, fitted element by element on the training
+        names: of the database's arrays.
+        align: subtract a teacher's offset from the labels, fitted per element on the training
             split, from its energies; for teachers whose atoms have another zero of energy.
         max_sum_error: eV/atom; structures whose energy by the teacher is further from the label
-            are left out of every target, and listed.
+            get no target that counts, and are listed.
         spread: eV, of several teachers or of a store that holds ``atomic_energies_std``; an atom's
             target then counts 1 / (1 + (std / spread)²).
-        allow_missing: let structures be that a store does not hold; they do not count.
+        allow_missing: accept structures that a store does not hold; they do not count.
         allow: names of errors that are logged as warnings, such as ``energy_unit``; a message that
-            can be overruled says its name.
+            can be overruled contains its name.
         trust_pickle: see `HippynnTeacher`, for folders.
+        device: where hippynn models compute: ``auto`` (CUDA where there is one), ``cpu``,
+            ``cuda``; other teachers have a device already.
 
     Raises:
         DataError: for targets that cannot be right, such as another unit, energies per atom for
@@ -122,156 +135,103 @@ def add_teacher_targets(
         ValueError: for a limit that is not above 0, or a name in ``allow`` that no error has.
     """
     allow = check_allow(allow, own=(OFFSET_ERROR,))
-    wanted, names = _checked(database, quantities), _checked_names(database, names)
-    _check_limits(wanted, max_sum_error, spread)
+    quantities = _check_quantities(database, quantities)
+    names = _check_names(database, names)
+    _check_limits(quantities, max_sum_error, spread)
     _check_flags(align=align, allow_missing=allow_missing, trust_pickle=trust_pickle)
-    members = opened(teacher, trust_pickle)
-    for split, arrays in database.splits.items():
-        check_geometry(arrays, names, f"split {split!r}: ")
-        check_labels(split, arrays, names)
+    providers = as_providers(
+        teacher, allow_missing=allow_missing, trust_pickle=trust_pickle, device=device
+    )
 
-    one_by_one = [
-        _said(database, member, names, wanted, align, allow_missing) for member in members
-    ]
-    for number, (said, _) in enumerate(one_by_one, start=1):
-        who = f"teacher {number} of {len(members)}: " if len(members) > 1 else ""
-        _check_member(database, said, names, align, allow, who)
+    splits = {name: Split(name, arrays, names) for name, arrays in database.splits.items()}
+    for split in splits.values():
+        check_geometry(split.arrays, names, f"split {split.name!r}: ")
+        check_labels(split.name, split.arrays, names)
 
-    said = {split: mean([one[split] for one, _ in one_by_one]) for split in database.splits}
-    moved = _mean_offsets([offset for _, offset in one_by_one])
-    sums = {s: sum_errors(database.splits[s], one, names) for s, one in said.items()}
-    held = {split: one for split, one in sums.items() if one is not None}
-    dropped = {split: _beyond(held, split, max_sum_error) for split in said}
-    made = {s: _arrays(database.splits[s], said[s], dropped[s], names, spread) for s in said}
-    _check_left(made)
-    for split, arrays in made.items():
-        database.splits[split].update(arrays)
+    # Each teacher is checked by itself: among several, a wrong one would hide in the mean.
+    by_teacher, all_offsets = [], []
+    for number, provider in enumerate(providers, start=1):
+        which = f"teacher {number} of {len(providers)}: " if len(providers) > 1 else ""
+        predictions, energy_offsets = _predict(provider, splits, quantities, align)
+        _check_teacher(splits, predictions, align, allow, which)
+        by_teacher.append(predictions)
+        all_offsets.append(energy_offsets)
 
-    missing = {split: int((~one.present).sum()) for split, one in said.items()}
-    sizes = {split: len(one.present) for split, one in said.items()}
-    report = TargetsReport(wanted, held, missing, dropped, moved, sizes)
+    means = {name: average([one[name] for one in by_teacher]) for name in splits}
+    sums = {name: sum_errors(split.arrays, means[name], names) for name, split in splits.items()}
+    compared = {name: errors for name, errors in sums.items() if errors is not None}
+    dropped = {name: _rows_beyond(compared, name, max_sum_error) for name in splits}
+
+    added = {
+        name: _target_arrays(split, means[name], dropped[name], spread)
+        for name, split in splits.items()
+    }
+    _check_any_left(added)
+    for name, arrays in added.items():
+        database.splits[name].update(arrays)
+
+    report = TargetsReport(
+        quantities,
+        compared,
+        missing={name: int((~one.present).sum()) for name, one in means.items()},
+        dropped=dropped,
+        offsets=_average_offsets(all_offsets),
+        sizes={name: len(one.present) for name, one in means.items()},
+    )
     if not database.quiet:
         print(report)
     return report
 
 
-def _said(
-    database: Any,
-    member: Any,
-    names: ArrayNames,
-    wanted: Sequence[str],
+def _predict(
+    provider: TargetProvider,
+    splits: Mapping[str, Split],
+    quantities: Sequence[str],
     align: bool,
-    allow_missing: bool,
 ) -> tuple[dict[str, Predictions], dict[int, float]]:
-    """Return what one teacher says of each split, and the offsets that were taken from it."""
-    said = {
-        split: ask(member, arrays, names, wanted, split, allow_missing)
-        for split, arrays in database.splits.items()
+    """Return one teacher's targets of each split, and the offsets subtracted from them."""
+    predictions = {name: provider.predict(split, quantities) for name, split in splits.items()}
+    if not align:
+        return predictions, {}
+
+    train = splits["train"]
+    energy_offsets = offsets(train.arrays, predictions["train"], train.names)
+    shifted = {
+        name: aligned(one, splits[name].arrays[train.names.species], energy_offsets)
+        for name, one in predictions.items()
     }
-    moved = offsets(database.splits["train"], said["train"], names) if align else {}
-    return {
-        split: aligned(one, database.splits[split][names.species], moved)
-        for split, one in said.items()
-    }, moved
+    return shifted, energy_offsets
 
 
-def _check_member(
-    database: Any,
-    said: Mapping[str, Predictions],
-    names: ArrayNames,
+def _check_teacher(
+    splits: Mapping[str, Split],
+    predictions: Mapping[str, Predictions],
     align: bool,
     allow: Sequence[str],
-    who: str,
+    which: str,
 ) -> None:
-    """Refuse one teacher; among several, a wrong one would hide in the mean."""
+    """Refuse one teacher's targets if they cannot be right."""
+    train = splits["train"]
+    arrays = {name: split.arrays for name, split in splits.items()}
     try:
-        check_targets(database.splits, said, names, allow)
+        check_targets(arrays, predictions, train.names, allow)
         if not align:
-            _check_offset(sum_errors(database.splits["train"], said["train"], names), allow)
+            _check_offset(sum_errors(train.arrays, predictions["train"], train.names), allow)
     except DataError as error:
-        raise DataError(f"{who}{error}") from error
-
-
-def _mean_offsets(moved: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    return {z: float(np.mean([one[z] for one in moved])) for z in moved[0]}
-
-
-def _checked(database: Any, quantities: Sequence[str]) -> tuple[str, ...]:
-    if not isinstance(getattr(database, "splits", None), dict):
-        raise DataError(f"database: expected a hippynn Database, got {type(database).__name__}")
-    if "train" not in database.splits:
-        raise DataError(
-            "the database has no training split yet; split it first, such as with "
-            "make_trainvalidtest_split"
-        )
-    left = len(database.arr_dict["indices"]) if not database.splitting_completed else 0
-    if left:
-        raise DataError(
-            f"{left} structures of the database are in no split yet, and would have no targets; "
-            "split them first, such as with split_the_rest"
-        )
-    is_list = isinstance(quantities, Sequence) and not isinstance(quantities, str)
-    if not is_list or not quantities or not all(isinstance(name, str) for name in quantities):
-        raise DataError(f"quantities: expected one or more names, got {shown(quantities)}")
-    if len(set(quantities)) < len(quantities):
-        raise DataError(f"quantities: expected different names, got {tuple(quantities)}")
-    for name in quantities:
-        if name not in QUANTITIES:
-            raise KeyError(f"unknown quantity {name!r} of a teacher{suggestion(name, QUANTITIES)}")
-        for made in (TEACHER + name, TEACHER + name + WEIGHT):
-            if any(made in arrays for arrays in database.splits.values()):
-                raise DataError(
-                    f"the database has {made!r} already; targets are added once, so make the "
-                    "database anew for another teacher"
-                )
-    return tuple(quantities)
-
-
-def _checked_names(database: Any, names: ArrayNames | None) -> ArrayNames:
-    """Refuse names of labels that the user gave and the database lacks; else say what is missed."""
-    names, arrays = checked_names(names), database.splits["train"]
-    for label, name, usual in (
-        ("energy", names.energy, ArrayNames.energy),
-        ("forces", names.forces, ArrayNames.forces),
-    ):
-        if name not in arrays and name != usual:
-            raise DataError(
-                f"the database has no array {name!r}, which ArrayNames says the {label} are "
-                f"called; it has {', '.join(sorted(arrays))}"
-            )
-    if names.energy not in arrays:
-        logger.warning(
-            f"the database has no array {names.energy!r}, so the teacher's energies are not "
-            "compared with labels; if they are called otherwise, say names=ArrayNames(energy=...)"
-        )
-    return names
-
-
-def _check_limits(wanted: Sequence[str], max_sum_error: Any, spread: Any) -> None:
-    """Refuse limits with which no target or a NaN would be left."""
-    limits = (("max_sum_error", max_sum_error, "eV/atom"), ("spread", spread, "eV"))
-    for name, value, unit in limits:
-        if value is not None:
-            check_number(name, value, above=0, unit=unit)
-    if spread is not None and "atomic_energies" not in wanted:
-        raise DataError(
-            f"spread: weighs atomic_energies, which are not among {tuple(wanted)}; leave it out"
-        )
-
-
-def _check_flags(**flags: object) -> None:
-    """Refuse what is neither True nor False, as a text that says no would count as yes."""
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise DataError(f"{name}: expected True or False, got {shown(flag)}")
+        raise DataError(f"{which}{error}") from error
 
 
 def _check_offset(sums: SumErrors | None, allow: Sequence[str]) -> None:
+    """Refuse energies with another zero than the labels'."""
     if sums is None:
         return
+
+    # Median and robust scatter, so that a few structures that the teacher predicts badly do not
+    # look like another zero of energy, nor hide one.
     typical, scatter = sums.typical
-    if not abs(typical) > max(OFFSET, 2 * scatter):
+    if not abs(typical) > max(LARGEST_OFFSET, 2 * scatter):
         return
+
     what = (
         f"the teacher's energies are {typical:.3f} eV/atom above the labels, and scatter by "
         f"{scatter:.3f}"
@@ -285,7 +245,49 @@ def _check_offset(sums: SumErrors | None, allow: Sequence[str]) -> None:
     )
 
 
-def _beyond(sums: Mapping[str, SumErrors], split: str, limit: float | None) -> tuple[int, ...]:
+def _average_offsets(by_teacher: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    return {z: float(np.mean([one[z] for one in by_teacher])) for z in by_teacher[0]}
+
+
+# The arrays that a split gets
+
+
+def _target_arrays(
+    split: Split, predictions: Predictions, dropped: Sequence[int], spread: float | None
+) -> dict[str, torch.Tensor]:
+    """Return a target and a weight array for each quantity, in the database's dtype."""
+    like = split.arrays[split.names.positions]
+    counts = predictions.present.copy()
+    counts[list(dropped)] = False
+
+    arrays = {}
+    for name, value in predictions.values.items():
+        weight = _weights(name, predictions, counts, split.is_atom, spread)
+        # hippynn keeps one number a structure as (n, 1).
+        value = value[:, None] if name == "energy" else value
+        arrays[TEACHER + name] = torch.as_tensor(value).to(like)
+        arrays[TEACHER + name + WEIGHT] = torch.as_tensor(weight).to(like)
+    return arrays
+
+
+def _weights(
+    name: str,
+    predictions: Predictions,
+    counts: NDArray[np.bool_],
+    is_atom: NDArray[np.bool_],
+    spread: float | None,
+) -> NDArray[np.float64]:
+    """Return (n, atoms) for a quantity of atoms, (n, 1) for one of structures."""
+    weight = (counts[:, None] if name == "energy" else counts[:, None] & is_atom).astype(float)
+    if spread is None or name != "atomic_energies":
+        return weight
+    if name not in predictions.spreads:
+        raise DataError("spread: there is one teacher, so there is no spread; leave it out")
+    return weight / (1 + np.square(predictions.spreads[name] / spread))
+
+
+def _rows_beyond(sums: Mapping[str, SumErrors], split: str, limit: float | None) -> tuple[int, ...]:
+    """Return the rows of a split whose energy by the teacher is too far from the label."""
     if limit is None:
         return ()
     if split not in sums:
@@ -296,40 +298,9 @@ def _beyond(sums: Mapping[str, SumErrors], split: str, limit: float | None) -> t
     return tuple(sums[split].beyond(limit))
 
 
-def _arrays(
-    arrays: Mapping[str, torch.Tensor],
-    one: Predictions,
-    dropped: Sequence[int],
-    names: ArrayNames,
-    spread: float | None,
-) -> dict[str, torch.Tensor]:
-    """Return the arrays that a split gets."""
-    like, made = arrays[names.positions], {}
-    counts = one.present.copy()
-    counts[list(dropped)] = False
-    for name, value in one.values.items():
-        weight = _weight(name, one, counts, arrays[names.species].cpu().numpy() != 0, spread)
-        value = value[:, None] if name == "energy" else value
-        made[TEACHER + name] = torch.as_tensor(value).to(like)
-        made[TEACHER + name + WEIGHT] = torch.as_tensor(weight).to(like)
-    return made
-
-
-def _weight(
-    name: str, one: Predictions, counts: NDArray[Any], real: NDArray[Any], spread: float | None
-) -> NDArray[np.float64]:
-    """Return (n, atoms) of an atom's quantity, or (n, 1)."""
-    weight = (counts[:, None] if name == "energy" else counts[:, None] & real).astype(float)
-    if spread is None or name != "atomic_energies":
-        return weight
-    if name not in one.spreads:
-        raise DataError("spread: there is one teacher, so there is no spread; leave it out")
-    return weight / (1 + np.square(one.spreads[name] / spread))
-
-
-def _check_left(made: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Refuse a training split without any target; say so of another one."""
-    for split, arrays in made.items():
+def _check_any_left(added: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Refuse a training split without any target that counts; warn of another such split."""
+    for split, arrays in added.items():
         weights = [array for name, array in arrays.items() if name.endswith(WEIGHT)]
         if any(bool(weight.any()) for weight in weights):
             continue
@@ -342,16 +313,85 @@ def _check_left(made: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         logger.warning(f"{what}; its errors from the teacher will read 0")
 
 
-CACHE = assembly._PAIRCACHE_DB_NAME
-"""What hippynn calls the array of cached pairs."""
+# The arguments of add_teacher_targets
+
+
+def _check_quantities(database: Any, quantities: Sequence[str]) -> tuple[str, ...]:
+    """Refuse a database that is not split to its end, and quantities that cannot be added."""
+    check_splits(database, needed=("train",))
+    left = len(database.arr_dict["indices"]) if not database.splitting_completed else 0
+    if left:
+        raise DataError(
+            f"{left} structures of the database are in no split yet, and would have no targets; "
+            "split them first, such as with split_the_rest"
+        )
+
+    is_list = isinstance(quantities, Sequence) and not isinstance(quantities, str)
+    if not is_list or not quantities or not all(isinstance(name, str) for name in quantities):
+        raise DataError(f"quantities: expected one or more names, got {shown(quantities)}")
+    if len(set(quantities)) < len(quantities):
+        raise DataError(f"quantities: expected different names, got {tuple(quantities)}")
+
+    for name in quantities:
+        if name not in TARGETS:
+            raise KeyError(f"unknown quantity {name!r} of a teacher{suggestion(name, TARGETS)}")
+        for array in (TEACHER + name, TEACHER + name + WEIGHT):
+            if any(array in arrays for arrays in database.splits.values()):
+                raise DataError(
+                    f"the database has {array!r} already; targets are added once, so make the "
+                    "database anew for another teacher"
+                )
+    return tuple(quantities)
+
+
+def _check_names(database: Any, names: ArrayNames | None) -> ArrayNames:
+    """Refuse names of labels that the database lacks; warn if it has no energies to compare."""
+    names, arrays = checked_names(names), database.splits["train"]
+    for label, name, usual in (
+        ("energy", names.energy, ArrayNames.energy),
+        ("forces", names.forces, ArrayNames.forces),
+    ):
+        if name not in arrays and name != usual:
+            raise DataError(
+                f"the database has no array {name!r}, which ArrayNames says the {label} are "
+                f"called; it has {', '.join(sorted(arrays))}"
+            )
+    if names.energy not in arrays:
+        logger.warning(
+            f"the database has no array {names.energy!r}, so the teacher's energies are not "
+            "compared with labels; if they have another name, give names=ArrayNames(energy=...)"
+        )
+    return names
+
+
+def _check_limits(quantities: Sequence[str], max_sum_error: Any, spread: Any) -> None:
+    """Refuse limits with which no target or a NaN would be left."""
+    limits = (("max_sum_error", max_sum_error, "eV/atom"), ("spread", spread, "eV"))
+    for name, value, unit in limits:
+        if value is not None:
+            check_number(name, value, above=0, unit=unit)
+    if spread is not None and "atomic_energies" not in quantities:
+        raise DataError(
+            f"spread: weighs atomic_energies, which are not among {tuple(quantities)}; leave it out"
+        )
+
+
+def _check_flags(**flags: object) -> None:
+    """Refuse anything but True and False; a text such as "no" would count as True."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise DataError(f"{name}: expected True or False, got {shown(flag)}")
+
+
+# A database beside the model that is to be trained on it
 
 
 def check_database(modules: Any, database: Any) -> None:
-    """Refuse a database that hippynn's training would stop on, or learn something else from.
+    """Refuse a database that hippynn's training would fail on, or learn something else from.
 
-    Targets that a loss reads and nobody has added, elements that the model does not know,
-    structures that are not periodic, numbers of another kind than the model's, labels that are not
-    finite. `cache_pairs` does this as well.
+    Targets that a loss reads and nobody has added, elements that the model does not have,
+    structures that are not periodic, another dtype than the model's, labels that are not finite.
+    `cache_pairs` does this as well.
 
     Args:
         modules: of ``assemble_for_training`` or of ``load_checkpoint``.
@@ -366,22 +406,23 @@ def check_database(modules: Any, database: Any) -> None:
             f"{type(modules).__name__}"
         )
     check_splits(database, needed=("train", "valid"))
+
     info = modules.evaluator.db_info
     graph = graph_of(modules.model)
-    names, known = names_of(graph), elements_of(graph)
+    names, elements = _names_in(graph), _elements_of(graph)
     for split, arrays in database.splits.items():
         where = f"split {split!r}: "
         _check_arrays(arrays, [*info["inputs"], *info["targets"]], where)
         check_geometry(arrays, names, where)
-        _check_elements(arrays[names.species], known, where)
-        _check_kind(arrays[names.positions], graph, names.positions, where)
-        _check_targets(arrays, info["targets"], arrays[names.species], where)
+        _check_elements(arrays[names.species], elements, where)
+        _check_dtype(arrays[names.positions], graph, names.positions, where)
+        _check_finite_targets(arrays, info["targets"], arrays[names.species], where)
         if names.cell is None:
             _warn_of_cells(arrays, where)
 
 
 def check_splits(database: Any, needed: Sequence[str] = ()) -> None:
-    """Refuse what is no database, or one that has not been split.
+    """Refuse anything but a database that has been split.
 
     Raises:
         DataError: naming the splits that there are.
@@ -389,6 +430,7 @@ def check_splits(database: Any, needed: Sequence[str] = ()) -> None:
     splits = getattr(database, "splits", None)
     if not isinstance(splits, dict):
         raise DataError(f"database: expected a hippynn Database, got {type(database).__name__}")
+
     missing = [split for split in needed if split not in splits]
     if missing or not splits:
         what = (
@@ -402,12 +444,12 @@ def check_splits(database: Any, needed: Sequence[str] = ()) -> None:
 
 
 def graph_of(model: Any) -> Any:
-    """Return the graph of a model that may be spread over devices."""
+    """Return the graph of a model that may be spread over several devices."""
     return model.module if isinstance(model, torch.nn.DataParallel) else model
 
 
-def names_of(graph: Any) -> ArrayNames:
-    """Return what the database must call the geometry, by the nodes that read it."""
+def _names_in(graph: Any) -> ArrayNames:
+    """Return the names of species, positions and cells by the nodes that read them."""
     nodes = graph.nodes_to_compute
     try:
         (cell,) = find_relatives(nodes, CellNode)
@@ -418,13 +460,14 @@ def names_of(graph: Any) -> ArrayNames:
     return ArrayNames(species=species.db_name, positions=positions.db_name, cell=cells)
 
 
-def elements_of(graph: Any) -> frozenset[int]:
-    """Return the atomic numbers that a model knows."""
+def _elements_of(graph: Any) -> frozenset[int]:
+    """Return the atomic numbers that a model has."""
     encoder: Any = find_unique_relative(graph.nodes_to_compute, Encoder)
     return frozenset(encoder.torch_module.species_set.tolist()) - {0}
 
 
 def _check_arrays(arrays: Mapping[str, Any], wanted: Iterable[str], where: str) -> None:
+    """Refuse a split that lacks an array; for a teacher's, name the call that adds it."""
     for name in wanted:
         if name in arrays or name == CACHE:
             continue
@@ -436,24 +479,25 @@ def _check_arrays(arrays: Mapping[str, Any], wanted: Iterable[str], where: str) 
             if name.startswith(TEACHER)
             else "does a node of the model have another db_name?"
         )
-        held = ", ".join(sorted(arrays))
+        present = ", ".join(sorted(arrays))
         raise DataError(
-            f"{where}no array {name!r}, which the loss or model reads; {remedy} (there is {held})"
+            f"{where}no array {name!r}, which the loss or model reads; {remedy} (there is "
+            f"{present})"
         )
 
 
-def _check_elements(species: torch.Tensor, known: frozenset[int], where: str) -> None:
-    unknown = sorted(set(species.unique().tolist()) - known - {0})
+def _check_elements(species: torch.Tensor, elements: frozenset[int], where: str) -> None:
+    unknown = sorted(set(species.unique().tolist()) - elements - {0})
     if unknown:
-        listed = ", ".join(map(str, sorted(known)))
-        refuse(
+        listed = ", ".join(map(str, sorted(elements)))
+        refuse_rows(
             torch.isin(species, torch.tensor(unknown, device=species.device)).any(dim=1),
             f"{where}the model does not know element {unknown[0]} (it knows {listed})",
             "add it to possible_species; hippynn stops on it, or takes it for padding",
         )
 
 
-def _check_kind(positions: torch.Tensor, graph: Any, name: str, where: str) -> None:
+def _check_dtype(positions: torch.Tensor, graph: Any, name: str, where: str) -> None:
     weights = next(p.dtype for p in graph.parameters() if p.is_floating_point())
     if positions.dtype != weights:
         raise DataError(
@@ -462,9 +506,10 @@ def _check_kind(positions: torch.Tensor, graph: Any, name: str, where: str) -> N
         )
 
 
-def _check_targets(
+def _check_finite_targets(
     arrays: Mapping[str, Any], targets: Iterable[str], species: torch.Tensor, where: str
 ) -> None:
+    """Refuse labels and targets of another length, not finite, or with negative weights."""
     n = len(species)
     for name in targets:
         value = arrays[name]
@@ -474,18 +519,21 @@ def _check_targets(
             )
         if not value.is_floating_point():
             continue
-        lost = ~finite(value, species)
-        refuse(lost, f"{where}{name!r} is NaN or inf", "take these structures out")
+
+        wrong = ~is_finite(value, species)
+        refuse_rows(wrong, f"{where}{name!r} is NaN or inf", "take these structures out")
         if name.startswith(TEACHER) and name.endswith(WEIGHT):
-            below = (value < 0).reshape(n, -1).any(dim=1)
-            refuse(below, f"{where}{name!r} is negative", "a weight of 0 takes a target away")
+            negative = (value < 0).reshape(n, -1).any(dim=1)
+            remedy = "a weight of 0 takes a target away"
+            refuse_rows(negative, f"{where}{name!r} is negative", remedy)
 
 
 def _warn_of_cells(arrays: Mapping[str, Any], where: str) -> None:
+    """Warn of cells that a model without cells would not read."""
     cells = arrays.get(ArrayNames.cell)
     if cells is not None and cells.shape[1:] == (3, 3):
         volumes = torch.linalg.det(cells.detach().cpu().double()).abs()
-        if bool((volumes > FLAT).any()):
+        if bool((volumes > SMALLEST_VOLUME).any()):
             logger.warning(
                 f"{where}there are cells, but the model has none, so that nothing is periodic; is "
                 "a CellNode or periodic=True missing?"

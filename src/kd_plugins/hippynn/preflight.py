@@ -15,10 +15,10 @@ from kd_plugins.hippynn.convert import (
     ArrayNames,
     DataError,
     check_floats,
-    finite,
+    is_finite,
     is_gradient,
-    refuse,
-    structures,
+    refuse_rows,
+    to_structures,
 )
 from kd_plugins.hippynn.providers import Predictions
 from kd_plugins.hippynn.sums import energies
@@ -49,8 +49,8 @@ def check_labels(split: str, arrays: Mapping[str, torch.Tensor], names: ArrayNam
             f"{tuple(forces.shape)}"
         )
     for name in held:
-        bad = ~finite(arrays[name], arrays[names.species])
-        refuse(bad, f"{where}{name!r} is NaN or inf", "take them out")
+        bad = ~is_finite(arrays[name], arrays[names.species])
+        refuse_rows(bad, f"{where}{name!r} is NaN or inf", "take them out")
 
 
 def check_targets(
@@ -75,7 +75,7 @@ def check_targets(
             kept = value.astype(np.float32 if _is_single(splits[split], names) else np.float64)
             bad = ~np.isfinite(kept).reshape(len(kept), -1).all(axis=1)
             what = f"split {split!r}: the teacher's {name} is NaN, inf or too large"
-            refuse(bad, what, "mend the teacher, or take these structures out")
+            refuse_rows(bad, what, "mend the teacher, or take these structures out")
 
     cases = list(_cases(splits["train"], said["train"], names))
     refused, overruled = split_allowed(examine(cases), allow)
@@ -93,7 +93,7 @@ def _is_single(arrays: Mapping[str, torch.Tensor], names: ArrayNames) -> bool:
 def _cases(
     arrays: Mapping[str, torch.Tensor], said: Predictions, names: ArrayNames
 ) -> Iterator[DoctorInput]:
-    held, total = structures(arrays, names), energies(said)
+    held, total = to_structures(arrays, names), energies(said)
     labels = {
         quantity: arrays[name].detach().cpu().double().numpy()
         for quantity, name in (("energy", names.energy), ("forces", names.forces))
