@@ -72,6 +72,14 @@ class OnlyCallable:
         return {"energy": np.array(float(len(atoms)))}
 
 
+class EMTInBatches(EMT):
+    """A calculator with a teacher of its own."""
+
+    def as_teacher(self) -> Batching:
+        """Return the teacher."""
+        return Batching()
+
+
 class Movable(Calculator):
     """A calculator on a device that its factory is given."""
 
@@ -195,6 +203,12 @@ def test_callable_of_version_0_1_0_labels(tmp_path: Path) -> None:
 def test_what_is_no_teacher_is_refused(thing: Any, message: str) -> None:
     with pytest.raises(TeacherError, match=message):
         as_teacher(thing)
+
+
+def test_calculator_may_bring_its_own_teacher() -> None:
+    """One that also predicts in batches: dynamics take the calculator, labelling the teacher."""
+    assert isinstance(as_teacher(EMTInBatches()), Batching)
+    assert isinstance(load_teacher(f"{__name__}:EMTInBatches"), Batching)
 
 
 def test_teacher_with_predict_needs_the_rest_of_the_protocol() -> None:

@@ -163,7 +163,7 @@ def test_words_are_json_or_else_text() -> None:
         ),
         ("json:loads s=1", "cannot be made: TypeError: the JSON object must be str"),
         ("json:loads s=[1]", "cannot be made"),
-        ("os:getcwd", "teacher 'os:getcwd': expected an ASE calculator, got str"),
+        ("os:getcwd", "teacher 'os:getcwd': expected a Teacher or an ASE calculator, got '"),
         ("pfp", "pfp.. missing 2 required positional arguments: 'model_version' and 'calc_mode'"),
     ],
 )

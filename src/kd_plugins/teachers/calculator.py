@@ -155,7 +155,8 @@ def as_teacher(thing: Any) -> Teacher:
 
     Args:
         thing: a `Teacher`, an ASE calculator, or an object with ``quantities``, ``fingerprint``
-            and ``__call__(atoms, quantities)``.
+            and ``__call__(atoms, quantities)``. A calculator that can also predict in batches has
+            a method ``as_teacher()``, which returns the teacher.
 
     Raises:
         TeacherError: for anything else, also for a name, which `load_teacher` takes.
@@ -164,8 +165,10 @@ def as_teacher(thing: Any) -> Teacher:
     >>> as_teacher(EMT()).batch_size
     1
     """
-    is_described = hasattr(thing, "quantities") and hasattr(thing, "fingerprint")
+    if hasattr(thing, "as_teacher") and not isinstance(thing, type):
+        return thing.as_teacher()
 
+    is_described = hasattr(thing, "quantities") and hasattr(thing, "fingerprint")
     if is_described and hasattr(thing, "predict"):
         members = ("versions", "device", "batch_size")
         missing = [name for name in members if not hasattr(thing, name)]

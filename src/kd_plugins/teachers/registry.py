@@ -16,7 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from kd_plugins.names import suggestion
-from kd_plugins.teachers.calculator import CalculatorTeacher, as_teacher
+from kd_plugins.teachers.calculator import as_teacher
 from kd_plugins.teachers.ensemble import Ensemble
 from kd_plugins.teachers.teacher import Teacher, TeacherError, check_device, resolve_device
 
@@ -141,8 +141,7 @@ class TeacherSpec:
 
         made = self._call(_find_factory(self.name), arguments)
         try:
-            is_teacher = hasattr(made, "fingerprint") and hasattr(made, "quantities")
-            teacher = as_teacher(made) if is_teacher else CalculatorTeacher(made)
+            teacher = as_teacher(made)
         except TeacherError as error:
             raise TeacherError(f"teacher {self.name!r}: {error}") from error
 
