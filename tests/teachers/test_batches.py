@@ -29,7 +29,7 @@ from kd_plugins.teachers import (
     load_teacher,
 )
 from kd_plugins.teachers.teacher import resolve_device
-from kd_plugins.teachers.worker import Worker
+from kd_plugins.teachers.workers import Worker
 from tests.teachers import slow
 from tests.teachers.batching import assert_batch_independent
 

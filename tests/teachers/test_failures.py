@@ -14,7 +14,7 @@ from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
 from kd_plugins.store.structure import Structure
-from kd_plugins.teachers.failures import FAILURES, FailureLog, failures
+from kd_plugins.teachers.failure_log import FAILURES, FailureLog, failures
 
 AWKWARD = {
     "mp-1/0": "ValueError: two\nlines",

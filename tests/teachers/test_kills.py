@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from kd_plugins.store.store import TargetStore
 from kd_plugins.teachers import label
-from kd_plugins.teachers.label_run import LabelRun
-from kd_plugins.teachers.process_engine import ProcessEngine
+from kd_plugins.teachers.labelling import LabelRun
 from kd_plugins.teachers.ray_engine import RayEngine
+from kd_plugins.teachers.workers import ProcessEngine
 from tests.house import ROOT
 from tests.teachers import slow
 

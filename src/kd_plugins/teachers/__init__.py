@@ -7,8 +7,8 @@ from typing import Any
 from kd_plugins.teachers.calculator import CalculatorTeacher as CalculatorTeacher
 from kd_plugins.teachers.calculator import as_teacher as as_teacher
 from kd_plugins.teachers.ensemble import Ensemble as Ensemble
-from kd_plugins.teachers.failures import failures as failures
-from kd_plugins.teachers.label_run import LabelReport as LabelReport
+from kd_plugins.teachers.failure_log import failures as failures
+from kd_plugins.teachers.labelling import LabelReport as LabelReport
 from kd_plugins.teachers.labelling import label as label
 from kd_plugins.teachers.registry import load_teacher as load_teacher
 from kd_plugins.teachers.teacher import Teacher as Teacher

@@ -12,7 +12,7 @@ from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure
 from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import TeacherError
-from kd_plugins.teachers.worker import Outcome, Worker
+from kd_plugins.teachers.workers import Outcome, Worker
 
 
 class RayEngine:

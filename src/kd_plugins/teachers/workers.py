@@ -1,19 +1,28 @@
-"""One worker: a teacher that predicts in batches, and the shard that it writes."""
+"""Workers that label: one in this process, or several in processes of their own."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from ase import Atoms
 
+from kd_plugins.store import StoreError
 from kd_plugins.store.record import BATCH_BYTES, Record
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure, to_structure
+from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import Teacher, TeacherError
 
 Prediction: TypeAlias = Mapping[str, np.ndarray]
@@ -142,3 +151,137 @@ def _record(structure: LabelledStructure, predicted: Prediction | Failure) -> Re
         raise predicted
     tensors = {name: torch.tensor(value) for name, value in predicted.items()}
     return Record(structure.structure_id, to_structure(structure.atoms), tensors)
+
+
+class Engine(Protocol):
+    """Workers, numbered from 0, that take one batch at a time."""
+
+    n_workers: int
+
+    def submit(self, worker: int, batch: Sequence[LabelledStructure]) -> None:
+        """Give a batch to an idle worker."""
+
+    def wait(self) -> list[tuple[int, Outcome | None]]:
+        """Return what became of a batch or more; None if the worker died and was replaced.
+
+        Raises:
+            TeacherError: if a worker's teacher does not work.
+            StoreError: if a worker cannot write.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop all workers; what they have not committed is lost."""
+
+
+class SerialEngine:
+    """One worker in this process.
+
+    Args:
+        teacher: that labels.
+        store: to write to.
+    """
+
+    def __init__(self, teacher: Teacher, store: TargetStore) -> None:
+        self.n_workers = 1
+        self._worker = Worker(teacher, store, "main")
+        self._outcomes: list[tuple[int, Outcome | None]] = []
+
+    def submit(self, worker: int, batch: Sequence[LabelledStructure]) -> None:
+        """Label a batch here and now."""
+        self._outcomes.append((worker, self._worker.label(batch)))
+
+    def wait(self) -> list[tuple[int, Outcome | None]]:
+        """Return what `submit` has computed."""
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def close(self) -> None:
+        """Let another process write."""
+        self._worker.writer.close()
+
+
+class ProcessEngine:
+    """Workers in processes of their own, each with its teacher; a dead one is replaced.
+
+    Args:
+        teacher: its name, since each process makes its own.
+        folder: of the store.
+        n_workers: how many.
+        device: where each worker's teacher computes, as `load_teacher` takes it.
+    """
+
+    def __init__(self, teacher: str, folder: Path, n_workers: int, device: str = "auto") -> None:
+        self.n_workers = n_workers
+        self._job = (teacher, device, folder, max(1, (os.cpu_count() or 1) // n_workers))
+        # Forked from a process that has imported everything and computed nothing.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__])
+        self._processes: dict[int, Any] = {}
+        self._pipes: dict[int, Any] = {}
+        for worker in range(n_workers):
+            self._start(worker)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process id of each worker."""
+        return [self._processes[worker].pid for worker in range(self.n_workers)]
+
+    def submit(self, worker: int, batch: Sequence[LabelledStructure]) -> None:
+        """Send a batch; whether the worker lives shows in `wait`."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._pipes[worker].send(batch)
+
+    def wait(self) -> list[tuple[int, Outcome | None]]:
+        """Return the outcomes that have come, at least one."""
+        ready = connection.wait(list(self._pipes.values()))
+        workers = [worker for worker, pipe in self._pipes.items() if pipe in ready]
+        return [(worker, self._receive(worker)) for worker in workers]
+
+    def close(self) -> None:
+        """Kill the workers: a shard is never left with half a batch."""
+        for process in self._processes.values():
+            process.kill()
+            process.join()
+        for pipe in self._pipes.values():
+            pipe.close()
+
+    def _receive(self, worker: int) -> Outcome | None:
+        try:
+            answer = self._pipes[worker].recv()
+        except (EOFError, ConnectionResetError):
+            self._processes[worker].join()
+            self._pipes[worker].close()
+            self._start(worker)
+            return None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _start(self, worker: int) -> None:
+        here, there = self._context.Pipe()
+        arguments = (there, *self._job, f"worker-{worker}")
+        process = self._context.Process(target=_serve, args=arguments, daemon=True)
+        process.start()
+        there.close()
+        self._processes[worker], self._pipes[worker] = process, here
+
+
+def _serve(pipe: Any, teacher: str, device: str, folder: Path, n_threads: int, shard: str) -> None:
+    """Label what comes through a pipe until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(n_threads)
+    try:
+        worker = Worker(load_teacher(teacher, device), TargetStore.open(folder), shard)
+        while True:
+            pipe.send(worker.label(pipe.recv()))
+    except (TeacherError, StoreError) as error:
+        pipe.send(error)
+    except (EOFError, BrokenPipeError):
+        pass
+
+
+def _die_with_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
