@@ -116,7 +116,8 @@ def tables(report: Found) -> str:
 
     rows = parts.get("speed", {}).get("rows", [])
     forms = [form for form in (rows[0] if rows else ()) if form != "edges"]
-    lines += ["", f"| edges | {' | '.join(forms)} |", f"|--:|{'---|' * len(forms)}"]
+    if forms:
+        lines += ["", f"| edges | {' | '.join(forms)} |", f"|--:|{'---|' * len(forms)}"]
     for row in rows:
         lines.append(f"| {row['edges']:,} | {' | '.join(cell(row.get(f, {})) for f in forms)} |")
 

@@ -26,7 +26,6 @@ def hippynn(setup: Setup, found: Found) -> None:
     """Train a HIPNN on a teacher's targets, on the CPU and on the device."""
     from hippynn import custom_kernels
     from hippynn.experiment import assemble_for_training
-    from hippynn.graphs.ensemble import get_graphs
     from step_overhead import hipnn, metals
 
     from kd_plugins.hippynn import STUDENT, HippynnTeacher, distillation_loss, to_arrays
@@ -37,13 +36,13 @@ def hippynn(setup: Setup, found: Found) -> None:
     found["kernels"] = str(custom_kernels.CUSTOM_KERNELS_ACTIVE)
     width, sensitivities, layers = (8, 4, 1) if setup.dry else (128, 40, 4)
 
-    (taught,) = get_graphs([hipnn(width, sensitivities, layers)[0]])
+    taught, _ = hipnn(width, sensitivities, layers)
     given = {name: torch.as_tensor(one) for name, one in arrays.items()}
     said: Found = {}
 
     for device in both(setup):
-        teacher = HippynnTeacher(copy.deepcopy(taught).to(device))
-        ask = partial(teacher, given, ["atomic_energies", "forces"])
+        teacher = HippynnTeacher(taught, device=device)
+        ask = partial(teacher.predict_arrays, given, ["atomic_energies", "forces"])
         said[device] = ask()
         found[f"teacher ms, {device}"] = timed(ask, setup, 3)
 
@@ -178,14 +177,12 @@ def labeller(setup: Setup, found: Found) -> None:
 
     from kd_plugins import TargetStore
     from kd_plugins.structures import LabelledStructure
-    from kd_plugins.teachers import label
+    from kd_plugins.teachers import label, load_teacher
 
-    name, teacher = teacher_on(setup.device.type)
-    model = getattr(getattr(teacher, "calculator", teacher), "model", None)
-    ran_on = next(model.parameters()).device.type if model is not None else "unknown"
-    found |= {"teacher": name, "ran on": ran_on}
+    teacher = load_teacher("chgnet", setup.device.type)
+    found |= {"device": teacher.device, "batch size": teacher.batch_size}
 
-    cells = salts(2 if setup.dry else 48, setup)
+    cells = salts(2 if setup.dry else 64, setup)
     structures = [LabelledStructure(f"salt-{place}", atoms) for place, atoms in enumerate(cells)]
     with tempfile.TemporaryDirectory() as folder:
         # the first prediction on a GPU takes seconds
@@ -202,17 +199,6 @@ def labeller(setup: Setup, found: Found) -> None:
         actual = [one[kind].flatten() for one in labels]
         found[f"{kind}, error"] = error_of(torch.cat(actual), torch.cat(expected))
 
-    if ran_on != setup.device.type:
-        raise CheckFailed(f"the teacher ran on {ran_on}")
+    if torch.device(teacher.device).type != setup.device.type:
+        raise CheckFailed(f"the teacher ran on {teacher.device}")
     check_errors(found, 1e-3)
-
-
-def teacher_on(device: str) -> tuple[str, Any]:
-    """Return the teacher with its name, on a device where it takes one."""
-    from kd_plugins.teachers import TeacherError, load_teacher
-
-    name = f"chgnet device={device}"
-    try:
-        return name, load_teacher(name)
-    except TeacherError:  # of a version whose teachers choose for themselves
-        return "chgnet", load_teacher("chgnet")
