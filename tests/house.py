@@ -30,7 +30,8 @@ STORE = CORE | {"lmdb", "safetensors", "kd_plugins.store"}
 STRUCTURES = STORE | {"ase", "ijson", "tqdm", "kd_plugins.config", "kd_plugins.structures"}
 TEACHERS = STRUCTURES | {"kd_plugins.teachers"}
 DOCTOR = TEACHERS | {"kd_plugins.doctor"}
-ADAPTER = DOCTOR | {"yaml"}
+PREFLIGHT = DOCTOR | {"kd_plugins.preflight"}
+ADAPTER = PREFLIGHT | {"yaml"}
 ALLOWED_IMPORTS = {
     "kd_plugins/__init__.py": {"kd_plugins.core", "kd_plugins.store", "kd_plugins.lazy"},
     "kd_plugins/crystals.py": {"kd_plugins"},
@@ -61,6 +62,7 @@ ALLOWED_IMPORTS = {
     "kd_plugins/teachers/builtin.py": TEACHERS | {"pfp_api_client"},
     "kd_plugins/teachers/ray_engine.py": TEACHERS | {"ray"},
     "kd_plugins/doctor/": DOCTOR,
+    "kd_plugins/preflight.py": DOCTOR,
     "kd_plugins/sampling/": TEACHERS | {"kd_plugins.sampling", "scipy"},
     "kd_plugins/fairchem/": ADAPTER
     | {"kd_plugins.fairchem", "kd_plugins.exit_codes", "fairchem", "torch_geometric"},

@@ -35,7 +35,7 @@ from kd_plugins.hippynn.providers import (
     as_providers,
     average,
 )
-from kd_plugins.hippynn.sums import SumErrors, aligned, offsets, sum_errors
+from kd_plugins.hippynn.sums import SumErrors, fit_offsets, subtract_offsets, sum_errors
 from kd_plugins.names import suggestion
 from kd_plugins.numbers import check_number, shown
 
@@ -195,9 +195,9 @@ def _predict(
         return predictions, {}
 
     train = splits["train"]
-    energy_offsets = offsets(train.arrays, predictions["train"], train.names)
+    energy_offsets = fit_offsets(train.arrays, predictions["train"], train.names)
     shifted = {
-        name: aligned(one, splits[name].arrays[train.names.species], energy_offsets)
+        name: subtract_offsets(one, splits[name].arrays[train.names.species], energy_offsets)
         for name, one in predictions.items()
     }
     return shifted, energy_offsets

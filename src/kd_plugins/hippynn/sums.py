@@ -1,4 +1,4 @@
-"""What a teacher's atomic energies add up to, beside the labels."""
+"""Sums of a teacher's atomic energies beside the labels, and the offset between both zeros."""
 
 from __future__ import annotations
 
@@ -20,102 +20,109 @@ class SumErrors:
     """How far a teacher's energies are from the labels of a split.
 
     Args:
-        per_atom: (n,) teacher minus label in eV/atom; NaN where the teacher says nothing.
+        per_atom: (n,) teacher minus label in eV/atom; NaN for structures without a target.
     """
 
     per_atom: NDArray[np.float64]
 
     @property
-    def n(self) -> int:
-        """Structures of the split."""
-        return len(self.per_atom)
-
-    @property
     def mean(self) -> float:
-        """eV/atom."""
+        """Mean error, eV/atom."""
         return float(np.nanmean(self.per_atom))
 
     @property
     def rms(self) -> float:
-        """eV/atom."""
+        """Root mean square error, eV/atom."""
         return float(np.sqrt(np.nanmean(np.square(self.per_atom))))
 
     @property
     def typical(self) -> tuple[float, float]:
-        """Median and robust standard deviation, eV/atom."""
+        """Median and robust standard deviation, eV/atom.
+
+        1.4826 turns the median deviation of normal errors into their standard deviation.
+        """
         median = float(np.nanmedian(self.per_atom))
         return median, 1.4826 * float(np.nanmedian(np.abs(self.per_atom - median)))
 
     @property
     def worst(self) -> float:
-        """eV/atom, of the structure that is furthest off."""
+        """The largest error with its sign, eV/atom."""
         return float(self.per_atom[np.nanargmax(np.abs(self.per_atom))])
 
     def beyond(self, limit: float) -> list[int]:
-        """Return the rows that are further off than a limit in eV/atom."""
+        """Return the rows with a larger error than a limit in eV/atom."""
         return np.flatnonzero(np.abs(self.per_atom) > limit).tolist()
 
 
-def sum_errors(
-    arrays: Mapping[str, torch.Tensor], said: Predictions, names: ArrayNames
-) -> SumErrors | None:
-    """Return how far a teacher's energies are from the labels; None where one of them is not."""
-    total = energies(said)
-    if total is None or names.energy not in arrays or not said.present.any():
-        return None
-    sizes = (arrays[names.species] != 0).sum(dim=1).cpu().numpy()
-    labels = arrays[names.energy].double().cpu().numpy().reshape(-1)
-    return SumErrors(np.where(said.present, (total - labels) / sizes, np.nan))
-
-
-def energies(said: Predictions) -> NDArray[np.float64] | None:
+def total_energies(predictions: Predictions) -> NDArray[np.float64] | None:
     """Return the total energies in eV, (n,), by which a teacher is compared with labels."""
-    if "atomic_energies" in said.values:
-        return said.values["atomic_energies"].sum(axis=1)
-    return said.values.get("energy")
+    if "atomic_energies" in predictions.values:
+        return predictions.values["atomic_energies"].sum(axis=1)
+    return predictions.values.get("energy")
 
 
-def offsets(
-    arrays: Mapping[str, torch.Tensor], said: Predictions, names: ArrayNames
+def sum_errors(
+    arrays: Mapping[str, torch.Tensor], predictions: Predictions, names: ArrayNames
+) -> SumErrors | None:
+    """Return how far a teacher's energies are from the labels; None where one side has none."""
+    total = total_energies(predictions)
+    if total is None or names.energy not in arrays or not predictions.present.any():
+        return None
+
+    n_atoms = (arrays[names.species] != 0).sum(dim=1).cpu().numpy()  # species 0 is padding
+    labels = arrays[names.energy].double().cpu().numpy().reshape(-1)
+    return SumErrors(np.where(predictions.present, (total - labels) / n_atoms, np.nan))
+
+
+def fit_offsets(
+    arrays: Mapping[str, torch.Tensor], predictions: Predictions, names: ArrayNames
 ) -> dict[int, float]:
-    """Return what the teacher gives an atom of each element more than the labels do, in eV.
+    """Fit how much more energy in eV the teacher gives an atom of each element than the labels do.
 
     Raises:
-        DataError: if the structures do not tell that, element by element.
+        DataError: if the structures do not determine that, element by element.
     """
-    errors = sum_errors(arrays, said, names)
+    errors = sum_errors(arrays, predictions, names)
     if errors is None:
         raise DataError("align: energies of the teacher and labels are needed, and one is missing")
+
     numbers = [row[row != 0].cpu().numpy() for row in arrays[names.species]]
-    kept = np.flatnonzero(said.present)
-    sizes = np.array([len(numbers[row]) for row in kept])
-    found = fit_references(
-        [numbers[row] for row in kept], errors.per_atom[kept] * sizes, np.zeros(len(kept))
+    kept = np.flatnonzero(predictions.present)
+    n_atoms = np.array([len(numbers[row]) for row in kept])
+    references = fit_references(
+        [numbers[row] for row in kept], errors.per_atom[kept] * n_atoms, np.zeros(len(kept))
     )
-    vague = sorted(set(found.offsets) - found.determined)
-    if vague:
+
+    undetermined = sorted(set(references.offsets) - references.determined)
+    if undetermined:
         raise DataError(
-            f"align: the training structures do not tell elements {vague} apart; add some with "
-            "other proportions, or train on a teacher whose zero of energy is the labels'"
+            f"align: the training structures do not determine the offsets of elements "
+            f"{undetermined} one by one; add some with other proportions, or train on a teacher "
+            "that has the labels' zero of energy"
         )
-    return dict(found.offsets)
+    return dict(references.offsets)
 
 
-def aligned(said: Predictions, species: torch.Tensor, moved: Mapping[int, float]) -> Predictions:
-    """Return what a teacher says with an energy taken from every atom.
+def subtract_offsets(
+    predictions: Predictions, species: torch.Tensor, offsets: Mapping[int, float]
+) -> Predictions:
+    """Return targets with an element's offset subtracted from the energy of every atom.
 
     Raises:
         DataError: for an element that the training split lacks.
     """
-    if not moved:
-        return said
+    if not offsets:
+        return predictions
+
     numbers = species.cpu().numpy()
-    unknown = sorted(set(np.unique(numbers).tolist()) - {0, *moved})
+    unknown = sorted(set(np.unique(numbers).tolist()) - {0, *offsets})
     if unknown:
         raise DataError(f"align: the training split has no element {unknown[0]}, another has")
-    shift = np.vectorize({0: 0.0, **moved}.get, otypes=[float])(numbers)
-    moves: dict[str, Any] = {"atomic_energies": shift, "energy": shift.sum(axis=1)}
+
+    per_atom = np.vectorize({0: 0.0, **offsets}.get, otypes=[float])(numbers)
+    moves: dict[str, Any] = {"atomic_energies": per_atom, "energy": per_atom.sum(axis=1)}
     values = {
-        name: value - moves[name] if name in moves else value for name, value in said.values.items()
+        name: value - moves[name] if name in moves else value
+        for name, value in predictions.values.items()
     }
-    return replace(said, values=values)
+    return replace(predictions, values=values)
