@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_plugins import crack_loss
-from kd_plugins.core.edges import choose_edges
+from kd_plugins.core._relations import choose_edges
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 NEIGHBOURS, TEMPERATURE = 25, 0.15

@@ -1,6 +1,8 @@
-"""The only place where items are averaged."""
+"""Means over the items that count, and the items of all ranks of a distributed training."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,8 @@ def masked_mean(
     the number of ranks, because DistributedDataParallel averages gradients: n ranks then give the
     gradient of one process on the union batch, however unevenly the items fall (the rule that
     fairchem's ``DDPLoss`` follows). With nothing to average the result is a zero that has a graph.
+
+    Nothing else in this package divides by a number of items.
 
     Args:
         items: one number an item, (I,).
@@ -35,19 +39,85 @@ def masked_mean(
             f"mask: expected booleans {tuple(items.shape)}, one an item, got {mask.dtype} "
             f"{tuple(mask.shape)}"
         )
+
+    # torch.where and not a product: NaN times zero is NaN.
     total = torch.where(mask, items, torch.zeros_like(items)).sum()
-    count, ranks = global_count(mask)
-    return total * ranks / count.clamp(min=1)
+    count, n_ranks = _count_on_all_ranks(mask)
+    return total * n_ranks / count.clamp(min=1)
 
 
-def global_count(mask: Bool[Tensor, " I"]) -> tuple[Tensor, int]:
-    """Return how many items count on all ranks together, and the number of ranks.
-
-    >>> global_count(torch.tensor([True, False, True]))
-    (tensor(2), 1)
-    """
+def _count_on_all_ranks(mask: Bool[Tensor, " I"]) -> tuple[Tensor, int]:
+    """Return how many items count on all ranks together, and the number of ranks."""
     count = mask.sum()
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _is_distributed():
         return count, 1
     dist.all_reduce(count)
     return count, dist.get_world_size()
+
+
+def counts_of_ranks(n_rows: int, device: torch.device) -> tuple[int, ...]:
+    """Return how many rows each rank has; this process alone where there are no others.
+
+    >>> counts_of_ranks(3, torch.device("cpu"))
+    (3,)
+    """
+    if not _is_distributed():
+        return (n_rows,)
+    counts = [
+        torch.zeros((), dtype=torch.long, device=device) for _ in range(dist.get_world_size())
+    ]
+    dist.all_gather(counts, torch.tensor(n_rows, device=device))
+    return tuple(torch.stack(counts).tolist())
+
+
+def gather_from_ranks(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """Return the rows of all ranks in the order of ranks, differentiably.
+
+    The gradient is the sum over all ranks of what each has of this rank's rows. A loss that is
+    averaged by `masked_mean` and whose gradients DistributedDataParallel averages is then that of
+    one process on the union of the batches.
+
+    Args:
+        rows: of this rank.
+        counts: how many each rank has, see `counts_of_ranks`.
+    """
+    apply: Any = _Gather.apply
+    return apply(rows, counts) if len(counts) > 1 else rows
+
+
+def rows_of_this_rank(counts: tuple[int, ...]) -> slice:
+    """Return where this rank's rows stand among those of all.
+
+    >>> rows_of_this_rank((3,))
+    slice(0, 3, None)
+    """
+    rank = dist.get_rank() if len(counts) > 1 else 0
+    start = sum(counts[:rank])
+    return slice(start, start + counts[rank])
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all ranks one after another; the gradients of all ranks come back added up."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.counts = counts
+
+        # all_gather takes tensors of one shape only, so all are padded to the longest.
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        received = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(received, padded)
+        return torch.cat([part[:n] for part, n in zip(received, counts, strict=True)])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:
+        (gradient,) = grad_outputs
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total.split(ctx.counts)[dist.get_rank()], None
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -80,7 +80,55 @@ class TeacherTargets:
     def __reduce__(self) -> tuple[Any, ...]:
         """Let data loader workers send records: a mappingproxy cannot be pickled."""
         fields = (self.structure_ids, self.n_atoms, dict(self.values), dict(self.present))
-        return _restore, (*fields, self._n_atoms_in_total)
+        return TeacherTargets.unchecked, (*fields, self._n_atoms_in_total)
+
+    @classmethod
+    def unchecked(
+        cls,
+        structure_ids: tuple[str, ...],
+        n_atoms: Tensor,
+        values: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        n_atoms_in_total: int,
+    ) -> TeacherTargets:
+        """Return a record of values that were checked where they were read or predicted.
+
+        Args:
+            structure_ids: as of the class.
+            n_atoms: as of the class.
+            values: as of the class.
+            present: as of the class.
+            n_atoms_in_total: N, the sum of ``n_atoms``, which on a GPU is not known to the host.
+        """
+        targets = object.__new__(cls)
+        fields = {
+            "structure_ids": structure_ids,
+            "n_atoms": n_atoms,
+            "values": MappingProxyType(dict(values)),
+            "present": MappingProxyType(dict(present)),
+            "_n_atoms_in_total": n_atoms_in_total,
+        }
+        for name, value in fields.items():
+            object.__setattr__(targets, name, value)
+        return targets
+
+    def with_values(self, values: Mapping[str, Tensor]) -> TeacherTargets:
+        """Return the same structures with other values, such as the same ones in other units.
+
+        Names and shapes are checked, numbers are not. Quantities keep their ``present``.
+
+        Args:
+            values: quantity name to tensor, as of the class.
+
+        Raises:
+            KeyError: for a quantity that is not in the table.
+            ValueError: for a wrong shape, or a tensor that requires grad.
+        """
+        for name, value in values.items():
+            _check_value(name, value, self)
+        present = {name: mask for name, mask in self.present.items() if name in values}
+        total = self._n_atoms_in_total
+        return self.unchecked(self.structure_ids, self.n_atoms, values, present, total)
 
     @classmethod
     def collate(cls, parts: Sequence[TeacherTargets]) -> TeacherTargets:
@@ -114,7 +162,7 @@ class TeacherTargets:
         structure_ids = tuple(name for part in parts for name in part.structure_ids)
         n_atoms = torch.cat([part.n_atoms for part in parts])
         total = sum(part._n_atoms_in_total for part in parts)
-        return _restore(structure_ids, n_atoms, values, present, total)
+        return cls.unchecked(structure_ids, n_atoms, values, present, total)
 
     def unbatch(self) -> list[TeacherTargets]:
         """Return one record a structure, in order; the tensors are views of this batch's.
@@ -129,7 +177,7 @@ class TeacherTargets:
         present = {name: mask.tolist() for name, mask in self.present.items()}
 
         return [
-            _restore(
+            self.unchecked(
                 (structure_id,),
                 self.n_atoms[place : place + 1],
                 {
@@ -162,18 +210,8 @@ class TeacherTargets:
 
         n_atoms = self.n_atoms.to(device, non_blocking=non_blocking)
         total = self._n_atoms_in_total
-        return _restore(self.structure_ids, n_atoms, move(self.values), move(self.present), total)
-
-    def with_values(self, values: Mapping[str, Tensor]) -> TeacherTargets:
-        """Return targets of the same structures with other values, which are not checked again.
-
-        For values made of checked ones, such as the same ones in other units.
-
-        Args:
-            values: quantity name to tensor, of the shapes that the constructor would ask for.
-        """
-        total = self._n_atoms_in_total
-        return _restore(self.structure_ids, self.n_atoms, values, self.present, total)
+        moved = move(self.values), move(self.present)
+        return self.unchecked(self.structure_ids, n_atoms, *moved, total)
 
     def mask(self, name: str) -> Tensor:
         """Return booleans over the items (atoms or structures) of a quantity that has a target.
@@ -202,27 +240,6 @@ class TeacherTargets:
         return torch.full(
             (len(self.structure_ids),), name in self.values, device=self.n_atoms.device
         )
-
-
-def _restore(
-    structure_ids: tuple[str, ...],
-    n_atoms: Tensor,
-    values: Mapping[str, Tensor],
-    present: Mapping[str, Tensor],
-    n_atoms_in_total: int,
-) -> TeacherTargets:
-    """Return a record made of a checked one, without checking it again."""
-    targets = object.__new__(TeacherTargets)
-    fields = {
-        "structure_ids": structure_ids,
-        "n_atoms": n_atoms,
-        "values": MappingProxyType(dict(values)),
-        "present": MappingProxyType(dict(present)),
-        "_n_atoms_in_total": n_atoms_in_total,
-    }
-    for name, value in fields.items():
-        object.__setattr__(targets, name, value)
-    return targets
 
 
 def _collated_values(name: str, parts: Sequence[TeacherTargets]) -> Tensor:

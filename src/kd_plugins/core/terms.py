@@ -1,34 +1,103 @@
-"""The terms of a distillation loss: what is compared, how, and with which weight."""
+"""The distillation loss: named terms, each a quantity, a distance or relation, and a weight."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from kd_plugins.core.contrastive import Comparison, Crack, Instance
 from kd_plugins.core.distances import Distance
-from kd_plugins.core.pairing import Comparison
-from kd_plugins.core.quantities import quantity
-from kd_plugins.core.relations import Crack, Instance
-from kd_plugins.core.sample import LossInputs
+from kd_plugins.core.quantities import QUANTITIES, quantity
+from kd_plugins.core.reduction import masked_mean
 from kd_plugins.core.schedules import Schedule
+from kd_plugins.core.targets import TeacherTargets
+from kd_plugins.names import look_up
 from kd_plugins.numbers import shown
+
+# ----------------------------------------------------------------------------------------------
+# What a loss takes
+
+
+@dataclass(frozen=True, eq=False)
+class LossInputs:
+    """One batch as its student and its teacher predict it.
+
+    Args:
+        student: quantity name to the student's tensor, shaped as the teacher's.
+        teacher: the teacher's targets. An adapter may bring both sides to the host's normalised
+            units first, so that a weight means what it means in the host's own loss.
+        edge_index: (2, E) edges of the batch; needed by `CrackTerm` only.
+        masks: quantity name to booleans over its items; items that are False do not count, such
+            as the forces on fixed atoms.
+    """
+
+    student: Mapping[str, Tensor]
+    teacher: TeacherTargets
+    edge_index: Tensor | None = None
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a mask that would be ignored or broadcast."""
+        for name, mask in self.masks.items():
+            scope = look_up(name, QUANTITIES, "masks entry").scope
+            expected = (self.teacher.n_items(scope),)
+            if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+                raise ValueError(
+                    f"masks[{name!r}]: expected booleans {expected}, "
+                    f"got {mask.dtype} {tuple(mask.shape)}"
+                )
+
+    def pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the student's and the teacher's tensor of a quantity.
+
+        Raises:
+            KeyError: if one of them does not hold it.
+        """
+        for source, values in (("student", self.student), ("teacher", self.teacher.values)):
+            if name not in values:
+                raise KeyError(f"the {source} gives no {name!r}; it gives {', '.join(values)}")
+
+        student, teacher = self.student[name], self.teacher.values[name]
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f"{name}: student and teacher must have one shape, "
+                f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
+            )
+        return student, teacher
+
+    def mask(self, name: str) -> Tensor:
+        """Return which items of a quantity have a target and count."""
+        present = self.teacher.mask(name)
+        return present & self.masks[name] if name in self.masks else present
+
+    def is_complete(self, name: str) -> bool:
+        """Return whether all items of a quantity are known to count, without a look at the mask."""
+        return name not in self.masks and name not in self.teacher.present
+
+
+# ----------------------------------------------------------------------------------------------
+# Terms
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What a term says of a batch.
+class TermResult:
+    """A term's numbers for a batch.
 
     Args:
         items: (I,) one number an item.
-        mask: (I,) which of them count.
+        mask: (I,) which of them count; all if left out.
         measures: name to a sum over the items that count, for the log; without a graph.
+        left_out: how many items there were besides, which have no number.
     """
 
     items: Tensor
-    mask: Tensor
+    mask: Tensor | None = None
     measures: Mapping[str, Tensor] = field(default_factory=dict)
+    left_out: Tensor | int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +121,7 @@ class DistanceTerm:
     weight: Schedule
 
     def __post_init__(self) -> None:
-        """Check names and weight."""
+        """Check names, distance and weight."""
         _check_term(self)
         if not callable(self.distance):
             raise ValueError(
@@ -60,22 +129,18 @@ class DistanceTerm:
                 f"got {shown(self.distance)}"
             )
 
-    def items(self, sample: LossInputs) -> tuple[Tensor, Tensor]:
-        """Return one number an item, and which of the items count."""
-        student, teacher = sample.pair(self.quantity)
-        return self.distance(student, teacher), sample.mask(self.quantity)
-
-    def evaluate(self, sample: LossInputs) -> Evaluation:
-        """Return the items; a distance has no other measures."""
-        return Evaluation(*self.items(sample))
+    def evaluate(self, inputs: LossInputs) -> TermResult:
+        """Return one number an item; a distance has no other measures."""
+        student, teacher = inputs.pair(self.quantity)
+        return TermResult(self.distance(student, teacher), inputs.mask(self.quantity))
 
 
 @dataclass(frozen=True)
 class CrackTerm:
     """CRACK's loss over the edges of the batch.
 
-    It measures ``hits``, the relations of the student that are told from all others, and, where
-    asked for, ``excess``, the loss above that of a student that is its teacher.
+    It measures ``top1_accuracy``, the share of the anchors whose positive is the most similar key,
+    and, where asked for, ``excess``, the loss above that of a student that equals its teacher.
 
     Args:
         name: unique among the terms of a loss.
@@ -96,28 +161,26 @@ class CrackTerm:
         """Check names and weight."""
         _check_term(self)
 
-    def items(self, sample: LossInputs) -> tuple[Tensor, Tensor]:
-        """Return one number a relation kept, padded with a mask over the relations chosen."""
-        evaluation = self.evaluate(sample)
-        return evaluation.items, evaluation.mask
-
-    def evaluate(self, sample: LossInputs) -> Evaluation:
-        """Return those items with their measures."""
-        if sample.edge_index is None:
+    def evaluate(self, inputs: LossInputs) -> TermResult:
+        """Return one number a relation; those that are too short are left out."""
+        if inputs.edge_index is None:
             raise ValueError(f"term {self.name!r} needs the edge_index of the batch; got none")
+
+        # Relations over all (l, m) are those of one long vector an atom.
         student, teacher = (
-            side.flatten(1) if side.ndim > 2 else side for side in sample.pair(self.quantity)
+            side.flatten(1) if side.ndim > 2 else side for side in inputs.pair(self.quantity)
         )
-        atoms = sample.mask(self.quantity)
-        found = self.relation.compare(
-            student, teacher, sample.edge_index, atoms=atoms, floor=self.excess
+        atoms = None if inputs.is_complete(self.quantity) else inputs.mask(self.quantity)
+
+        comparison = self.relation.compare(
+            student, teacher, inputs.edge_index, atoms=atoms, perfect=self.excess
         )
-        return _padded(found, found.kept)
+        return _to_result(comparison, left_out=(~comparison.kept).sum())
 
 
 @dataclass(frozen=True)
 class InstanceTerm:
-    """Instance-level InfoNCE over the atoms of the batch; compares ``node_embeddings``.
+    """Instance-level InfoNCE over the atoms of the batch; measures as of `CrackTerm`.
 
     Args:
         name: unique among the terms of a loss.
@@ -137,20 +200,24 @@ class InstanceTerm:
         """Check names and weight."""
         _check_term(self)
 
-    def items(self, sample: LossInputs) -> tuple[Tensor, Tensor]:
-        """Return one number an atom, and which of the atoms count."""
-        evaluation = self.evaluate(sample)
-        return evaluation.items, evaluation.mask
+    def evaluate(self, inputs: LossInputs) -> TermResult:
+        """Return one number an atom that has a target."""
+        student, teacher = inputs.pair(self.quantity)
+        left_out: Tensor | int = 0
 
-    def evaluate(self, sample: LossInputs) -> Evaluation:
-        """Return those items with their measures."""
-        student, teacher = sample.pair(self.quantity)
-        mask = sample.mask(self.quantity)
-        found = self.relation.compare(student[mask], teacher[mask], floor=self.excess)
-        return _padded(found, mask)
+        # Atoms without a target are left out before, because they would be negatives of others.
+        if not inputs.is_complete(self.quantity):
+            mask = inputs.mask(self.quantity)
+            student, teacher = student[mask], teacher[mask]
+            left_out = (~mask).sum()
+
+        return _to_result(self.relation.compare(student, teacher, perfect=self.excess), left_out)
 
 
-def _check_term(term: DistanceTerm | CrackTerm | InstanceTerm) -> None:
+Term = DistanceTerm | CrackTerm | InstanceTerm
+
+
+def _check_term(term: Term) -> None:
     if not isinstance(term.name, str) or not term.name:
         raise ValueError(f"a term needs a name, as text, got {shown(term.name)}")
     quantity(term.quantity)
@@ -161,13 +228,110 @@ def _check_term(term: DistanceTerm | CrackTerm | InstanceTerm) -> None:
         )
 
 
-def _padded(found: Comparison, mask: Tensor) -> Evaluation:
-    """Return the items kept at their places among all, with their measures."""
-    measures = {"hits": found.hits.sum()}
-    if found.floor is not None:
-        measures["excess"] = (found.losses.detach() - found.floor).sum()
-    items = found.losses.new_zeros(len(mask)).masked_scatter(mask, found.losses)
-    return Evaluation(items, mask, measures)
+def _to_result(comparison: Comparison, left_out: Tensor | int) -> TermResult:
+    losses = comparison.losses
+    measures = {"top1_accuracy": comparison.is_correct.sum()}
+    if comparison.perfect_losses is not None:
+        measures["excess"] = (losses.detach() - comparison.perfect_losses).sum()
+    return TermResult(losses, None, measures, left_out)
 
 
-Term = DistanceTerm | CrackTerm | InstanceTerm
+# ----------------------------------------------------------------------------------------------
+# The loss
+
+
+@dataclass(frozen=True)
+class TermReport:
+    """What one term was for one batch on this rank.
+
+    Counts stay on the device, so that a training step does not wait for them.
+
+    Args:
+        name: of the term.
+        weight: that it had at this step.
+        total: sum of the items that count, unweighted, detached.
+        count: how many count.
+        masked: how many were left out; for CRACK the relations that are too short to have a
+            direction, not those of atoms without a target.
+        measures: name to another sum over the items that count, detached; see the terms.
+    """
+
+    name: str
+    weight: float
+    total: Float[Tensor, ""]
+    count: Int[Tensor, ""]
+    masked: Int[Tensor, ""]
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LossReport:
+    """The total to differentiate, and one report a term."""
+
+    total: Float[Tensor, ""]
+    terms: tuple[TermReport, ...]
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """A weighted sum of terms, added as written and never renormalised.
+
+    Args:
+        terms: with unique names.
+
+    Raises:
+        ValueError: if two terms have one name, or for one term in place of several.
+
+    >>> from kd_plugins.core import Constant, TeacherTargets, squared_sum
+    >>> loss = DistillationLoss((DistanceTerm("soft", "energy", squared_sum, Constant(2.0)),))
+    >>> teacher = TeacherTargets(("a",), torch.tensor([1]), {"energy": torch.tensor([1.0])})
+    >>> loss(LossInputs({"energy": torch.tensor([3.0])}, teacher), step=0).total
+    tensor(8.)
+    """
+
+    terms: tuple[Term, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse two terms of one name."""
+        if not isinstance(self.terms, (tuple, list)):
+            raise ValueError(f"terms: expected a tuple of terms, got {type(self.terms).__name__}")
+        names = [term.name for term in self.terms]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"two terms are called {repeated[0]!r}; a term's name must be unique")
+
+    def active(self, step: int) -> tuple[Term, ...]:
+        """Return the terms whose weight is not zero at a step."""
+        return tuple(term for term in self.terms if term.weight(step) != 0)
+
+    def __call__(
+        self, inputs: LossInputs, *, step: int, terms: tuple[Term, ...] | None = None
+    ) -> LossReport:
+        """Return the weighted total and one report a term.
+
+        Args:
+            inputs: the batch.
+            step: at which the weights are taken.
+            terms: which to evaluate; those that are active at the step if left out. A term of
+                weight zero, evaluated for its report, adds nothing to the total.
+        """
+        total = torch.zeros((), device=inputs.teacher.n_atoms.device)
+        reports = []
+
+        for term in self.active(step) if terms is None else terms:
+            result, weight = term.evaluate(inputs), term.weight(step)
+            # Not 0 * mean, which is NaN where a term that is switched off diverges.
+            if weight != 0:
+                total = total + weight * masked_mean(result.items, result.mask)
+            reports.append(_report(term.name, weight, result))
+
+        return LossReport(total, tuple(reports))
+
+
+def _report(name: str, weight: float, result: TermResult) -> TermReport:
+    items, mask = result.items.detach(), result.mask
+    if mask is None:
+        mask = torch.ones_like(items, dtype=torch.bool)
+    total = torch.where(mask, items, torch.zeros_like(items)).sum()
+    masked = (~mask).sum() + result.left_out
+    return TermReport(name, weight, total, mask.sum(), masked, result.measures)

@@ -13,7 +13,7 @@ from ase.neighborlist import neighbor_list
 from torch import Tensor
 
 from kd_plugins.core import Crack, crack_loss, instance_loss
-from kd_plugins.core.relations import choose_edges
+from kd_plugins.core._relations import choose_edges
 from tests.core.draws import normal, orthogonal, permutation
 from tests.tolerances import MODEL, REORDERED
 

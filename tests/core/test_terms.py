@@ -31,8 +31,8 @@ from kd_plugins.core import (
     squared_mean,
     squared_sum,
 )
-from kd_plugins.core.loss import Term
 from kd_plugins.core.schedules import Schedule
+from kd_plugins.core.terms import Term
 from tests.core.draws import normal, shape_of
 from tests.tolerances import REORDERED
 
@@ -224,9 +224,11 @@ def test_a_report_tells_name_weight_sum_and_counts(term: Term) -> None:
     """The sum over the items that count, unweighted and without a graph."""
     what = without(sample(), [1])
     (report,) = evaluate([term], what).terms
-    items, mask = term.items(what)
+    result = term.evaluate(what)
+    items = result.items
+    mask = torch.ones(len(items), dtype=torch.bool) if result.mask is None else result.mask
     assert (report.name, report.weight) == (term.name, term.weight(0))
-    assert (report.count, report.masked) == (int(mask.sum()), int((~mask).sum()))
+    assert (report.count, report.masked) == (int(mask.sum()), int((~mask).sum()) + result.left_out)
     assert not report.total.requires_grad
     close(report.total, items[mask].sum())
 
@@ -433,18 +435,18 @@ def test_an_unknown_quantity_of_a_relation_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["crack", "directed", "instance"])
-def test_a_relation_measures_hits_and_excess(name: str) -> None:
-    """Over the items that count; the excess where asked for, the hits always, without a graph."""
+def test_a_relation_measures_top1_accuracy_and_excess(name: str) -> None:
+    """Over the items that count; the excess where asked for, without a graph."""
     what = without(sample(), [0])
     (report,) = evaluate([TERMS[name]], what).terms
-    assert set(report.measures) == {"hits"}
+    assert set(report.measures) == {"top1_accuracy"}
     (report,) = evaluate([replace(TERMS[name], excess=True)], what).terms
     perfect = replace(what, student=what.teacher.values)
     (best,) = evaluate([replace(TERMS[name], excess=True)], perfect).terms
     close(report.measures["excess"], report.total - best.total)
     assert abs(best.measures["excess"].item()) < 1e-12
-    assert int(best.measures["hits"]) == best.count == report.count
-    assert 0 <= int(report.measures["hits"]) <= report.count
+    assert int(best.measures["top1_accuracy"]) == best.count == report.count
+    assert 0 <= int(report.measures["top1_accuracy"]) <= report.count
     assert not any(measure.requires_grad for measure in report.measures.values())
 
 

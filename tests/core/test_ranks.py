@@ -13,14 +13,14 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from kd_plugins.core import Crack, Instance, pairing
+from kd_plugins.core import Crack, Instance
 from kd_plugins.core.reduction import masked_mean
 from tests.core.draws import normal
 
 SIZES = ((6, 30), (9, 11), (4, 0))
 """Atoms and edges of each structure; the first rank has the first one, the second the others."""
 PARTS = (slice(0, 1), slice(1, 3))
-FORMS = {"dense": 400, "blocks": -1}
+FORMS = ("plain", "blocked")
 CASES = [
     *(
         ("crack", who, edges)
@@ -44,25 +44,23 @@ def batch(part: slice) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def results(part: slice, negatives: str) -> dict[str, tuple[Tensor, ...]]:
-    """Return loss, gradient of the weights, hits and floor of every case."""
-    found, before = {}, pairing.MOST_DENSE
+    """Return loss, gradient, loss of a perfect student and top-1 accuracy of every case."""
+    found = {}
     inputs, teacher, edge_index = batch(part)
-    for form, most in FORMS.items():
-        pairing.MOST_DENSE = most
+    for form in FORMS:
         for kind, anchor, edges in CASES:
             weights = normal(5, 4, seed=3).requires_grad_()
             if kind == "crack":
-                crack = Crack(anchor=anchor, edges=edges, negatives=negatives)
-                said = crack.compare(inputs @ weights, teacher, edge_index, floor=True)
+                crack = Crack(anchor=anchor, edges=edges, negatives=negatives, form=form)
+                comparison = crack.compare(inputs @ weights, teacher, edge_index, perfect=True)
             else:
-                said = Instance(anchor=anchor, negatives=negatives).compare(
-                    inputs @ weights, teacher, floor=True
-                )
-            loss = masked_mean(said.losses)
+                instance = Instance(anchor=anchor, negatives=negatives, form=form)
+                comparison = instance.compare(inputs @ weights, teacher, perfect=True)
+            loss = masked_mean(comparison.losses)
             (moved,) = torch.autograd.grad(loss, weights)
-            sums = (loss.detach(), moved, said.floor.sum(), said.hits.sum().double())
+            perfect, correct = comparison.perfect_losses.sum(), comparison.is_correct.sum()
+            sums = (loss.detach(), moved, perfect, correct.double())
             found[f"{form} {kind} {anchor} {edges}"] = sums
-    pairing.MOST_DENSE = before
     return found
 
 
@@ -74,8 +72,8 @@ def rank_main(rank: int, port: int, path: Path) -> None:
     both: dict[str, Any] = {}
     for negatives in ("global", "local"):
         both[negatives] = results(PARTS[rank], negatives)
-        for loss, moved, floor, hits in both[negatives].values():
-            for value in (loss, moved, floor, hits):
+        for loss, moved, perfect, correct in both[negatives].values():
+            for value in (loss, moved, perfect, correct):
                 dist.all_reduce(value)
             loss /= 2
             moved /= 2
@@ -85,7 +83,7 @@ def rank_main(rank: int, port: int, path: Path) -> None:
 
 
 def test_global_negatives_are_those_of_the_union(tmp_path: Path) -> None:
-    """Loss and gradient, hits and floor; and local ones are not, or this would show nothing."""
+    """And local negatives are not, or this would show nothing."""
     path = tmp_path / "results.pt"
     mp.spawn(rank_main, (get_free_port(), path), nprocs=2)
     found = torch.load(path, weights_only=True)

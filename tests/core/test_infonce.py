@@ -1,4 +1,4 @@
-"""The blocked contrast behind CRACK against its dense definition in float64, form by form."""
+"""CRACK and the instance loss in both forms, plain and blocked, against all logits in float64."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,18 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kd_plugins.core import Crack, Instance, crack_loss, instance_loss
-from kd_plugins.core.contrast import _backward, _forward, contrast
-from kd_plugins.core.dense import contrast_dense
-from kd_plugins.core.edges import choose_edges
-from kd_plugins.core.pairing import choose_form
+from kd_plugins.core import Crack, Instance, _infonce, contrastive, crack_loss, instance_loss
+from kd_plugins.core._infonce import info_nce_in_blocks
+from kd_plugins.core._relations import Relations, choose_edges
+from kd_plugins.core.contrastive import choose_form, info_nce
 from tests.core.draws import normal, permutation
 
 ANCHORS, MODES = ("teacher", "student"), ("undirected", "directed")
 RELATIVE = {torch.float32: 1e-6, torch.float64: 1e-12}
 SLACK = {
-    "dense": {torch.float32: 2, torch.float64: 100},
-    "blocks": {torch.float32: 10, torch.float64: 100},
+    "plain": {torch.float32: 2, torch.float64: 100},
+    "blocked": {torch.float32: 10, torch.float64: 100},
 }
 """How much more is granted to atoms whose embeddings agree in their first two digits.
 
@@ -38,23 +38,11 @@ both_modes = pytest.mark.parametrize("edges", MODES)
 both_dtypes = pytest.mark.parametrize("dtype", RELATIVE, ids=str)
 
 
-@pytest.fixture(params=["dense", "blocks"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Contrast relations in one of the two ways, however many there are."""
-    for limit in ("MOST_DENSE", "WIDEST_DENSE"):
-        monkeypatch.setattr(
-            f"kd_plugins.core.pairing.{limit}", 10**9 if request.param == "dense" else -1
-        )
-    return request.param
+FORMS = ("plain", "blocked")
+both_forms = pytest.mark.parametrize("form", FORMS)
 
 
-@pytest.fixture
-def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make logits in blocks, however few there are."""
-    monkeypatch.setattr("kd_plugins.core.pairing.MOST_DENSE", -1)
-
-
-def dense_logits(
+def all_cosines(
     student: Tensor,
     teacher: Tensor,
     edge_index: Tensor,
@@ -69,7 +57,7 @@ def dense_logits(
     return normalize(rows[kept], dim=1, eps=1e-3) @ normalize(columns[kept], dim=1, eps=1e-3).T
 
 
-def dense_items(cosines: Tensor, temperature: float, anchor: str) -> Tensor:
+def losses_of(cosines: Tensor, temperature: float, anchor: str) -> Tensor:
     """Return equation 3.2.2 row by row."""
     logits = (cosines if anchor == "teacher" else cosines.T) / temperature
     return logits.logsumexp(dim=1) - logits.diagonal()
@@ -124,12 +112,12 @@ def repeated(n_atoms: int, n_edges: int, width: int, dtype: torch.dtype) -> tupl
     [(1, 1, 3), (2, 1, 3), (3, 2, 200), (9, 40, 3), (30, 300, 5), (20, 150, 200)],
 )
 @pytest.mark.parametrize(
-    ("form", "temperature"), [("dense", 0.15), ("blocks", 0.15), ("blocks", 1.0)], indirect=["form"]
+    ("form", "temperature"), [("plain", 0.15), ("blocked", 0.15), ("blocked", 1.0)]
 )
 @both_dtypes
 @both_anchors
 @both_modes
-def test_crack_is_its_dense_definition(
+def test_crack_equals_its_equation_in_double_precision(
     draw: Callable[..., tuple[Tensor, ...]],
     n_atoms: int,
     n_edges: int,
@@ -142,9 +130,10 @@ def test_crack_is_its_dense_definition(
 ) -> None:
     """Items, and the gradient of a weighted sum of them."""
     student, teacher, edge_index = draw(n_atoms, n_edges, width, dtype)
-    items, _ = Crack(temperature, anchor, edges)(student, teacher, edge_index)
-    cosines = dense_logits(student, teacher, edge_index, edges)
-    expected = dense_items(cosines, temperature, anchor)
+    crack = Crack(temperature, anchor, edges, form=form)
+    items, _ = crack(student, teacher, edge_index)
+    cosines = all_cosines(student, teacher, edge_index, edges)
+    expected = losses_of(cosines, temperature, anchor)
     relative = RELATIVE[dtype] * (SLACK[form][dtype] if draw is alike else 1)
     assert items.dtype == dtype
     assert_close(items, expected, relative)
@@ -156,16 +145,21 @@ def test_crack_is_its_dense_definition(
 
 
 @pytest.mark.parametrize("width", [5, 128, 300])
+@both_forms
 def test_single_precision_is_better_than_that_of_all_logits(width: int, form: str) -> None:
     """Where atoms are alike: what belongs to atoms is kept in float64."""
     student, teacher, edge_index = alike(40, 400, width, torch.float32)
-    exact = dense_items(dense_logits(student, teacher, edge_index, "undirected"), 0.15, "teacher")
-    single = dense_items(
-        dense_logits(student, teacher, edge_index, "undirected", torch.float32), 0.15, "teacher"
+    exact = losses_of(all_cosines(student, teacher, edge_index, "undirected"), 0.15, "teacher")
+    single = losses_of(
+        all_cosines(student, teacher, edge_index, "undirected", torch.float32), 0.15, "teacher"
     )
     pulls = [
         gradient(loss, student)
-        for loss in (exact.mean(), single.mean(), crack_loss(student, teacher, edge_index))
+        for loss in (
+            exact.mean(),
+            single.mean(),
+            crack_loss(student, teacher, edge_index, form=form),
+        )
     ]
     assert (pulls[2] - pulls[0]).norm() < (pulls[1] - pulls[0]).norm()
 
@@ -174,13 +168,15 @@ def test_single_precision_is_better_than_that_of_all_logits(width: int, form: st
 @both_dtypes
 @both_anchors
 @both_modes
+@both_forms
 def test_a_low_temperature_is_safe(
     temperature: float, dtype: torch.dtype, anchor: str, edges: str, form: str
 ) -> None:
     """No overflow, no loss of the partition sum; errors are those of logits of size 1/tau."""
     student, teacher, edge_index = batch(12, 60, 4, dtype)
-    items, _ = Crack(temperature, anchor, edges)(student, teacher, edge_index)
-    expected = dense_items(dense_logits(student, teacher, edge_index, edges), temperature, anchor)
+    crack = Crack(temperature, anchor, edges, form=form)
+    items, _ = crack(student, teacher, edge_index)
+    expected = losses_of(all_cosines(student, teacher, edge_index, edges), temperature, anchor)
     assert_close(items, expected, RELATIVE[dtype])
     moved, pulled = (gradient(x.sum(), student) for x in (items, expected))
     relative = RELATIVE[dtype] * (1 + 1 / temperature) if temperature > 1e-5 else 1.0
@@ -192,14 +188,15 @@ def test_a_low_temperature_is_safe(
 @pytest.mark.parametrize("temperature", [0.15, 0.01])
 @both_dtypes
 @both_anchors
-def test_the_instance_loss_is_its_dense_definition(
+@both_forms
+def test_the_instance_loss_equals_its_equation_in_double_precision(
     n_atoms: int, temperature: float, dtype: torch.dtype, anchor: str, form: str
 ) -> None:
     """With every atom in place of a relation."""
     student, teacher, _ = batch(n_atoms, 0, 6, dtype)
-    items = Instance(temperature, anchor)(student, teacher)
+    items = Instance(temperature, anchor, form=form)(student, teacher)
     cosines = normalize(teacher.double(), dim=1) @ normalize(student.double(), dim=1).T
-    expected = dense_items(cosines, temperature, anchor)
+    expected = losses_of(cosines, temperature, anchor)
     relative = RELATIVE[dtype] * (1 if temperature > 0.1 else 10)
     assert_close(items, expected, relative)
     moved, pulled = (gradient(x.mean(), student) for x in (items, expected))
@@ -212,10 +209,9 @@ def test_all_forms_are_one_loss(monkeypatch: pytest.MonkeyPatch, anchor: str, ed
     """All at once, or in blocks made of embeddings or of similarities of atoms."""
     student, teacher, edge_index = batch(10, 80, 30, torch.float64)
     results = []
-    for most, widest in ((400, 128), (-1, 0), (-1, 1000)):
-        monkeypatch.setattr("kd_plugins.core.pairing.MOST_DENSE", most)
-        monkeypatch.setattr("kd_plugins.core.pairing.WIDEST_DIRECT", widest)
-        loss = crack_loss(student, teacher, edge_index, anchor=anchor, edges=edges)
+    for form, widest in (("plain", 128), ("blocked", 0), ("blocked", 1000)):
+        monkeypatch.setattr("kd_plugins.core._relations.WIDEST_DIRECT", widest)
+        loss = crack_loss(student, teacher, edge_index, anchor=anchor, edges=edges, form=form)
         results.append((loss, gradient(loss, student)))
     for actual in results[:2]:
         for one, other in zip(actual, results[2], strict=True):
@@ -223,28 +219,73 @@ def test_all_forms_are_one_loss(monkeypatch: pytest.MonkeyPatch, anchor: str, ed
 
 
 @pytest.mark.parametrize(
-    ("n_atoms", "n_relations", "width", "form"),
+    ("n_relations", "width", "form"),
     [
-        *((50, 400, 128, "dense"), (50, 401, 128, "direct"), (300, 3750, 128, "direct")),
-        *((300, 3750, 6272, "gram"), (23, 128, 6272, "gram"), (5000, 100, 6272, "direct")),
+        (512, 128, "plain"),
+        (513, 128, "blocked"),
+        (10, 6272, "plain"),
+        (11, 6272, "blocked"),
     ],
 )
-def test_the_form_follows_the_sizes(n_atoms: int, n_relations: int, width: int, form: str) -> None:
-    """All at once where they are few; similarities where wide, never more than relations hold."""
-    assert choose_form(n_atoms, n_relations, width) == form
+def test_the_form_follows_the_sizes(n_relations: int, width: int, form: str) -> None:
+    assert choose_form(n_relations, width, "cpu") == form
 
 
-@pytest.mark.parametrize("mirrored", [True, False])
+def test_a_gpu_takes_the_plain_form_for_longer() -> None:
+    forms = [choose_form(n, 128, "cuda") for n in (513, 4096, 4097)]
+    assert forms == ["plain", "plain", "blocked"]
+
+
+@pytest.mark.parametrize(
+    ("n_atoms", "n_relations", "width", "is_wide"),
+    [(300, 3750, 128, False), (300, 3750, 6272, True), (5000, 100, 6272, False)],
+)
+def test_similarities_of_atoms_are_made_where_they_are_fewer_than_the_relations_numbers(
+    n_atoms: int, n_relations: int, width: int, is_wide: bool
+) -> None:
+    pairs = torch.zeros(2, n_relations, dtype=torch.long)
+    embeddings = torch.zeros(1).expand(n_atoms, width)
+    assert Relations(embeddings, pairs, 1e-3).is_wide == is_wide
+
+
+def record_call(calls: list[str], function: Callable[..., Any], *inputs: Any) -> Any:
+    """Note that a function is called, and call it."""
+    calls.append(function.__name__)
+    return function(*inputs)
+
+
+@pytest.mark.parametrize("loss", ["crack", "instance"])
+def test_a_form_that_is_asked_for_overrides_the_sizes(
+    monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """Few relations in blocks, and as many as one likes at once."""
+    student, teacher, edge_index = batch(9, 40, 4, torch.float64)
+    for form in FORMS:
+        taken = []
+        for other in ("info_nce", "info_nce_in_blocks"):
+            original = getattr(contrastive, other)
+            spy = partial(record_call, taken, original)
+            monkeypatch.setattr(contrastive, other, spy)
+        if loss == "crack":
+            crack_loss(student, teacher, edge_index, form=form)
+        else:
+            instance_loss(student, teacher, form=form)
+        assert set(taken) == {"info_nce" if form == "plain" else "info_nce_in_blocks"}
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("both_directions", [True, False])
 @pytest.mark.parametrize("temperature", [0.2, 1e-3])
-@pytest.mark.parametrize("first", [0, 2])
-def test_the_dense_form_can_be_differentiated_twice(
-    mirrored: bool, temperature: float, first: int
+@pytest.mark.parametrize("offset", [0, 2])
+def test_the_plain_form_can_be_differentiated_twice(
+    both_directions: bool, temperature: float, offset: int
 ) -> None:
     """Its gradient is that of its value, and so on."""
-    keys, anchors = ((temperature * normal(n, 3, seed=n)).requires_grad_() for n in (5 + first, 5))
+    keys, anchors = ((temperature * normal(n, 3, seed=n)).requires_grad_() for n in (5 + offset, 5))
 
     def losses(*tensors: Tensor) -> Tensor:
-        return contrast_dense(*tensors, temperature**2, mirrored, first)[0]
+        keys, anchors = tensors
+        return info_nce(anchors, keys, temperature**2, both_directions, offset)[0]
 
     eps = 1e-6 * temperature
     assert torch.autograd.gradcheck(losses, (keys, anchors), eps=eps, atol=1e-5 / temperature)
@@ -254,40 +295,42 @@ def test_the_dense_form_can_be_differentiated_twice(
 
 COMPILED = """
 import torch
-from kd_plugins.core.dense import contrast_dense
+from kd_plugins.core.contrastive import info_nce
 
 sides = [torch.randn(7, 3, requires_grad=True) for _ in range(2)]
-plain = lambda *x: contrast_dense(*x, 0.2, True)
+plain = lambda *x: info_nce(*x, 0.2, True)
 found = []
 for function in (torch.compile(plain, fullgraph=True, backend="aot_eager"), plain):
-    losses, hits = function(*sides)
-    found.append((losses, hits, *torch.autograd.grad(losses.sum(), sides)))
+    losses, is_correct = function(*sides)
+    found.append((losses, is_correct, *torch.autograd.grad(losses.sum(), sides)))
 for actual, expected in zip(*found):
     torch.testing.assert_close(actual, expected)
 """
 
 
-def test_the_dense_form_compiles_without_a_break() -> None:
+def test_the_plain_form_compiles_without_a_break() -> None:
     """Forward and backward; elsewhere, because torch cannot see through the checks of beartype."""
     subprocess.run([sys.executable, "-c", COMPILED], check=True)
 
 
-@pytest.mark.parametrize("mirrored", [True, False])
+@pytest.mark.parametrize("both_directions", [True, False])
 @pytest.mark.parametrize("gram", [True, False])
-def test_some_relations_may_ask_among_all(mirrored: bool, gram: bool) -> None:
-    """Their losses and hits are those that they have where all ask; gradients add up."""
+def test_anchors_of_one_rank_have_the_losses_that_they_have_among_all(
+    both_directions: bool, gram: bool
+) -> None:
+    """And the same top-1 correctness; gradients add up."""
     keys, anchors, pairs, *scales, temperature, _ = arguments("gram" if gram else "direct", True)
     differentiable = [x for x in (keys, anchors, *scales) if x is not None]
-    whole = contrast(keys, anchors, pairs, *scales, temperature, mirrored)
+    whole = info_nce_in_blocks(keys, anchors, pairs, *scales, temperature, both_directions)
     expected = torch.autograd.grad(whole[0].sum(), differentiable)
     total = [torch.zeros_like(x) for x in differentiable]
-    for first, stop in ((0, 3), (3, 7)):
-        asking = scales[1][first:stop]
-        losses, hits = contrast(
-            keys, anchors, pairs, scales[0], asking, temperature, mirrored, first
+    for offset, stop in ((0, 3), (3, 7)):
+        anchor_scale = scales[1][offset:stop]
+        losses, is_correct = info_nce_in_blocks(
+            keys, anchors, pairs, scales[0], anchor_scale, temperature, both_directions, offset
         )
-        torch.testing.assert_close(losses, whole[0][first:stop], rtol=1e-12, atol=0)
-        assert torch.equal(hits, whole[1][first:stop])
+        torch.testing.assert_close(losses, whole[0][offset:stop], rtol=1e-12, atol=0)
+        assert torch.equal(is_correct, whole[1][offset:stop])
         for sum_, part in zip(
             total, torch.autograd.grad(losses.sum(), differentiable), strict=True
         ):
@@ -300,9 +343,9 @@ Arguments = tuple[Any, ...]
 
 
 def arguments(
-    form: str, mirrored: bool, n_relations: int = 7, temperature: float = 0.2
+    form: str, both_directions: bool, n_relations: int = 7, temperature: float = 0.2
 ) -> Arguments:
-    """Return what `contrast` takes, all of it differentiable."""
+    """Return what `info_nce_in_blocks` takes, all of it differentiable."""
     keys, anchors = (normalize(normal(5, 4, seed=seed), dim=1) for seed in (1, 2))
     pairs = torch.stack([permutation(5, seed)[:2] for seed in range(n_relations)], dim=1)
     scales = [0.4 + 0.1 * normal(n_relations, seed=seed).tanh() for seed in (3, 4)]
@@ -314,26 +357,28 @@ def arguments(
     for place in (0, 1, 3, 4):
         if tensors[place] is not None:
             tensors[place].requires_grad_()
-    return (*tensors, temperature, mirrored)
+    return (*tensors, temperature, both_directions)
 
 
 every_form = pytest.mark.parametrize("form", ["direct", "gram", "atoms"])
-either_way = pytest.mark.parametrize("mirrored", [True, False])
+either_way = pytest.mark.parametrize("both_directions", [True, False])
 
 
 @every_form
 @either_way
 @pytest.mark.parametrize("temperature", [0.2, 1e-3])
-def test_the_gradient_is_that_of_the_value(form: str, mirrored: bool, temperature: float) -> None:
+def test_the_gradient_is_that_of_the_value(
+    form: str, both_directions: bool, temperature: float
+) -> None:
     """With respect to every argument, against central differences."""
-    values = arguments(form, mirrored, temperature=temperature)
+    values = arguments(form, both_directions, temperature=temperature)
     places = [place for place in (0, 1, 3, 4) if values[place] is not None]
 
     def losses(*tensors: Tensor) -> Tensor:
         changed = list(values)
         for place, tensor in zip(places, tensors, strict=True):
             changed[place] = tensor
-        return contrast(*changed)[0]
+        return info_nce_in_blocks(*changed)[0]
 
     eps = min(1e-6, 1e-4 * temperature)
     assert torch.autograd.gradcheck(
@@ -343,40 +388,40 @@ def test_the_gradient_is_that_of_the_value(form: str, mirrored: bool, temperatur
 
 @every_form
 @either_way
-def test_the_operators_keep_their_promises(form: str, mirrored: bool) -> None:
+def test_the_operators_pass_torchs_own_checks(form: str, both_directions: bool) -> None:
     """Schema, shapes without data, autograd and tracing, as torch checks them."""
-    values = arguments(form, mirrored)
-    torch.library.opcheck(_forward, (*values, 0, 3))
-    losses, _, log_partition = _forward(*values, 0, None)
+    values = arguments(form, both_directions)
+    torch.library.opcheck(_infonce._forward.default, (*values, 0, 3))
+    losses, _, log_sums = _infonce._forward(*values, 0, None)
     detached = [x.detach() if isinstance(x, Tensor) else x for x in values]
     needed = [detached[0] is not None, True, True, False]
-    inputs = (torch.ones_like(losses.detach()), log_partition, *detached, 0, 3, needed)
-    torch.library.opcheck(_backward, inputs)
+    inputs = (torch.ones_like(losses.detach()), log_sums, *detached, 0, 3, needed)
+    torch.library.opcheck(_infonce._backward.default, inputs)
 
 
 @every_form
 @either_way
 @pytest.mark.parametrize("block", [1, 2, 3, 100])
-def test_the_size_of_blocks_does_not_matter(form: str, mirrored: bool, block: int) -> None:
+def test_the_size_of_blocks_does_not_matter(form: str, both_directions: bool, block: int) -> None:
     """Nor whether the last one is full."""
-    values = arguments(form, mirrored)
+    values = arguments(form, both_directions)
     places = [place for place in (0, 1, 3, 4) if values[place] is not None]
     results = []
     for size in (block, None):
-        losses, hits = contrast(*values, 0, size)
+        losses, is_correct = info_nce_in_blocks(*values, 0, size)
         weights = normal(len(losses), seed=9)
         gradients = torch.autograd.grad((weights * losses).sum(), [values[p] for p in places])
-        results.append((losses, hits, *gradients))
+        results.append((losses, is_correct, *gradients))
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("n_relations", [0, 1])
 @either_way
-def test_few_relations_have_a_gradient_too(n_relations: int, mirrored: bool) -> None:
+def test_few_relations_have_a_gradient_too(n_relations: int, both_directions: bool) -> None:
     """None give zeros; one without an opposite has nothing to be told from."""
     values = (
-        arguments("direct", mirrored, n_relations)
+        arguments("direct", both_directions, n_relations)
         if n_relations
         else (
             normal(5, 4).requires_grad_(),
@@ -385,19 +430,19 @@ def test_few_relations_have_a_gradient_too(n_relations: int, mirrored: bool) -> 
             normal(0),
             normal(0),
             0.2,
-            mirrored,
+            both_directions,
         )
     )
-    losses, _ = contrast(*values)
+    losses, _ = info_nce_in_blocks(*values)
     assert losses.shape == (n_relations,)
     (moved,) = torch.autograd.grad(losses.sum(), values[0])
-    assert bool(moved.any()) is bool(n_relations and mirrored)
+    assert bool(moved.any()) is bool(n_relations and both_directions)
 
 
-def test_a_second_derivative_is_refused(in_blocks: None) -> None:
+def test_a_second_derivative_in_blocks_is_refused() -> None:
     """In words, where it is asked for and not before."""
     student, teacher, edge_index = batch(5, 20, 3, torch.float64)
-    loss = crack_loss(student, teacher, edge_index)
+    loss = crack_loss(student, teacher, edge_index, form="blocked")
     (first,) = torch.autograd.grad(loss, student, create_graph=True)
     with pytest.raises(NotImplementedError, match="can be differentiated once"):
         first.sum().backward()
@@ -408,23 +453,28 @@ def test_it_compiles_without_a_break(form: str) -> None:
     """Forward and backward, for any number of relations."""
     values = arguments(form, True)
     torch._dynamo.reset()
-    compiled = torch.compile(lambda *x: _forward(*x, 0, None), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda *x: _infonce._forward(*x, 0, None), fullgraph=True, backend="aot_eager"
+    )
     results = []
-    for function in (compiled, lambda *x: _forward(*x, 0, None)):
-        losses, hits, _ = function(*values)
-        results.append((losses, hits, *torch.autograd.grad(losses.sum(), (values[1], values[3]))))
+    for function in (compiled, lambda *x: _infonce._forward(*x, 0, None)):
+        losses, is_correct, _ = function(*values)
+        results.append(
+            (losses, is_correct, *torch.autograd.grad(losses.sum(), (values[1], values[3])))
+        )
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @both_anchors
-def test_under_autocast_it_is_the_same_number(dtype: torch.dtype, anchor: str) -> None:
+@both_forms
+def test_under_autocast_it_is_the_same_number(dtype: torch.dtype, anchor: str, form: str) -> None:
     """Logits of bfloat16 would be off by a tenth."""
     student, teacher, edge_index = batch(9, 40, 8, dtype)
     for loss in (
-        lambda: crack_loss(student, teacher, edge_index, anchor=anchor),
-        lambda: instance_loss(student, teacher, anchor=anchor),
+        lambda: crack_loss(student, teacher, edge_index, anchor=anchor, form=form),
+        lambda: instance_loss(student, teacher, anchor=anchor, form=form),
     ):
         plain = loss()
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -436,33 +486,37 @@ def test_under_autocast_it_is_the_same_number(dtype: torch.dtype, anchor: str) -
 
 @both_anchors
 @both_modes
+@both_forms
 @pytest.mark.parametrize("noise", [0.0, 0.5, 5.0])
-def test_hits_and_floor_are_those_of_all_logits(anchor: str, edges: str, noise: float) -> None:
-    """A perfect student hits every time and has no excess, whatever its loss is."""
+def test_accuracy_and_perfect_loss_are_those_of_all_logits(
+    anchor: str, edges: str, form: str, noise: float
+) -> None:
+    """A perfect student is always right and has no excess, whatever its loss is."""
     _, teacher, edge_index = batch(9, 40, 4, torch.float64)
     student = (teacher + noise * normal(9, 4, seed=11)).requires_grad_()
     edge_index = edge_index.unique(dim=1)
-    found = Crack(anchor=anchor, edges=edges).compare(student, teacher, edge_index, floor=True)
-    cosines = dense_logits(student, teacher, edge_index, edges)
+    crack = Crack(anchor=anchor, edges=edges, form=form)
+    found = crack.compare(student, teacher, edge_index, perfect=True)
+    cosines = all_cosines(student, teacher, edge_index, edges)
     rows = cosines if anchor == "teacher" else cosines.T
-    assert found.hits.tolist() == (rows.argmax(dim=1) == torch.arange(len(rows))).tolist()
-    perfect = dense_items(dense_logits(teacher, teacher, edge_index, edges), 0.15, anchor)
-    assert found.floor is not None
-    assert not found.floor.requires_grad
-    assert_close(found.floor, perfect, 1e-12)
+    assert found.is_correct.tolist() == (rows.argmax(dim=1) == torch.arange(len(rows))).tolist()
+    perfect = losses_of(all_cosines(teacher, teacher, edge_index, edges), 0.15, anchor)
+    assert found.perfect_losses is not None
+    assert not found.perfect_losses.requires_grad
+    assert_close(found.perfect_losses, perfect, 1e-12)
     if noise == 0:
-        assert bool(found.hits.all())
-        torch.testing.assert_close(found.losses.detach(), found.floor, rtol=0, atol=1e-12)
+        assert bool(found.is_correct.all())
+        torch.testing.assert_close(found.losses.detach(), found.perfect_losses, rtol=0, atol=1e-12)
     else:
-        assert (found.losses.detach() - found.floor).mean() > 0
+        assert (found.losses.detach() - found.perfect_losses).mean() > 0
 
 
 def test_the_instance_loss_measures_as_much() -> None:
-    """Hits and floor, over atoms."""
+    """Top-1 correctness and the losses of a perfect student, over atoms."""
     teacher = normal(6, 4)
-    found = Instance().compare(teacher, teacher, floor=True)
-    assert bool(found.hits.all())
-    assert torch.equal(found.losses, found.floor)
+    found = Instance().compare(teacher, teacher, perfect=True)
+    assert bool(found.is_correct.all())
+    assert torch.equal(found.losses, found.perfect_losses)
 
 
 def rotation_of_degrees(lmax: int) -> Tensor:
