@@ -20,7 +20,7 @@ from hippynn.graphs import GraphModule
 from hippynn.layers.algebra import LambdaModule, ValueMod
 
 from kd_plugins.hippynn import DataError, HippynnTeacher, cache_pairs, export_student
-from kd_plugins.hippynn.folder import load_model, load_structure, unread
+from kd_plugins.hippynn.folder import find_unread, load_model, load_structure
 from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import TeacherError
 from tests.hippynn import small
@@ -72,7 +72,7 @@ def test_a_trained_folder_is_read_as_hippynn_reads_it(
         names = [node.name for node in trusted.forward_output_list]
         assert [node.name for node in safe.forward_output_list] == names
         found = load_structure(folder, trust_pickle=False, remedy="")
-        assert not set(unread(tuple(found["training_modules"])))
+        assert not set(find_unread(tuple(found["training_modules"])))
 
 
 def test_an_ensemble_of_folders_teaches(shared_file: Callable[[str], Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A trained student as hippynn alone loads it."""
+"""A trained student for hippynn alone, and a training's learning curves for reports."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Any
 import torch
 
 from kd_plugins.files import write_json
-from kd_plugins.hippynn.folder import STRUCTURE, WEIGHTS, load_structure, unread
+from kd_plugins.hippynn.folder import STRUCTURE, WEIGHTS, find_unread, load_structure
 from kd_plugins.hippynn.unpickler import HIPPYNN_PICKLES
 from kd_plugins.torch_files import load_torch_file, pickled_names
 
 REMEDY = "give export_student(..., trust_pickle=True)"
-OURS = "kd_plugins"
+PACKAGE = "kd_plugins"
 
 
 def export_student(
     run: str | Path, out: str | Path, weights: str = WEIGHTS, *, trust_pickle: bool = False
 ) -> Path:
-    """Write a folder that ``load_model_from_cwd`` takes where ``kd_plugins`` is not installed.
+    """Write a folder that ``load_model_from_cwd`` reads where ``kd_plugins`` is not installed.
 
-    hippynn's ``make_ensemble``, ASE calculator and LAMMPS interface start from that as well. Of the
-    run's structure file the controller is left out, in which a `LossSchedule` may be, and where the
-    database was; the model and its loss are hippynn's own. The run stays as it is.
+    hippynn's ``make_ensemble``, ASE calculator and LAMMPS interface start from that as well. The
+    model and its loss are hippynn's own. Left out are the run's controller, which may hold a
+    `LossSchedule`, and the path of its database. The run stays as it is.
 
     Args:
         run: folder that hippynn trained in.
         out: folder to make; it must not hold anything.
-        weights: file of the run with the weights, the best ones if left out.
+        weights: file of the run with the weights; the best ones if left out.
         trust_pickle: let the run's files run any code, which parts that are not hippynn's own need;
             for runs that you trust.
 
@@ -44,10 +44,12 @@ def export_student(
             and not trusted, or a file is damaged; nothing is then written.
     """
     run, out = Path(run).expanduser(), Path(out).expanduser()
-    structure = _structure(run, weights, trust_pickle)
-    state = _weights(run / weights, trust_pickle)
+    structure = _read_structure(run, weights, trust_pickle)
+    state = _read_weights(run / weights, trust_pickle)
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} holds something already; choose another folder")
+
+    # Written beside its place and moved there as a whole, so that no half-written folder is left.
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -60,11 +62,12 @@ def export_student(
     return out
 
 
-def _structure(run: Path, weights: str, trust_pickle: bool) -> Mapping[str, Any]:
-    """Return the structure without what loading a model does not need."""
-    held = load_structure(run, weights=weights, trust_pickle=trust_pickle, remedy=REMEDY)
-    modules = held["training_modules"]
-    foreign = set(unread(tuple(modules)))
+def _read_structure(run: Path, weights: str, trust_pickle: bool) -> Mapping[str, Any]:
+    """Return a run's structure file without what loading a model does not need."""
+    content = load_structure(run, weights=weights, trust_pickle=trust_pickle, remedy=REMEDY)
+    modules = content["training_modules"]
+
+    foreign = set(find_unread(tuple(modules)))
     _check_names(foreign)
     if foreign:
         raise ValueError(
@@ -75,19 +78,20 @@ def _structure(run: Path, weights: str, trust_pickle: bool) -> Mapping[str, Any]
     return {"training_modules": modules, "controller": None}
 
 
-def _weights(path: Path, trust_pickle: bool) -> Mapping[str, Any]:
-    """Return the model's weights, of a file that has them alone or of a whole checkpoint."""
-    held = load_torch_file(
+def _read_weights(path: Path, trust_pickle: bool) -> Mapping[str, Any]:
+    """Return the model's weights from a file that holds them alone, or from a checkpoint."""
+    content = load_torch_file(
         path, trust_pickle=trust_pickle, remedy=REMEDY, pickle_module=HIPPYNN_PICKLES
     )
-    state = held.get("model", held) if isinstance(held, dict) else None
-    if not isinstance(state, dict) or next(unread(state), None) is not None:
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or next(find_unread(state), None) is not None:
         raise ValueError(f"{path}: holds no weights; expected a checkpoint that hippynn wrote")
     return state
 
 
 def _check_names(names: set[str]) -> None:
-    found = sorted(name for name in names if name.partition(".")[0] == OURS)
+    """Refuse classes of this package, which the reader of the student may not have."""
+    found = sorted(name for name in names if name.partition(".")[0] == PACKAGE)
     if found:
         raise ValueError(
             f"the model or its loss needs {', '.join(found)}; expected hippynn's nodes alone, as "
@@ -99,7 +103,7 @@ def write_curves(metrics: Any, path: str | Path) -> Path:
     """Write each metric of hippynn's training over its epochs, as `kd-plugins report` reads them.
 
     Args:
-        metrics: the ``MetricTracker`` that ``train_model`` gives back.
+        metrics: the ``MetricTracker`` that ``train_model`` returns.
         path: of the JSON, ``curves.json`` in the folder of a run.
 
     Raises:
@@ -113,17 +117,18 @@ def write_curves(metrics: Any, path: str | Path) -> Path:
     epochs = metrics.epoch_metric_values
     if not epochs:
         raise ValueError("the training has no epoch yet, so there are no curves")
-    found = {
+
+    curves = {
         f"{split} {name}": _curve([epoch[split][name] for epoch in epochs])
         for split in ("train", "valid")
         if split in epochs[0]
         for name in epochs[0][split]
     }
-    return write_json(Path(path), found)
+    return write_json(Path(path), curves)
 
 
 def _curve(values: list[Any]) -> Mapping[str, list[float]]:
-    """Return epochs and values, without those that are not finite."""
+    """Return epochs and values, without those that are not finite: JSON has no NaN."""
     pairs = [(epoch, float(value)) for epoch, value in enumerate(values, start=1)]
-    kept = [(epoch, value) for epoch, value in pairs if math.isfinite(value)]
-    return {"epochs": [epoch for epoch, _ in kept], "values": [value for _, value in kept]}
+    finite = [(epoch, value) for epoch, value in pairs if math.isfinite(value)]
+    return {"epochs": [epoch for epoch, _ in finite], "values": [value for _, value in finite]}

@@ -1,4 +1,4 @@
-"""A folder that hippynn trained in, read without running what its files say."""
+"""A folder that hippynn trained in, read without running the code that its files name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from kd_plugins.hippynn.unpickler import HIPPYNN_PICKLES, Unread
 from kd_plugins.torch_files import load_torch_file
 
 STRUCTURE, WEIGHTS = "experiment_structure.pt", "best_model.pt"
-OF_THE_LOSS = ("_pred", "_true")
-"""Attributes by which a node of the model knows the loss, which may be of any class."""
+LINKS_TO_LOSS = ("_pred", "_true")
+"""Attributes of a model's node that link it to the loss. A loss may be of any class."""
 
 
 def load_model(
@@ -27,7 +27,7 @@ def load_model(
     Args:
         folder: that hippynn's loop or Lightning trained in, or that `export_student` made.
         trust_pickle: let the files run any code, which nodes and modules of one's own need.
-        remedy: what the user does to trust them.
+        remedy: for the message, the way to trust them.
 
     Raises:
         FileNotFoundError: if one of its two files is missing.
@@ -35,18 +35,22 @@ def load_model(
         ValueError: if one is damaged, is no model of hippynn, or holds what is not hippynn's own.
     """
     folder = Path(folder).expanduser()
-    model = load_structure(folder, trust_pickle=trust_pickle, remedy=remedy)["training_modules"][0]
-    foreign = next(unread(model, skip=OF_THE_LOSS), None)
+    structure = load_structure(folder, trust_pickle=trust_pickle, remedy=remedy)
+    model = structure["training_modules"][0]
+
+    foreign = next(find_unread(model, skip=LINKS_TO_LOSS), None)
     if foreign is not None:
         raise ValueError(
             f"{folder / STRUCTURE}: the model has a part of class {foreign}, which is not "
             "hippynn's own and so was not read: its code would be run. If you trust where the file "
             f"comes from, {remedy}"
         )
+
     state = load_torch_file(folder / WEIGHTS, trust_pickle=trust_pickle, remedy=remedy)
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+        # Torch lists every tensor on a line of its own; the first ones say enough.
         first = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{folder / WEIGHTS}: its weights do not fit the model of {STRUCTURE} ({first}); "
@@ -64,7 +68,7 @@ def load_structure(
         folder: of the run.
         trust_pickle: see `load_model`.
         remedy: see `load_model`.
-        weights: file with the weights, which must be there.
+        weights: file with the weights, which must be there too.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -76,32 +80,34 @@ def load_structure(
             f"{folder} has no {' and has no '.join(missing)}; expected a folder that hippynn's "
             "train_model has run in, with store_best"
         )
+
     path = folder / STRUCTURE
-    held = load_torch_file(
+    content = load_torch_file(
         path, trust_pickle=trust_pickle, remedy=remedy, pickle_module=HIPPYNN_PICKLES
     )
-    modules = held.get("training_modules") if isinstance(held, dict) else None
+    modules = content.get("training_modules") if isinstance(content, dict) else None
     if not isinstance(modules, tuple) or not isinstance(modules[0], GraphModule):
         raise ValueError(
             f"{path}: holds no model of hippynn; expected what hippynn's train_model writes"
         )
-    return held
+    return content
 
 
-def unread(held: Any, skip: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield the class of each object within something that was not read.
+def find_unread(start: Any, skip: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the class of each object that was not read, among all that an object refers to.
 
     Args:
-        held: a model, or anything of it.
-        skip: attributes that are not looked at.
+        start: a model, or a part of it.
+        skip: attributes that are not followed.
     """
     seen: set[int] = set()
-    stack = [held]
+    stack = [start]
     while stack:
         one = stack.pop()
         if id(one) in seen:
             continue
         seen.add(id(one))
+
         if isinstance(one, Unread) or (isinstance(one, type) and issubclass(one, Unread)):
             yield one.named
         elif isinstance(one, dict):

@@ -1,4 +1,11 @@
-"""The loss of paper 003 as a hippynn loss graph, of hippynn's own nodes alone."""
+"""The loss of Matin et al. 2025 as a graph of hippynn's own loss nodes, and its published weights.
+
+hippynn builds a loss as a graph of nodes beside the model and saves both in one file. A node of
+this package in it would make the file unreadable where the package is not installed, so everything
+here is built from hippynn's nodes.
+
+Matin et al., Digital Discovery 2025, https://doi.org/10.1039/d5dd00085h.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +33,48 @@ logger = logging.getLogger(__name__)
 TEACHER = "teacher_"
 """Prefix of the arrays that `kd_plugins.hippynn.add_teacher_targets` adds to a database."""
 WEIGHT = "_weight"
-"""Suffix of the array that says how much each of them counts, 0 where one is missing."""
-SMALL = 1e-6
-"""Error, in its own unit, below which the gradient of an RMSE is not that of a root any more."""
-NOTHING = 1e-12
-"""Keeps a batch without any target at zero."""
+"""Ending of the array of a target's weights, 0 where the target is missing."""
+ROUNDED_BELOW = 1e-6
+"""Error, in its own unit, below which an RMSE is rounded off so that its gradient stays finite."""
+SMALLEST_SHARE = 1e-12
+"""Added to the mean weight of a batch, so that a batch without any target has a loss of 0."""
+
+# Weights of Matin et al. 2025, appendix A.1 and table 1, for total energies in eV, forces in eV/Å
+# and atomic energies in eV.
+
+CONTROL: Mapping[str, float | Schedule] = MappingProxyType(
+    {"energy": 1.0, "forces": 10.0, "l2": 1e-6, "hierarchicality": 0.01}
+)
+"""Weights of teachers, and of students without a teacher. Their weight of forces is a third of
+`STUDENT`'s, so a fair control has ``{**CONTROL, "forces": 30.0}`` as well."""
+
+STUDENT: Mapping[str, float | Schedule] = MappingProxyType(
+    {"energy": 1.0, "forces": 30.0, "atomic_energies": 100.0, "l2": 1e-6, "hierarchicality": 0.01}
+)
+"""Weights of students."""
+
+_EPOCHS = (0, 199, 249, 299, 349, 399)
+BORN_AGAIN: Mapping[str, float | Schedule] = MappingProxyType(
+    {
+        "energy": Piecewise(_EPOCHS, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)),
+        "forces": Piecewise(_EPOCHS, (75.0, 63.0, 51.0, 39.0, 27.0, 15.0)),
+        "atomic_energies": Piecewise(_EPOCHS, (200.0, 160.0, 120.0, 80.0, 40.0, 0.0)),
+        "l2": 1e-6,
+        "hierarchicality": 0.01,
+    }
+)
+"""Weights of students of their teacher's size, table 1. It counts epochs from 1, hippynn from 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class DistillationLoss:
-    """Nodes for hippynn's ``assemble_for_training``.
+    """The loss nodes of a student, for hippynn's ``assemble_for_training``.
 
     Args:
         train: the loss to train with.
-        validation: name to unweighted error; give one of them as ``stopping_key``, never a
-            weighted sum, whose weights a schedule would leave behind.
+        validation: name to unweighted error. Use one of them as ``stopping_key`` and not a
+            weighted sum: hippynn copies the validation losses when it assembles them, so that a
+            schedule does not change their weights.
         weights: term to the node that holds its weight.
         schedules: term to weight as a function of the epoch, of those that change.
     """
@@ -59,30 +93,27 @@ def distillation_loss(
     energies: Literal["total", "per_atom"],
     allow: Sequence[str] = (),
 ) -> DistillationLoss:
-    """Return the loss of a student: labels and teacher, each RMSE + MAE (paper 003, eq. 3 and 5).
+    """Return a student's loss from labels and teacher targets, each as RMSE + MAE.
 
-    Terms by name: ``energy`` and ``forces`` compare with labels; ``atomic_energies``,
-    ``teacher_energy`` and ``teacher_forces`` with what `add_teacher_targets` has put into the
-    database; ``l2`` is the network's squared weights and ``hierarchicality`` HIPNN's own
-    regulariser. A term whose weight is 0 is not part of the graph, so the run without it is
-    hippynn's own.
-
-    Only nodes of hippynn are in it, so a student loads where this package is not.
+    Equations 3 and 5 of Matin et al. 2025. The terms by name: ``energy`` and ``forces`` compare
+    with labels; ``atomic_energies``, ``teacher_energy`` and ``teacher_forces`` with the targets of
+    `add_teacher_targets`; ``l2`` is the sum of the network's squared weights and
+    ``hierarchicality`` HIPNN's own regulariser. A term of weight 0 is not part of the graph, so a
+    run without teacher terms is hippynn's own, bit for bit.
 
     Args:
         energy_node: the student's ``HEnergyNode``, or one that sums several; with a ``db_name``.
         force_node: its ``GradientNode`` with ``sign=-1``, if forces are compared; or with
-            ``sign=+1``, if the labels are gradients, and their array's name has ``grad`` in it.
+            ``sign=+1``, if the labels are gradients and their array's name contains ``grad``.
         weights: term to number, or to a schedule of `kd_plugins.core.schedules` over epochs, which
-            `LossSchedule` then carries out; such as `STUDENT` or `BORN_AGAIN`.
-        energies: what energy labels are compared as. ``"total"`` is the paper's, in eV, and counts
-            large structures for more; ``"per_atom"`` needs an array ``energy_per_atom``, in
-            eV/atom.
-        allow: ``["forces_sign"]`` for labels whose sign is what it seems not to be.
+            `LossSchedule` applies; such as `STUDENT` or `BORN_AGAIN`.
+        energies: how energy labels are compared. ``"total"`` is the paper's, in eV, and gives large
+            structures more weight; ``"per_atom"`` needs an array ``energy_per_atom``, in eV/atom.
+        allow: ``["forces_sign"]`` for labels whose sign differs from what their name says.
 
     Raises:
         KeyError: for a term that does not exist.
-        ValueError: for weights that are not >= 0, none above it, a term that its node misses, or
+        ValueError: for weights that are negative or all 0, a term that its node does not have, or
             forces of another model or the wrong sign.
 
     >>> from hippynn.graphs import inputs, networks, physics, targets
@@ -97,185 +128,50 @@ def distillation_loss(
     ['atomic_energies_mae', 'atomic_energies_rmse', 'energy_mae', 'energy_rmse']
     """
     allow = check_allow(allow)
-    _check(energy_node, force_node, weights, energies)
-    schedules = {name: _schedule(name, weight) for name, weight in weights.items()}
-    makers = {name: look_up(name, TERMS, "loss term") for name in weights}
-    nodes = _Nodes(energy_node, force_node, energies, allow)
-    chosen = {name: one for name, one in schedules.items() if one != Constant(0.0)}
-    if not chosen:
+    _check_arguments(energy_node, force_node, weights, energies)
+    all_schedules = {name: _as_schedule(name, weight) for name, weight in weights.items()}
+    builders = {name: look_up(name, TERMS, "loss term") for name in weights}
+
+    schedules = {name: one for name, one in all_schedules.items() if one != Constant(0.0)}
+    if not schedules:
         raise ValueError(f"weights: expected one above 0 or more, got {dict(weights)}")
-    errors = {name: makers[name](nodes) for name in chosen}
-    at_first = {
-        name: check_number(f"weight of {name!r} at epoch 0", one(0), least=0)
-        for name, one in chosen.items()
+
+    student = _Student(energy_node, force_node, energies, allow)
+    errors = {name: builders[name](student) for name in schedules}
+
+    # A weight is a node with a buffer, so that a schedule can change it during training.
+    first_weights = {
+        name: check_number(f"weight of {name!r} at epoch 0", schedule(0), least=0)
+        for name, schedule in schedules.items()
     }
-    values = {name: ValueNode(at_first[name]) for name in chosen}
-    terms = [values[name] * sum_of(errors[name]) for name in chosen]
+    weight_nodes = {name: ValueNode(first_weights[name]) for name in schedules}
+    weighted = [weight_nodes[name] * _add_up(list(errors[name].values())) for name in schedules]
+
     return DistillationLoss(
-        train=sum_of(dict(enumerate(terms))),
+        train=_add_up(weighted),
         validation={
             f"{name}_{kind}": node
             for name, kinds in errors.items()
             for kind, node in kinds.items()
             if kind
         },
-        weights=values,
-        schedules={n: one for n, one in chosen.items() if not isinstance(one, Constant)},
+        weights=weight_nodes,
+        schedules={n: one for n, one in schedules.items() if not isinstance(one, Constant)},
     )
 
 
-def sum_of(nodes: Mapping[Any, Any]) -> Any:
-    """Return the sum of loss nodes, from left to right."""
-    first, *rest = nodes.values()
-    for node in rest:
-        first = first + node
-    return first
-
-
-def root(square: Any) -> Any:
-    """Return the square root of a node, 0 at 0 and with a finite gradient there.
-
-    The usual one has an infinite gradient, which turns into NaN in a student that starts as its
-    teacher.
-    """
-    return (square + SMALL**2) ** 0.5 - SMALL
-
-
-@dataclass(frozen=True, eq=False)
-class _Nodes:
-    energy: Any
-    forces: Any | None
-    energies: str
-    allow: Sequence[str]
-
-    def labels(self) -> dict[str, Any]:
-        if self.energies == "total":
-            return _label_error(_named(self.energy.main_output, "energy"))
-        name = "energy_per_atom"
-        return _label_error(physics.PerAtom(name, self.energy.main_output, db_name=name))
-
-    def force_labels(self) -> dict[str, Any]:
-        node = _named(self._forces("forces"), "forces")
-        check_sign(node, self.allow)
-        return _label_error(node)
-
-    def teacher(self, name: str) -> dict[str, Any]:
-        nodes = {
-            "atomic_energies": self._atomic_energies,
-            "energy": lambda: self.energy.main_output,
-            "forces": lambda: self._forces("teacher_forces"),
-        }
-        node = nodes[name]()
-        is_opposite = name == "forces" and sign_of(node) == 1
-        return _teacher_error(node, f"{TEACHER}{name}", is_opposite)
-
-    def l2(self) -> dict[str, Any]:
-        return {"": l2reg(self.energy.find_unique_relative(lambda n: isinstance(n, Network)))}
-
-    def hierarchicality(self) -> dict[str, Any]:
-        if not hasattr(self.energy, "hierarchicality"):
-            raise ValueError(
-                f"hierarchicality: node {self.energy.name!r} has none; expected an HEnergyNode, or "
-                "leave that weight out"
-            )
-        return {"": Mean(self.energy.hierarchicality.pred)}
-
-    def _forces(self, term: str) -> Any:
-        if self.forces is None:
-            raise ValueError(f"{term} has a weight, but there is no force_node to compare; give it")
-        return _forces_of(self.forces)
-
-    def _atomic_energies(self) -> Any:
-        if not hasattr(self.energy, "atom_energies"):
-            raise ValueError(
-                f"node {self.energy.name!r} ({type(self.energy).__name__}) has no atomic energies; "
-                "expected an HEnergyNode or a CombineEnergyNode; of an AtomizationEnergyNode, take "
-                "create_henergy_equivalent()"
-            )
-        return self.energy.atom_energies
-
-
-TERMS: Mapping[str, Callable[[_Nodes], dict[str, Any]]] = {
-    "energy": _Nodes.labels,
-    "forces": _Nodes.force_labels,
-    "atomic_energies": lambda nodes: nodes.teacher("atomic_energies"),
-    "teacher_energy": lambda nodes: nodes.teacher("energy"),
-    "teacher_forces": lambda nodes: nodes.teacher("forces"),
-    "l2": _Nodes.l2,
-    "hierarchicality": _Nodes.hierarchicality,
-}
-"""What a loss may be made of."""
-
-
-def _named(node: Any, term: str) -> Any:
-    if node.db_name is None:
-        raise ValueError(
-            f"{term}: node {node.name!r} has no db_name, so there are no labels to compare; give it"
-        )
-    return node
-
-
-def check_sign(node: Any, allow: Sequence[str]) -> None:
-    """Refuse forces that are compared with labels of the opposite sign.
-
-    Args:
-        node: of forces or of the energy's gradient, with the ``db_name`` of its labels.
-        allow: ``forces_sign`` in it makes a warning of the error.
-
-    Raises:
-        ValueError: naming node, sign and array.
-    """
-    sign, array = sign_of(node), str(node.db_name)
-    if sign is None or sign == (1 if is_gradient(array) else -1):
-        return
-    what = {
-        1: "is the gradient of the energy (sign=+1), the opposite of forces",
-        -1: "is forces (sign=-1), the opposite of a gradient",
-    }[sign]
-    message = f"forces: node {node.name!r} {what}, and is compared with array {array!r}"
-    if "forces_sign" in allow:
-        logger.warning(f"{message} (overruled by allow: [forces_sign])")
-        return
-    remedy = (
-        "give sign=-1; if the array holds gradients, call it so, such as 'gradients'"
-        if sign == 1
-        else "give sign=+1; if the array holds forces, call it otherwise"
-    )
-    raise ValueError(f"{message}; {remedy}; allow: [forces_sign] overrules this")
-
-
-def sign_of(node: Any) -> int | None:
-    """Return 1 for a node of the energy's gradient, -1 for one of forces, None if not known."""
-    parent = node.parents[0] if node.parents else None
-    if isinstance(node, physics.GradientNode):
-        return node.sign
-    if isinstance(parent, physics.MultiGradientNode):
-        return parent.signs[node.index]
-    if isinstance(parent, physics.StressForceNode):
-        return -1
-    inner = [sign_of(one) for one in node.parents]
-    if isinstance(node, AtomReIndexer):  # which arithmetic puts in between
-        return inner[0]
-    if isinstance(node, NegNode) and inner[0] is not None:
-        return -inner[0]
-    if isinstance(node, MulNode):
-        factors = [one.torch_module.value for one in node.parents if isinstance(one, ValueNode)]
-        known = [one for one in inner if one is not None]
-        if len(factors) == len(known) == 1 and factors[0].numel() == 1:
-            return known[0] if float(factors[0]) > 0 else -known[0]
-    return None
-
-
-def _check(energy: Any, forces: Any, weights: Any, energies: Any) -> None:
-    """Refuse arguments that are not what they must be, whatever the weights."""
+def _check_arguments(energy: Any, forces: Any, weights: Any, energies: Any) -> None:
+    """Refuse arguments of another type, and forces of another model."""
     if not isinstance(weights, Mapping):
         raise ValueError(
             f"weights: expected term to number or schedule, such as STUDENT, got {weights!r}"
         )
     if energies not in ("total", "per_atom"):
         raise ValueError(f"energies: expected 'total' or 'per_atom', got {energies!r}")
+
     for name, node in (("energy_node", energy), ("force_node", forces)):
-        if not isinstance(node, _BaseNode) and not (name == "force_node" and node is None):
+        is_left_out = name == "force_node" and node is None
+        if not isinstance(node, _BaseNode) and not is_left_out:
             raise ValueError(
                 f"{name}: expected a node of hippynn's graph, got {type(node).__name__}"
             )
@@ -286,69 +182,209 @@ def _check(energy: Any, forces: Any, weights: Any, energies: Any) -> None:
         )
 
 
-def _forces_of(node: Any) -> Any:
-    """Return the forces of a node that may compute the stress as well."""
-    return node.forces if isinstance(node, physics.StressForceNode) else node.main_output
-
-
-def _label_error(node: Any) -> dict[str, Any]:
-    return {"rmse": root(MSELoss(node.pred, node.true)), "mae": MAELoss(node.pred, node.true)}
-
-
-def _teacher_error(node: Any, name: str, is_opposite: bool) -> dict[str, Any]:
-    """Return the errors of a student's node against an array, each item with its weight.
-
-    A teacher's forces are forces, whatever the labels of a node that gives gradients are.
-    """
-    target, weight = _read(node, name).true, _read(node, name + WEIGHT).true
-    shares = Mean(weight) + NOTHING
-    # Turned is the target: hippynn finds no layout for the negative of a prediction.
-    target = target * -1.0 if is_opposite else target
-    difference = node.pred - target
-    return {
-        "rmse": root(Mean(difference * difference * weight) / shares),
-        "mae": MAELoss(node.pred * weight, target * weight) / shares,
-    }
-
-
-def _read(node: Any, name: str) -> Any:
-    """Return a node by which the loss reads an array that is laid out as another node's values.
-
-    It is never computed: hippynn finds a target's layout by its place in the model graph.
-    """
-    carrier = node * 1.0
-    carrier.set_dbname(name)
-    return carrier
-
-
-def _schedule(name: str, weight: float | Schedule) -> Schedule:
+def _as_schedule(name: str, weight: float | Schedule) -> Schedule:
     if callable(weight):
         return weight
     try:
+        # Constant refuses True, which float() would turn into 1.
         return Constant(float(weight) if not isinstance(weight, bool) else weight)
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"weight of {name!r}: {error}") from error
 
 
-CONTROL: Mapping[str, float | Schedule] = MappingProxyType(
-    {"energy": 1.0, "forces": 10.0, "l2": 1e-6, "hierarchicality": 0.01}
-)
-"""Teachers, and students that have none. Their weight of forces is a third of `STUDENT`'s, so a
-fair control has ``{**CONTROL, "forces": 30.0}`` as well."""
+def _add_up(nodes: Sequence[Any]) -> Any:
+    """Return the sum of loss nodes, from left to right."""
+    first, *rest = nodes
+    for node in rest:
+        first = first + node
+    return first
 
-STUDENT: Mapping[str, float | Schedule] = MappingProxyType(
-    {"energy": 1.0, "forces": 30.0, "atomic_energies": 100.0, "l2": 1e-6, "hierarchicality": 0.01}
-)
-"""Students."""
 
-_EPOCHS = (0, 199, 249, 299, 349, 399)
-BORN_AGAIN: Mapping[str, float | Schedule] = MappingProxyType(
-    {
-        "energy": Piecewise(_EPOCHS, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)),
-        "forces": Piecewise(_EPOCHS, (75.0, 63.0, 51.0, 39.0, 27.0, 15.0)),
-        "atomic_energies": Piecewise(_EPOCHS, (200.0, 160.0, 120.0, 80.0, 40.0, 0.0)),
-        "l2": 1e-6,
-        "hierarchicality": 0.01,
+# The terms
+
+
+@dataclass(frozen=True, eq=False)
+class _Student:
+    """A student's nodes, and a method for each kind of loss term that returns its errors."""
+
+    energy: Any
+    forces: Any | None
+    energies: str
+    allow: Sequence[str]
+
+    def energy_labels(self) -> dict[str, Any]:
+        """Return the errors of energies from labels."""
+        if self.energies == "total":
+            return _label_errors(_with_db_name(self.energy.main_output, "energy"))
+        name = "energy_per_atom"
+        return _label_errors(physics.PerAtom(name, self.energy.main_output, db_name=name))
+
+    def force_labels(self) -> dict[str, Any]:
+        """Return the errors of forces from labels."""
+        node = _with_db_name(self._force_node("forces"), "forces")
+        check_sign(node, self.allow)
+        return _label_errors(node)
+
+    def teacher_targets(self, name: str) -> dict[str, Any]:
+        """Return the errors of a quantity from the teacher's targets."""
+        nodes = {
+            "atomic_energies": self._atomic_energy_node,
+            "energy": lambda: self.energy.main_output,
+            "forces": lambda: self._force_node("teacher_forces"),
+        }
+        node = nodes[name]()
+        is_opposite = name == "forces" and sign_of(node) == 1
+        return _teacher_errors(node, f"{TEACHER}{name}", is_opposite)
+
+    def l2(self) -> dict[str, Any]:
+        """Return the sum of the network's squared weights."""
+        return {"": l2reg(self.energy.find_unique_relative(lambda n: isinstance(n, Network)))}
+
+    def hierarchicality(self) -> dict[str, Any]:
+        """Return HIPNN's regulariser of its hierarchy of energies."""
+        if not hasattr(self.energy, "hierarchicality"):
+            raise ValueError(
+                f"hierarchicality: node {self.energy.name!r} has none; expected an HEnergyNode, or "
+                "leave that weight out"
+            )
+        return {"": Mean(self.energy.hierarchicality.pred)}
+
+    def _force_node(self, term: str) -> Any:
+        node = self.forces
+        if node is None:
+            raise ValueError(f"{term} has a weight, but there is no force_node to compare; give it")
+        return node.forces if isinstance(node, physics.StressForceNode) else node.main_output
+
+    def _atomic_energy_node(self) -> Any:
+        if not hasattr(self.energy, "atom_energies"):
+            raise ValueError(
+                f"node {self.energy.name!r} ({type(self.energy).__name__}) has no atomic energies; "
+                "expected an HEnergyNode or a CombineEnergyNode; of an AtomizationEnergyNode, take "
+                "create_henergy_equivalent()"
+            )
+        return self.energy.atom_energies
+
+
+TERMS: Mapping[str, Callable[[_Student], dict[str, Any]]] = {
+    "energy": _Student.energy_labels,
+    "forces": _Student.force_labels,
+    "atomic_energies": lambda student: student.teacher_targets("atomic_energies"),
+    "teacher_energy": lambda student: student.teacher_targets("energy"),
+    "teacher_forces": lambda student: student.teacher_targets("forces"),
+    "l2": _Student.l2,
+    "hierarchicality": _Student.hierarchicality,
+}
+"""Loss term to the function that returns its errors; an error without a name is not reported."""
+
+
+def _with_db_name(node: Any, term: str) -> Any:
+    if node.db_name is None:
+        raise ValueError(
+            f"{term}: node {node.name!r} has no db_name, so there are no labels to compare; give it"
+        )
+    return node
+
+
+def _label_errors(node: Any) -> dict[str, Any]:
+    return {"rmse": _root(MSELoss(node.pred, node.true)), "mae": MAELoss(node.pred, node.true)}
+
+
+def _teacher_errors(node: Any, array: str, is_opposite: bool) -> dict[str, Any]:
+    """Return the errors of a student's node from an array of targets, each item with its weight.
+
+    Args:
+        node: of the student.
+        array: name of the targets; that of their weights has an ending more.
+        is_opposite: whether the node gives gradients, while a teacher's forces are forces.
+    """
+    target, weight = _read(node, array).true, _read(node, array + WEIGHT).true
+    # The means of a batch divided by its mean weight are averages over the items with a target.
+    share = Mean(weight) + SMALLEST_SHARE
+    # The target's sign is turned, since hippynn finds no layout for the negative of a prediction.
+    target = target * -1.0 if is_opposite else target
+    difference = node.pred - target
+    return {
+        "rmse": _root(Mean(difference * difference * weight) / share),
+        "mae": MAELoss(node.pred * weight, target * weight) / share,
     }
-)
-"""Students of their teacher's size, Table 1. The paper counts epochs from 1, hippynn from 0."""
+
+
+def _read(node: Any, array: str) -> Any:
+    """Return a node by which the loss reads an array with the layout of another node's values.
+
+    hippynn finds the layout of a target, of atoms or of structures, by the node that predicts it. A
+    teacher's array has none, so it gets this copy of the student's node, which is never computed.
+    """
+    carrier = node * 1.0
+    carrier.set_dbname(array)
+    return carrier
+
+
+def _root(square: Any) -> Any:
+    """Return the square root of a node, which is 0 at 0 and has a finite gradient there.
+
+    The gradient of the plain root is infinite at 0. A student that starts as a copy of its teacher
+    has errors of 0, and infinity times 0 would make all its gradients NaN.
+    """
+    return (square + ROUNDED_BELOW**2) ** 0.5 - ROUNDED_BELOW
+
+
+# Signs of forces and gradients
+
+
+def check_sign(node: Any, allow: Sequence[str]) -> None:
+    """Refuse forces that are compared with labels of the opposite sign.
+
+    Args:
+        node: of forces or of the energy's gradient, with the ``db_name`` of its labels.
+        allow: with ``forces_sign`` in it, the error is logged as a warning.
+
+    Raises:
+        ValueError: naming node, sign and array.
+    """
+    sign, array = sign_of(node), str(node.db_name)
+    if sign is None or sign == (1 if is_gradient(array) else -1):
+        return
+
+    what = {
+        1: "is the gradient of the energy (sign=+1), the opposite of forces",
+        -1: "is forces (sign=-1), the opposite of a gradient",
+    }[sign]
+    message = f"forces: node {node.name!r} {what}, and is compared with array {array!r}"
+    if "forces_sign" in allow:
+        logger.warning(f"{message} (overruled by allow: [forces_sign])")
+        return
+
+    remedy = (
+        "give sign=-1; if the array holds gradients, call it so, such as 'gradients'"
+        if sign == 1
+        else "give sign=+1; if the array holds forces, call it otherwise"
+    )
+    raise ValueError(f"{message}; {remedy}; allow: [forces_sign] overrules this")
+
+
+def sign_of(node: Any) -> int | None:
+    """Return 1 for a node of the energy's gradient, -1 for one of forces, None if not known.
+
+    Arithmetic between the node that differentiates and this one is followed: a minus sign, and a
+    product with one number.
+    """
+    parent = node.parents[0] if node.parents else None
+    if isinstance(node, physics.GradientNode):
+        return node.sign
+    if isinstance(parent, physics.MultiGradientNode):
+        return parent.signs[node.index]
+    if isinstance(parent, physics.StressForceNode):
+        return -1
+
+    signs = [sign_of(one) for one in node.parents]
+    if isinstance(node, AtomReIndexer):  # hippynn inserts one before arithmetic
+        return signs[0]
+    if isinstance(node, NegNode) and signs[0] is not None:
+        return -signs[0]
+    if isinstance(node, MulNode):
+        factors = [one.torch_module.value for one in node.parents if isinstance(one, ValueNode)]
+        known = [sign for sign in signs if sign is not None]
+        if len(factors) == len(known) == 1 and factors[0].numel() == 1:
+            return known[0] if float(factors[0]) > 0 else -known[0]
+    return None

@@ -1,4 +1,4 @@
-"""hippynn's cached pairs, checked, for a model that is new or loaded."""
+"""hippynn's cached pairs with enough periodic images, for a new model or a loaded one."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ from kd_plugins.numbers import check_whole
 def cache_pairs(
     model: Any, database: Any, n_images: int | None = None, batch_size: int = 10
 ) -> int:
-    """Compute a database's pairs once: hippynn's ``precompute_pairs``, which then cannot be wrong.
+    """Compute a database's pairs once, with hippynn's ``precompute_pairs`` and enough images.
 
-    With too few images that function adds up pairs of different images where torch does not check
-    sparse tensors, and says nothing. Here the images that the smallest cell needs are counted.
+    With too few images that function adds up pairs of different images, without an error where
+    torch does not check sparse tensors. Here the number of images is that which the smallest cell
+    needs.
 
-    Given training modules, it also does `check_database`, lets the model read the cached pairs and
-    tells the database what is read of it, so that training can start. They may be new, or those of
-    ``load_checkpoint``: of a run with cached pairs, whose database has been made anew, or of one
-    without. No random number is drawn, so that a resumed run stays the uninterrupted one.
+    Given training modules, it also does `check_database`, makes the model read the cached pairs and
+    sets ``database.inputs`` and ``database.targets``, so that training can start. The modules may
+    be new, or those of ``load_checkpoint``: of a run with cached pairs, whose database has been
+    made anew, or of one without. No random number is drawn, so a resumed run equals an
+    uninterrupted one.
 
     Args:
         model: training modules; or ``training_modules.model`` alone, after which the modules must
@@ -50,32 +52,35 @@ def cache_pairs(
     """
     modules = model if hasattr(model, "evaluator") else None
     graph = graph_of(model if modules is None else modules.model)
-    _check(graph, database, n_images, batch_size)
+    _check_arguments(graph, database, n_images, batch_size)
     if modules is not None:
         check_database(modules, database)
 
-    finder = _finder(graph)
+    finder = _pair_finder(graph)
+
+    # A loaded model of a run with cached pairs reads them, but its new database has none yet.
     is_loaded = isinstance(finder, PairUncacher)
     if is_loaded and all(CACHE in arrays for arrays in database.splits.values()):
         raise DataError("the model reads cached pairs already; there is nothing left to cache")
-    images = _images(graph, database, finder.dist_hard_max, n_images)
+    images = _n_images(graph, database, finder.dist_hard_max, n_images)
 
-    if is_loaded:  # its pairs are found by a copy, which is then thrown away
-        found = copy.deepcopy(graph)
+    if is_loaded:
+        # A copy finds the pairs, and is then thrown away.
+        twin = copy.deepcopy(graph)
         cutoff = {"dist_hard_max": finder.dist_hard_max}
-        swap_pairfinders(found.nodes_to_compute, PeriodicPairIndexer, module_kwargs=cutoff)
-        _precompute(found, database, images, batch_size)
+        swap_pairfinders(twin.nodes_to_compute, PeriodicPairIndexer, module_kwargs=cutoff)
+        _precompute(twin, database, images, batch_size)
     else:
         _precompute(graph, database, images, batch_size)
 
     if modules is not None:
-        _let_read(graph, modules.evaluator)
+        _read_cache(graph, modules.evaluator)
         info = modules.evaluator.db_info
         database.inputs, database.targets = info["inputs"], info["targets"]
     return images
 
 
-def _check(graph: Any, database: Any, n_images: Any, batch_size: Any) -> None:
+def _check_arguments(graph: Any, database: Any, n_images: Any, batch_size: Any) -> None:
     if not isinstance(graph, GraphModule):
         raise DataError(
             f"expected training modules, or the model among them, got {type(graph).__name__}"
@@ -91,7 +96,7 @@ def _check(graph: Any, database: Any, n_images: Any, batch_size: Any) -> None:
         )
 
 
-def _finder(graph: Any) -> Any:
+def _pair_finder(graph: Any) -> Any:
     """Return the node that finds or reads a model's pairs.
 
     Raises:
@@ -108,7 +113,7 @@ def _finder(graph: Any) -> Any:
     return finders[0]
 
 
-def _images(graph: Any, database: Any, cutoff: float, n_images: int | None) -> int:
+def _n_images(graph: Any, database: Any, cutoff: float, n_images: int | None) -> int:
     try:
         cell = find_unique_relative(graph.nodes_to_compute, CellNode).db_name
     except NodeNotFound as error:
@@ -123,9 +128,10 @@ def _images(graph: Any, database: Any, cutoff: float, n_images: int | None) -> i
 
 
 def _precompute(graph: Any, database: Any, images: int, batch_size: int) -> None:
-    """Put the pairs into every split, or into none, on the device where its arrays are."""
+    """Add the pairs to every split, or to none, on the device of its arrays."""
     device = next(graph.parameters()).device
     try:
+        # With these checks on, pairs beyond the images are an error and not a wrong sum.
         with torch.sparse.check_sparse_tensor_invariants():
             precompute_pairs(graph, database, batch_size, device, n_images=images)
     except (RuntimeError, ValueError) as error:
@@ -139,22 +145,25 @@ def _precompute(graph: Any, database: Any, images: int, batch_size: int) -> None
         arrays[CACHE] = arrays[CACHE].to(arrays["indices"].device)
 
 
-def _let_read(graph: Any, evaluator: Any) -> None:
-    """Let a model that has been assembled read the pairs, as its nodes do by now.
+def _read_cache(graph: Any, evaluator: Any) -> None:
+    """Make an assembled model read the cached pairs, as its nodes do already.
 
-    Weights stay the same objects, so that optimizers and controllers need not know.
+    Its weights stay the same objects, so optimizers and controllers go on with them.
     """
     caches = [n for n in get_subgraph(graph.nodes_to_compute) if isinstance(n, PairIndices)]
     inputs, is_training = list(graph.input_nodes), graph.training
     inputs += [node for node in caches if node not in inputs]
+
+    # The constructor is called again, since a graph fixes its inputs when it is made.
     GraphModule.__init__(graph, inputs, graph.nodes_to_compute)
     graph.train(is_training)
+
     evaluator.n_inputs = len(inputs)
     evaluator.db_info["inputs"] = [node.db_name for node in inputs]
 
 
 def images_needed(splits: Mapping[str, Mapping[str, Any]], cell: str, cutoff: float) -> int:
-    """Return over how many images of the flattest cell a cutoff (Å) reaches.
+    """Return how many images of the flattest cell a cutoff (Å) reaches over.
 
     Raises:
         DataError: for a split without cells, or a cell without volume.
@@ -163,10 +172,13 @@ def images_needed(splits: Mapping[str, Mapping[str, Any]], cell: str, cutoff: fl
     for name, split in splits.items():
         if cell not in split:
             raise DataError(f"split {name!r} has no array {cell!r}; it has {', '.join(split)}")
+
         cells = split[cell].detach().cpu().double().numpy()
         volumes = np.abs(np.linalg.det(cells))
         if not (volumes > 0).all():
             raise DataError(f"split {name!r}: a cell has no volume; periodic pairs need one")
+
+        # A cell's height over two of its vectors is its volume divided by their area.
         areas = [np.cross(cells[:, k - 2], cells[:, k - 1]) for k in range(3)]
         heights = [volumes / np.linalg.norm(area, axis=1) for area in areas]
         needed = max(needed, int(np.ceil(cutoff / np.min(heights))))

@@ -1,4 +1,7 @@
-"""Weights that change over epochs, in the place where hippynn keeps its schedulers."""
+"""Loss weights that change over epochs, as a scheduler of hippynn's controller.
+
+Pickles of runs name this module and its class, so both keep their names.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,21 @@ logger = logging.getLogger(__name__)
 class LossSchedule(LRScheduler):
     """Sets the weights of a loss epoch by epoch.
 
-    It goes among a hippynn controller's schedulers, beside one of the learning rate, and is saved
-    and resumed with them, under hippynn's own loop and under Lightning. Whenever a weight changes
-    it gives patience a new start: the controller's, and under hippynn's loop that of a
-    ``ReduceLROnPlateau`` beside it, whose learning rate itself stays as it is.
+    It is one of a hippynn controller's schedulers, beside that of the learning rate. It is saved
+    and resumed with them, by hippynn's own loop and by Lightning. Whenever a weight changes, the
+    patience starts anew: the controller's and, in hippynn's loop, that of a ``ReduceLROnPlateau``,
+    whose learning rate itself stays as it is.
 
     Args:
         loss: with schedules among its weights.
 
     Raises:
-        ValueError: if it has none, or, when the controller is made, if ``max_epochs`` ends before
-            the last change; before the first epoch, if ``termination_patience`` could.
+        ValueError: if it has none; when the controller is made, if ``max_epochs`` ends before the
+            last change; before the first epoch, if ``termination_patience`` could.
     """
 
+    # LRScheduler is the base class because Lightning accepts no other; its constructor, which
+    # would step the learning rate, is not called.
     def __init__(self, loss: DistillationLoss) -> None:
         if not isinstance(loss, DistillationLoss):
             raise ValueError(
@@ -41,12 +46,16 @@ class LossSchedule(LRScheduler):
                 "no weight of this loss changes; give distillation_loss a schedule, such as "
                 "BORN_AGAIN, or train without LossSchedule"
             )
+
+        # The weights' modules are those of the loss that trains: hippynn pickles loss and
+        # controller in one file, so that they are the same objects again after loading.
         self._terms = [
             (name, schedule, loss.weights[name].torch_module)
             for name, schedule in loss.schedules.items()
         ]
         self.last_change = max(_last_change(name, one) for name, one, _ in self._terms)
         self.last_epoch = 0
+
         self.optimizer: Any = None
         self._controller: Any = None
         self._metrics: Any = None
@@ -58,7 +67,7 @@ class LossSchedule(LRScheduler):
         return self._at(self.last_epoch)
 
     def set_controller(self, controller: Any) -> None:
-        """Get to know the controller; hippynn calls this.
+        """Keep the controller; hippynn calls this when it makes one.
 
         Raises:
             ValueError: if it ends training before the last change.
@@ -71,9 +80,9 @@ class LossSchedule(LRScheduler):
         self._controller, self.optimizer = controller, controller.optimizer
 
     def best_of_last_row(self, metric_tracker: Any) -> None:
-        """Let hippynn forget its best model when the last change comes.
+        """Let the best model be one of those that were trained with the last weights.
 
-        Otherwise that of another objective, far from what the schedule leads to, may be kept.
+        Otherwise hippynn may keep one that was best for earlier weights, so by another objective.
 
         Args:
             metric_tracker: what ``setup_training`` returns or ``load_checkpoint`` has restored.
@@ -90,11 +99,11 @@ class LossSchedule(LRScheduler):
             self._start_over()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch, and the weights for whoever looks."""
+        """Return the epoch, and its weights as a check when a run is resumed."""
         return {"last_epoch": self.last_epoch, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the epoch of a saved state, and set its weights.
+        """Go to the epoch of a saved state, and set its weights, which no checkpoint holds.
 
         Raises:
             ValueError: if that state is another schedule's.
@@ -109,11 +118,12 @@ class LossSchedule(LRScheduler):
         self._apply()
 
     def get_last_lr(self) -> list[float]:
-        """Return the learning rates, which this scheduler leaves alone."""
+        """Return the learning rates, which this scheduler does not change."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the metrics out of hippynn's structure file, which is written before epoch 0."""
+        # The first moment at which the controller's patience is known.
         self._check_patience()
         return {**self.__dict__, "_metrics": None}
 
@@ -127,7 +137,7 @@ class LossSchedule(LRScheduler):
         logger.info(f"epoch {self.last_epoch}: loss weights {self.weights}")
 
     def _start_over(self) -> None:
-        """Measure patience from here on, as another loss is minimised from here on."""
+        """Start all patience anew, since another loss is minimised from this epoch on."""
         if self._controller is not None:
             self._controller.boredom = 0
             if hasattr(self._controller, "last_best"):
@@ -135,10 +145,12 @@ class LossSchedule(LRScheduler):
             for other in self._controller.scheduler_list:
                 if isinstance(other, ReduceLROnPlateau) and hasattr(other, "mode_worse"):
                     other.best, other.num_bad_epochs = other.mode_worse, 0
+
         if self._metrics is not None and self.last_epoch == self.last_change:
             self._metrics.best_metric_values.get("valid", {}).pop(self._metrics.stopping_key, None)
 
     def _check_patience(self) -> None:
+        """Refuse a patience that could end training before the last change."""
         patience = getattr(self._controller, "patience", None)
         changes = [0, *self._changes(), self.last_change]
         longest = max(late - soon for soon, late in zip(changes, changes[1:], strict=False))
@@ -150,11 +162,17 @@ class LossSchedule(LRScheduler):
             )
 
     def _changes(self) -> list[int]:
+        """Return the epochs at which a weight changes."""
         epochs = range(1, self.last_change + 1)
         return [epoch for epoch in epochs if self._at(epoch) != self._at(epoch - 1)]
 
 
 def _last_change(name: str, schedule: Schedule) -> int:
+    """Return the epoch of a schedule's last change.
+
+    Raises:
+        ValueError: for a function, of which no end is known.
+    """
     if isinstance(schedule, Constant):
         return 0
     last = schedule.steps[-1] if isinstance(schedule, Piecewise) else None

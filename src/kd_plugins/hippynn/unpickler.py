@@ -1,13 +1,13 @@
-"""hippynn's graphs from a pickle without running what is in it.
+"""An unpickler that reads hippynn's graphs without running code from the file.
 
-hippynn writes a model as a pickle of its nodes and modules. A pickle says what to call with what,
-so reading one may run anything. Here it may make: empty objects of classes that hippynn's graphs,
-layers and networks and torch.nn define, given their attributes; plain containers; tensors, by
-torch's own functions; numbers and arrays of numpy. No constructor of hippynn or torch.nn is called,
-no method, and no attribute of anything is looked up.
+hippynn writes a model as a pickle of its nodes and modules. A pickle is a list of calls, so reading
+one with Python's own unpickler may run any code. This one makes only: empty objects of classes that
+hippynn's graphs, layers and networks and torch.nn define, with their attributes set; plain
+containers; tensors, by torch's own functions; numbers and arrays of numpy. No constructor of
+hippynn or torch.nn is called, no method, and no attribute of anything is looked up.
 
-What else such a file names, such as the optimizer, the database or a schedule of another package,
-becomes `Unread`: an empty thing that stands in its place and does nothing.
+Anything else in such a file, such as the optimizer, the database or a schedule of another package,
+becomes `Unread`: an empty placeholder without behaviour.
 """
 
 from __future__ import annotations
