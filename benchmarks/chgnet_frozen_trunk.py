@@ -113,7 +113,7 @@ def measure(crystals: Path, count: int, rounds: int, folder: Path, force_share: 
         lambda: CachedData(data, trunk, folder / "x", force_share=force_share, progress=False)
     )
     cached = CachedData(data, trunk, folder / "x", force_share=force_share, progress=False)
-    print(f"{len(data)} structures, {sum(row.case.n_atoms for row in data.rows)} atoms")
+    print(f"{len(data)} structures, {sum(sample.n_atoms for sample in data.samples)} atoms")
     print(f"features: {cached.size / len(data) / 1e6:.2f} MB a structure")
     ratios = {"energy_loss_ratio": 1, "force_loss_ratio": 1, "stress_loss_ratio": 0.1}
     with contextlib.redirect_stdout(io.StringIO()):

@@ -23,7 +23,7 @@ def test_rows_are_the_stores_and_the_labels_numbers_by_id(salts: Labelled) -> No
     """Whatever the order, per atom and in GPa."""
     frames = [salts.frames[index] for index in (2, 0, 3, 1)]
     data = salts.data(frames, hard=("energy", "forces", "stress"))
-    assert [row.structure_id for row in data.rows] == [frame.structure_id for frame in frames]
+    assert [row.structure_id for row in data.samples] == [frame.structure_id for frame in frames]
     for frame, (graph, targets) in zip(frames, data, strict=True):
         assert graph.graph_id == frame.structure_id
         values = {
@@ -125,7 +125,7 @@ def test_left_out_ones_are_listed_and_the_others_keep_their_order(
     salts: Labelled, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = salts.data(bad_frames(salts), hard=("forces",), bad="leave_out")
-    assert [row.structure_id for row in data.rows] == ["ZnS/0", "NaCl/0"]
+    assert [row.structure_id for row in data.samples] == ["ZnS/0", "NaCl/0"]
     assert [graph.graph_id for graph, _ in data] == ["ZnS/0", "NaCl/0"]
     assert list(data.left_out) == ["nowhere/0", "GaAs/0", "AlP/0", "NaCl/0"]
     assert "holds NaN or inf" in data.left_out["AlP/0"]
@@ -150,7 +150,7 @@ def test_labels_that_may_be_missing_are_nan(salts: Labelled) -> None:
 
 def test_a_part_is_a_data_set(data: DistillData) -> None:
     part = data.part([3, 1])
-    assert [row.structure_id for row in part.rows] == [data.rows[3].structure_id, "GaAs/0"]
+    assert [row.structure_id for row in part.samples] == [data.samples[3].structure_id, "GaAs/0"]
     assert len(data) == 4
     assert part.fingerprint != data.fingerprint != data.part([1, 0, 2, 3]).fingerprint
     assert data.fingerprint == data.part(range(4)).fingerprint
@@ -178,7 +178,7 @@ def test_an_energy_zero_of_its_own_is_learned_by_the_references_alone(
     assert changed <= set(offsets)
     assert set(references.offsets) == set(offsets)
     after = model.predict_graph(graphs, task="efs")
-    for row, one, other in zip(shifted.rows, forces, after, strict=True):
+    for row, one, other in zip(shifted.samples, forces, after, strict=True):
         assert float(other["e"]) == pytest.approx(float(row.targets["e"]), abs=1e-5)
         np.testing.assert_array_equal(one["f"], other["f"])
         np.testing.assert_array_equal(one["s"], other["s"])

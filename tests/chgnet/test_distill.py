@@ -14,7 +14,7 @@ import torch
 from chgnet.model import CHGNet
 
 from kd_plugins.chgnet import DistillData, Distilled, FitSettings, distill
-from kd_plugins.chgnet.distilling import Estimate
+from kd_plugins.chgnet.distilling import CostEstimate
 from tests.chgnet import small
 from tests.chgnet.small import Labelled, differs
 from tests.house import ROOT
@@ -37,7 +37,7 @@ def run(data: DistillData, folder: Path, **settings: Any) -> tuple[Distilled, CH
 def prefer(patch: pytest.MonkeyPatch, way: str) -> None:
     """Let the estimate say that one way is cheaper."""
     cached = 1.0 if way == "cached" else 99.0
-    found = Estimate(plain=50.0, build=0.0, cached=cached, size=0)
+    found = CostEstimate(plain=50.0, build=0.0, cached=cached, size=0)
     patch.setattr(MODULE, "estimate", lambda *arguments: found)
 
 
@@ -138,9 +138,9 @@ def test_validation_may_be_smaller_than_a_batch(
 
 
 def test_features_that_are_there_cost_nothing_more() -> None:
-    costly = Estimate(plain=10.0, build=100.0, cached=1.0, size=10**9)
+    costly = CostEstimate(plain=10.0, build=100.0, cached=1.0, size=10**9)
     assert not costly.prefers_cache
-    assert Estimate(plain=10.0, build=0.0, cached=1.0, size=0).prefers_cache
+    assert CostEstimate(plain=10.0, build=0.0, cached=1.0, size=0).prefers_cache
     assert "1.7 min for 1.0 GB of features" in str(costly)
 
 

@@ -21,7 +21,7 @@ from kd_plugins.chgnet import (
     Ratios,
     align_references,
 )
-from kd_plugins.chgnet.frozen_trunk import coordinates
+from kd_plugins.chgnet.frozen_trunk import choose_coordinates
 from tests.chgnet import small
 from tests.chgnet.small import Labelled, differs
 from tests.chgnet.test_distill import LOADS, prefer, run
@@ -202,11 +202,11 @@ def test_both_ways_take_the_same_share_of_the_forces(
     _, whole = run(data, tmp_path / "whole", soft={"energy": 0.1, "forces": 1})
     assert differs(models["plain"], models["cached"]) < 5e-4
     assert differs(models["plain"], whole) > 1e-3
-    part = data.along(lambda row: coordinates(row, 0.34, 0))
-    there = [~row.targets["soft_f"].isnan() for row in part.rows]
+    part = data.along(lambda row: choose_coordinates(row, 0.34, 0))
+    there = [~row.targets["soft_f"].isnan() for row in part.samples]
     assert [int(mask.sum()) for mask in there] == [3] * 4
     assert part.fingerprint != data.fingerprint
-    assert torch.isfinite(data.rows[0].targets["soft_f"]).all()
+    assert torch.isfinite(data.samples[0].targets["soft_f"]).all()
 
 
 def test_features_of_what_is_no_data_are_refused(data: DistillData, tmp_path: Path) -> None:

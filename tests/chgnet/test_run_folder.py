@@ -16,7 +16,12 @@ import pytest
 import torch
 
 from kd_plugins.chgnet import CachedData, DistillData, DistillTrainer, FitSettings, FrozenTrunk
-from kd_plugins.chgnet.run_folder import check_folder, check_free, locked, write_checkpoint
+from kd_plugins.chgnet.run_folder import (
+    check_not_in_use,
+    check_run_folder,
+    lock_run_folder,
+    write_checkpoint,
+)
 from tests.chgnet import small
 from tests.chgnet.test_distill import LOADS, prefer, run
 from tests.house import ROOT
@@ -24,8 +29,8 @@ from tests.house import ROOT
 HOLDS = """
 import sys, time
 from pathlib import Path
-from kd_plugins.chgnet.run_folder import locked
-with locked(Path(sys.argv[1])):
+from kd_plugins.chgnet.run_folder import lock_run_folder
+with lock_run_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -80,13 +85,13 @@ def test_a_second_training_is_refused_and_a_killed_ones_lock_does_not_block(
 
 
 def test_a_lock_is_had_once_and_given_back(tmp_path: Path) -> None:
-    check_free(tmp_path / "out")
+    check_not_in_use(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     for _ in range(2):
-        with locked(tmp_path / "out"), locked(tmp_path / "out" / ".." / "out"):
-            check_free(tmp_path / "out")
+        with lock_run_folder(tmp_path / "out"), lock_run_folder(tmp_path / "out" / ".." / "out"):
+            check_not_in_use(tmp_path / "out")
     with held_by_another(tmp_path / "out"), pytest.raises(FileExistsError):
-        check_free(tmp_path / "out")
+        check_not_in_use(tmp_path / "out")
 
 
 @pytest.mark.filterwarnings(LOADS)
@@ -195,7 +200,7 @@ def test_bad_folders_are_refused(data: DistillData, tmp_path: Path, name: str) -
     folder, error, message = BAD_FOLDERS[name]
     (tmp_path / "file").write_text("x")
     with pytest.raises(error, match=message):
-        check_folder(folder(tmp_path), "out")
+        check_run_folder(folder(tmp_path), "out")
     with pytest.raises(error, match=message.replace("out:", "save_dir:")):
         made = small.trainer()
         made.train(small.loader(data, 2), small.loader(data, 2), save_dir=folder(tmp_path))
@@ -210,7 +215,7 @@ def test_bad_folders_are_refused(data: DistillData, tmp_path: Path, name: str) -
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="may not be written"):
-        check_folder(tmp_path / "out", "out")
+        check_run_folder(tmp_path / "out", "out")
 
 
 def test_home_is_expanded(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kd_plugins.chgnet import FitSettings, freeze_except
-from kd_plugins.chgnet.student import trainable
-from kd_plugins.chgnet.trainer import is_step, make_cosine
+from kd_plugins.chgnet.student import count_trainable
+from kd_plugins.chgnet.trainer import is_schedule_step, make_cosine
 from tests.chgnet import small
 
 CHGNETS = {1: 0.00976, 2: 0.00905, 4: 0.0066, 8: 0.00105, 10: 0.0001, 37: 0.0001}
@@ -24,7 +24,7 @@ def test_where_the_learning_rate_ends(n_batches: int, schedule: str) -> None:
     for _ in range(100):
         for batch in range(n_batches):
             rates.append(optimizer.param_groups[0]["lr"])
-            if is_step(batch, n_batches):
+            if is_schedule_step(batch, n_batches):
                 cosine.step()
     expected = CHGNETS[n_batches] if schedule == "chgnet" else 0.0001
     assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=6e-3)
@@ -36,15 +36,15 @@ def test_where_the_learning_rate_ends(n_batches: int, schedule: str) -> None:
 
 @pytest.mark.parametrize("n_batches", range(1, 60))
 def test_steps_are_at_each_tenth_of_an_epoch(n_batches: int) -> None:
-    steps = sum(is_step(batch, n_batches) for batch in range(n_batches))
+    steps = sum(is_schedule_step(batch, n_batches) for batch in range(n_batches))
     assert steps == min(10, n_batches)
-    assert is_step(n_batches - 1, n_batches)
+    assert is_schedule_step(n_batches - 1, n_batches)
 
 
 def test_the_trainer_takes_the_same_cosine() -> None:
     for schedule, length in (("finishing", 2 * 3), ("chgnet", 2 * 10)):
         made = small.trainer(schedule=schedule)
-        made._begin(3)
+        made._restore_random_state(3)
         assert made.scheduler.T_max == length
 
 
@@ -68,14 +68,14 @@ def test_what_trains_is_counted() -> None:
         found = freeze_except(model, prefixes)
         assert (found.n_trainable, found.n_weights) == (expected, small.SIZE)
         assert all(name.startswith(prefixes) for name in found.names)
-        assert found == trainable(model)
+        assert found == count_trainable(model)
     assert str(freeze_except(model)) == "12,545 of 412,525 weights train (3.0 %)"
 
 
 @pytest.mark.parametrize("prefixes", [("mlp.", "mlq."), ("lp.",), ("layers.",), (), "mlp."])
 def test_a_prefix_that_matches_nothing_changes_nothing(prefixes: tuple[str, ...]) -> None:
     model = small.student()
-    before = trainable(model)
+    before = count_trainable(model)
     with pytest.raises(ValueError, match=r"trainable: (no parameter's name starts|expected)"):
         freeze_except(model, prefixes)
-    assert trainable(model) == before
+    assert count_trainable(model) == before

@@ -29,7 +29,7 @@ from kd_plugins.chgnet import (
     fit,
 )
 from kd_plugins.chgnet.fitting import _collate
-from kd_plugins.chgnet.frozen_trunk import coordinates
+from kd_plugins.chgnet.frozen_trunk import choose_coordinates
 from tests.chgnet import small
 from tests.chgnet.small import Labelled, differs
 from tests.house import ROOT
@@ -190,17 +190,20 @@ def test_a_damaged_file_is_computed_anew(
 
 
 def test_a_share_of_the_forces_is_an_unbiased_choice(features: CachedData) -> None:
-    row = features.data.rows[0]
-    errors = np.abs(row.targets["soft_f"].numpy().ravel() - 0.1)
-    means = [errors[coordinates(row, 0.25, seed)].mean() for seed in range(2000)]
+    sample = features.data.samples[0]
+
+    def choose(share: float, seed: int) -> list[int]:
+        return choose_coordinates(sample, share, seed)
+
+    errors = np.abs(sample.targets["soft_f"].numpy().ravel() - 0.1)
+    means = [errors[choose(0.25, seed)].mean() for seed in range(2000)]
     spread = errors.std() / np.sqrt(9)
     assert abs(np.mean(means) - errors.mean()) < 4 * spread / np.sqrt(2000)
-    counts = np.bincount(
-        [place for seed in range(2000) for place in coordinates(row, 0.25, seed)], minlength=36
-    )
-    assert counts.min() > 400
-    assert coordinates(row, 0.25, 1) == coordinates(row, 0.25, 1) != coordinates(row, 0.25, 2)
-    assert coordinates(row, 1.0, 1) == list(range(36))
+
+    chosen = [place for seed in range(2000) for place in choose(0.25, seed)]
+    assert np.bincount(chosen, minlength=36).min() > 400
+    assert choose(0.25, 1) == choose(0.25, 1) != choose(0.25, 2)
+    assert choose(1.0, 1) == list(range(36))
 
 
 def test_a_share_compares_the_same_components(salts: Labelled, tmp_path: Path) -> None:
@@ -211,7 +214,7 @@ def test_a_share_compares_the_same_components(salts: Labelled, tmp_path: Path) -
         force_share=0.5,
         progress=False,
     )
-    for row, (features, targets) in zip(cached.data.rows, cached, strict=True):
+    for row, (features, targets) in zip(cached.data.samples, cached, strict=True):
         whole = row.targets["soft_f"].reshape(-1)
         assert torch.equal(targets["soft_f"], whole[features.coordinates])
         assert len(features.coordinates) == 3
@@ -230,7 +233,7 @@ def test_resumed_is_uninterrupted(data: DistillData, trunk_folder: Path, tmp_pat
         pass
 
     module = importlib.import_module("kd_plugins.chgnet.fitting")
-    step, seen = module.is_step, []
+    step, seen = module.is_schedule_step, []
 
     def stopping(batch: int, n_batches: int) -> bool:
         seen.append(batch)
@@ -240,7 +243,7 @@ def test_resumed_is_uninterrupted(data: DistillData, trunk_folder: Path, tmp_pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SECONDS", 0.0)
-        patch.setattr(module, "is_step", stopping)
+        patch.setattr(module, "is_schedule_step", stopping)
         with pytest.raises(Killed):
             small.fitted(data, trunk_folder, tmp_path / "stopped", **settings)
     torch.manual_seed(99)
@@ -318,7 +321,6 @@ KILLED = """
 import importlib, sys
 from pathlib import Path
 from kd_plugins import TargetStore
-from kd_plugins.teachers import LabelledStructure
 from tests.chgnet import small
 
 importlib.import_module("kd_plugins.chgnet.fitting").SECONDS = 0.0
@@ -378,6 +380,6 @@ def test_references_count(features: CachedData, organic: DistillData) -> None:
     with torch.no_grad():
         for number, offset in references.offsets.items():
             weight[0, number - 1] -= offset
-    said = torch.stack([row.targets["soft_e"] for row in organic.rows])
+    said = torch.stack([row.targets["soft_e"] for row in organic.samples])
     assert (before - said).abs().max() > 1e-2
     assert (after - said).abs().max() < 1e-4

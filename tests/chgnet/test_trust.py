@@ -10,7 +10,7 @@ import pytest
 import torch
 from chgnet.model import CHGNet
 
-from kd_plugins.chgnet.command import _student
+from kd_plugins.chgnet.command import _load_student
 from kd_plugins.chgnet.run_folder import read_model
 from kd_plugins.chgnet.settings import StudentSettings
 
@@ -37,10 +37,10 @@ def test_pickled_code_in_a_student_needs_trust(saved: dict[str, Any], tmp_path: 
     path, mark = tmp_path / "theirs.pth.tar", tmp_path / "mark"
     torch.save({**saved, "history": Touches(mark)}, path)
     with pytest.raises(ValueError, match=r"student.model: .*theirs.*posix.system.*") as caught:
-        _student(StudentSettings(str(path)))
+        _load_student(StudentSettings(str(path)))
     assert str(caught.value).endswith("set student.trust_pickle: true")
     assert not mark.exists()
-    assert isinstance(_student(StudentSettings(str(path), trust_pickle=True)), CHGNet)
+    assert isinstance(_load_student(StudentSettings(str(path), trust_pickle=True)), CHGNet)
     assert mark.exists()
 
 
@@ -48,7 +48,7 @@ def test_a_plain_student_needs_none(saved: dict[str, Any], tmp_path: Path, monke
     """And its path may begin with ~."""
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save(saved, tmp_path / "mine.pth.tar")
-    assert isinstance(_student(StudentSettings("~/mine.pth.tar")), CHGNet)
+    assert isinstance(_load_student(StudentSettings("~/mine.pth.tar")), CHGNet)
 
 
 def test_a_model_that_cannot_be_built_is_named(saved: dict[str, Any], tmp_path: Path) -> None:

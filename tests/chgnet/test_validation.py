@@ -191,4 +191,4 @@ def test_units_are_overruled_by_name(
         check_student(small.student(), train, Ratios(soft=WEIGHTS))
     check_student(small.student(), train, Ratios(soft=WEIGHTS), allow=["stress_sign"])
     assert "overruled by allow: [stress_sign]" in caplog.text
-    assert torch.isfinite(train.rows[0].targets["soft_s"]).all()
+    assert torch.isfinite(train.samples[0].targets["soft_s"]).all()

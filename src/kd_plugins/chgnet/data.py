@@ -20,13 +20,14 @@ from kd_plugins.chgnet.loss import HARD, PREFIX, SOFT
 from kd_plugins.core.quantities import quantity
 from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.names import suggestion
-from kd_plugins.store.shard import StoreError
-from kd_plugins.store.store import TargetStore
+from kd_plugins.store import StoreError, TargetStore
 from kd_plugins.structures.readers import LabelledStructure, to_structure
 
 logger = logging.getLogger(__name__)
-NAMED = 8
-"""Bad structures that a message names."""
+
+# Enough to see a pattern, and few enough for one message.
+MOST_NAMED = 8
+"""How many bad structures a message names."""
 
 
 class DataError(ValueError):
@@ -35,33 +36,38 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class GraphSample:
-    """One structure.
+    """One structure as CHGNet trains on it.
 
     Args:
         structure_id: its identity.
-        graph: as CHGNet sees it.
-        targets: by CHGNet's letters, the teacher's as ``soft_e`` and so on.
-        case: the same in our units, for the doctor.
+        graph: CHGNet's graph of it.
+        targets: by CHGNet's letters, the teacher's as ``soft_e`` and so on, in CHGNet's units.
+        doctor_input: labels and teacher's targets in our units, for the doctor's checks.
     """
 
     structure_id: str
     graph: CrystalGraph
     targets: Mapping[str, Tensor]
-    case: DoctorInput
+    doctor_input: DoctorInput
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return self.doctor_input.n_atoms
 
 
 class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
     """A data set for CHGNet's own loaders and ``collate_graphs``.
 
-    Every structure is converted and checked when the data set is made, before any training. None
-    is ever replaced by another: one that is bad is refused by name, or left out if you say so and
-    then stands with its reason in ``left_out``.
+    Every structure is converted and checked when the data set is made, before any training. A bad
+    one is refused by name, or left out on request and listed with its reason in ``left_out``;
+    CHGNet's own data set would put a random other structure in its place.
 
     Args:
-        frames: structures with ids and labels, such as `read_structures` yields.
+        structures: with ids and labels, such as `read_structures` yields.
         store: with the teacher's targets, matched by id and checked against the structure.
-        soft: quantities to take from the store; energy, forces and stress as far as it has them
-            if left out.
+        soft: quantities to take from the store; if left out, energy, forces and stress as far as
+            it has them.
         hard: quantities to take from the labels.
         missing: those of ``hard`` that a structure may lack; it then does not count there.
         converter: to graphs, the student's ``graph_converter``; CHGNet 0.3.0's if left out.
@@ -76,7 +82,7 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
 
     def __init__(
         self,
-        frames: Iterable[LabelledStructure],
+        structures: Iterable[LabelledStructure],
         store: TargetStore | None = None,
         *,
         soft: Sequence[str] | None = None,
@@ -91,42 +97,44 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         for what, names in (("soft", soft or ()), ("hard", hard), ("missing", missing)):
             if isinstance(names, str) or not isinstance(names, Iterable):
                 raise ValueError(f"{what}: expected quantities such as ('energy',), got {names!r}")
+
         self.store, self.hard, self.missing = store, tuple(hard), tuple(missing)
-        self.soft = soft_of(store, soft)
+        self.soft = choose_soft(store, soft)
         _check_names("hard", self.hard, HARD)
         _check_names("missing", self.missing, self.hard)
         if not self.hard and not self.soft:
             raise ValueError("nothing to learn from: give a store, or hard=('energy', 'forces')")
         if bad not in ("refuse", "leave_out"):
             raise ValueError(f"bad: expected 'refuse' or 'leave_out', got {bad!r}")
+
         self.converter = converter or CrystalGraphConverter(
             atom_graph_cutoff=6, bond_graph_cutoff=3
         )
         self.left_out: dict[str, str] = {}
-        bar = tqdm(frames, "reading structures", unit="", disable=not progress)
-        self.rows = list(self._rows(bar))
-        self._settle(bad)
+        bar = tqdm(structures, "reading structures", unit="", disable=not progress)
+        self.samples = list(self._convert_all(bar))
+        self._refuse_or_log(bad)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[CrystalGraph, dict[str, Tensor]]:
-        row = self.rows[index]
-        return row.graph, dict(row.targets)
+        sample = self.samples[index]
+        return sample.graph, dict(sample.targets)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The names of a row's targets."""
+        """The names of a sample's targets; CHGNet's Trainer needs the energy, NaN if need be."""
         hard = [LETTERS[name] for name in LETTERS if name in self.hard or name == "energy"]
         return (*hard, *(PREFIX["soft"] + LETTERS[name] for name in SOFT if name in self.soft))
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the structures' ids and targets, by which a run knows its data again."""
+        """A hash of the structures' ids and targets, by which a resumed run compares its data."""
         digest = hashlib.sha256()
-        for row in self.rows:
-            digest.update(repr((row.structure_id, sorted(row.targets))).encode())
-            for _, target in sorted(row.targets.items()):
+        for sample in self.samples:
+            digest.update(repr((sample.structure_id, sorted(sample.targets))).encode())
+            for _, target in sorted(sample.targets.items()):
                 digest.update(target.numpy().tobytes())
         return digest.hexdigest()[:32]
 
@@ -134,95 +142,95 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         """Return some of the structures as a data set of their own; nothing is read again."""
         made = object.__new__(DistillData)
         made.__dict__.update(self.__dict__)
-        made.rows, made.left_out = [self.rows[index] for index in indices], {}
+        made.samples, made.left_out = [self.samples[index] for index in indices], {}
         return made
 
-    def along(self, chosen: Callable[[GraphSample], Sequence[int]]) -> DistillData:
+    def along(self, choose: Callable[[GraphSample], Sequence[int]]) -> DistillData:
         """Return a data set that has forces along some coordinates only, the others missing.
 
         Args:
-            chosen: the coordinates of a structure, 3 * atom + axis.
+            choose: returns the coordinates of a structure, 3 * atom + axis.
         """
         made = self.part(range(len(self)))
-        made.rows = [_only(row, chosen(row)) for row in self.rows]
+        made.samples = [_keep_forces(sample, choose(sample)) for sample in self.samples]
         made.left_out = self.left_out
         return made
 
-    def _rows(self, frames: Iterable[LabelledStructure]) -> Iterator[GraphSample]:
+    def _convert_all(self, structures: Iterable[LabelledStructure]) -> Iterator[GraphSample]:
         seen: set[str] = set()
-        for frame in frames:
-            if not isinstance(frame, LabelledStructure):
+        for structure in structures:
+            if not isinstance(structure, LabelledStructure):
                 raise DataError(
-                    f"frames: expected a LabelledStructure, got a {type(frame).__name__}; read "
-                    "structures with read_structures([...]), or make "
+                    f"structures: expected a LabelledStructure, got a {type(structure).__name__}; "
+                    "read structures with read_structures([...]), or make "
                     "LabelledStructure(structure_id, atoms, labels)"
                 )
-            name = frame.structure_id
+
+            name = structure.structure_id
             if name in seen:
                 self.left_out[name] = "its id comes twice; give each structure its own"
                 continue
             seen.add(name)
+
             try:
-                yield self._row(frame)
+                yield self._convert(structure)
             except (ValueError, StoreError, KeyError) as error:
                 self.left_out[name] = str(error.args[0])
 
-    def _row(self, frame: LabelledStructure) -> GraphSample:
-        structure, n_atoms = to_pymatgen(frame.atoms), len(frame.atoms)
-        labels = {name: _label(name, frame, self.missing) for name in self.hard}
-        teacher = self._teacher(frame)
-        hard = to_host({"energy": np.nan, **labels}, n_atoms)
-        soft = {
-            PREFIX["soft"] + letter: value for letter, value in to_host(teacher, n_atoms).items()
-        }
-        graph = self.converter(structure, graph_id=frame.structure_id)
-        for tensor in (graph.atom_frac_coord, graph.lattice):
-            tensor.requires_grad_(False)
-        case = DoctorInput(frame.structure_id, to_structure(frame.atoms), labels, teacher)
-        return GraphSample(frame.structure_id, graph, {**hard, **soft}, case)
+    def _convert(self, structure: LabelledStructure) -> GraphSample:
+        """Return one structure with its labels and targets, in CHGNet's units."""
+        name, n_atoms = structure.structure_id, len(structure.atoms)
+        crystal = to_pymatgen(structure.atoms)
+        labels = {name: _read_label(name, structure, self.missing) for name in self.hard}
+        teacher = self._read_targets(structure)
 
-    def _teacher(self, frame: LabelledStructure) -> dict[str, Any]:
+        hard = to_host({"energy": np.nan, **labels}, n_atoms)
+        soft = to_host(teacher, n_atoms)
+        targets = {**hard, **{PREFIX["soft"] + letter: value for letter, value in soft.items()}}
+
+        graph = self.converter(crystal, graph_id=name)
+        for tensor in (graph.atom_frac_coord, graph.lattice):
+            # The model asks for gradients itself; else every backward would leave one here.
+            tensor.requires_grad_(False)
+
+        doctor_input = DoctorInput(name, to_structure(structure.atoms), labels, teacher)
+        return GraphSample(name, graph, targets, doctor_input)
+
+    def _read_targets(self, structure: LabelledStructure) -> dict[str, Any]:
+        """Return the teacher's targets of one structure, without a batch axis."""
         if not self.soft or self.store is None:
             return {}
-        values = self.store.read(frame.structure_id, to_structure(frame.atoms)).values
+
+        values = self.store.read(structure.structure_id, to_structure(structure.atoms)).values
         absent = [name for name in self.soft if name not in values]
         if absent:
             raise ValueError(f"the store has no {absent[0]} of it; label it again")
+
+        # In double precision, in which energies are divided by the number of atoms.
         found = {name: values[name].double().numpy() for name in self.soft}
         return {
             name: value if quantity(name).scope == "atom" else value[0]
             for name, value in found.items()
         }
 
-    def _settle(self, bad: str) -> None:
-        if self.left_out and (bad == "refuse" or not self.rows):
-            raise DataError(self._complaint("give bad='leave_out' to train without them"))
-        if not self.rows:
+    def _refuse_or_log(self, bad: str) -> None:
+        if self.left_out and (bad == "refuse" or not self.samples):
+            raise DataError(self._list_left_out("give bad='leave_out' to train without them"))
+        if not self.samples:
             raise DataError("there are no structures")
         if self.left_out:
-            logger.warning(self._complaint("they are left out"))
+            logger.warning(self._list_left_out("they are left out"))
 
-    def _complaint(self, remedy: str) -> str:
-        n_bad, n_all = len(self.left_out), len(self.left_out) + len(self.rows)
-        lines = [f"  {name}: {reason}" for name, reason in list(self.left_out.items())[:NAMED]]
-        more = [f"  and {n_bad - NAMED} more"] if n_bad > NAMED else []
+    def _list_left_out(self, remedy: str) -> str:
+        n_bad, n_all = len(self.left_out), len(self.left_out) + len(self.samples)
+        named = list(self.left_out.items())[:MOST_NAMED]
+        lines = [f"  {name}: {reason}" for name, reason in named]
+        more = [f"  and {n_bad - MOST_NAMED} more"] if n_bad > MOST_NAMED else []
         head = f"{n_bad} of {n_all} structures cannot be trained on ({remedy}):"
         return "\n".join([head, *lines, *more])
 
 
-def _only(row: GraphSample, chosen: Sequence[int]) -> GraphSample:
-    """Return a row without the forces that are not chosen."""
-    targets = dict(row.targets)
-    for name in (prefix + LETTERS["forces"] for prefix in PREFIX.values()):
-        if name in targets:
-            forces = targets[name].flatten()
-            kept = torch.full_like(forces, torch.nan)
-            kept[list(chosen)] = forces[list(chosen)]
-            targets[name] = kept.view_as(targets[name])
-    return replace(row, targets=targets)
-
-
-def check_kind(name: str, data: object) -> None:
+def check_distill_data(name: str, data: object) -> None:
     """Raise a DataError for anything but a `DistillData`."""
     if not isinstance(data, DistillData):
         raise DataError(
@@ -231,20 +239,22 @@ def check_kind(name: str, data: object) -> None:
         )
 
 
-def soft_of(store: TargetStore | None, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the quantities to take from a store; all that can be taught if none are named.
+def choose_soft(store: TargetStore | None, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the quantities to take from a store; all that a student can learn if none are named.
 
     Raises:
         KeyError: for one that it does not hold.
-        ValueError: for one that cannot be taught, or without a store.
+        ValueError: for one that cannot be learned, or without a store.
     """
     if store is None:
         if names:
             raise ValueError(f"soft={tuple(names)}: give the store that holds these targets")
         return ()
+
     held = store.manifest.dtypes
     if names is None:
         return tuple(name for name in SOFT if name in held)
+
     _check_names("soft", names, SOFT)
     lacking = [name for name in names if name not in held]
     if lacking:
@@ -262,21 +272,35 @@ def _check_names(what: str, names: Sequence[str], allowed: Sequence[str]) -> Non
             raise ValueError(f"{what}: unknown quantity {name!r}{known}")
 
 
-def _label(name: str, frame: LabelledStructure, missing: Sequence[str]) -> np.ndarray:
+def _read_label(name: str, structure: LabelledStructure, missing: Sequence[str]) -> np.ndarray:
     """Return a label, NaN where it may be missing and is.
 
     Raises:
         ValueError: if it is missing and may not be, is not finite, or has a wrong shape.
     """
-    row, n_atoms = quantity(name), len(frame.atoms)
+    row, n_atoms = quantity(name), len(structure.atoms)
     shape = (n_atoms, *row.shape) if row.scope == "atom" else row.shape
-    value = frame.labels.get(name)
+
+    value = structure.labels.get(name)
     if value is None:
         if name in missing:
             return np.full(shape, np.nan)
-        raise ValueError(f"it has no label {name}; it has {', '.join(frame.labels) or 'none'}")
+        raise ValueError(f"it has no label {name}; it has {', '.join(structure.labels) or 'none'}")
+
     if value.shape != shape:
         raise ValueError(f"its label {name} has shape {value.shape}, expected {shape}")
     if np.isinf(value).any() or (np.isnan(value).any() and name not in missing):
         raise ValueError(f"its label {name} holds NaN or inf")
     return value
+
+
+def _keep_forces(sample: GraphSample, coordinates: Sequence[int]) -> GraphSample:
+    """Return a sample with forces along some coordinates, those along the others missing."""
+    targets = dict(sample.targets)
+    for name in (prefix + LETTERS["forces"] for prefix in PREFIX.values()):
+        if name in targets:
+            forces = targets[name].flatten()
+            kept = torch.full_like(forces, torch.nan)
+            kept[list(coordinates)] = forces[list(coordinates)]
+            targets[name] = kept.view_as(targets[name])
+    return replace(sample, targets=targets)

@@ -1,4 +1,4 @@
-"""Training on cached features: DistillTrainer's steps without the trunk."""
+"""Training the readout on features of a frozen trunk: DistillTrainer's steps without the trunk."""
 
 from __future__ import annotations
 
@@ -18,47 +18,35 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kd_plugins.chgnet.data import DistillData
-from kd_plugins.chgnet.frozen_trunk import CachedData, Features, FrozenTrunk
-from kd_plugins.chgnet.loss import DistillLoss, joined, plain
+from kd_plugins.chgnet.frozen_trunk import CachedData, FrozenTrunk, TrunkFeatures
+from kd_plugins.chgnet.loss import DistillLoss, concatenate, to_python
 from kd_plugins.chgnet.preflight import check_loaders, check_magmoms, check_student, checked_allow
 from kd_plugins.chgnet.run_folder import (
     BEST,
     LAST,
-    check_folder,
-    locked,
-    read_checkpoint,
+    check_run_folder,
+    lock_run_folder,
+    read_run_checkpoint,
     write_checkpoint,
 )
-from kd_plugins.chgnet.student import trainable
-from kd_plugins.chgnet.trainer import Schedule, cosine_length, is_step, make_cosine
+from kd_plugins.chgnet.student import count_trainable
+from kd_plugins.chgnet.trainer import (
+    LearningRateSchedule,
+    cosine_length,
+    is_schedule_step,
+    make_cosine,
+)
 from kd_plugins.chgnet.validation import check_apart
 from kd_plugins.numbers import check_number, check_seed, check_whole
 
+# An epoch takes milliseconds, so a checkpoint after each would take longer than the training.
 SECONDS = 20.0
 """Between checkpoints, so the most that a killed run does again."""
 
 
-def epochs_for(steps: int, n_structures: int, batch_size: int) -> int:
-    """Return the whole epochs that take at least so many optimizer steps.
-
-    Raises:
-        ValueError: for a number that is not above 0.
-
-    >>> epochs_for(2400, n_structures=250, batch_size=32)
-    300
-    """
-    for name, count in (
-        ("steps", steps),
-        ("n_structures", n_structures),
-        ("batch_size", batch_size),
-    ):
-        check_whole(name, count, least=1)
-    return -(-steps // -(-n_structures // batch_size))
-
-
 @dataclass(frozen=True)
 class FitSettings:
-    """How a student's readout MLP is trained; what paper 004 says is the default.
+    """How a student's readout MLP is trained; the defaults are those of Taniguchi 2024.
 
     Args:
         epochs: passes over the structures (paper: 100).
@@ -71,12 +59,13 @@ class FitSettings:
     epochs: int = 100
     batch_size: int = 32
     learning_rate: float = 0.01
-    schedule: Schedule = "finishing"
+    schedule: LearningRateSchedule = "finishing"
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            object.__setattr__(self, name, plain(value))
+            object.__setattr__(self, name, to_python(value))
+
         for name in ("epochs", "batch_size"):
             check_whole(name, getattr(self, name), least=1)
         check_number("learning_rate", self.learning_rate, above=0)
@@ -92,6 +81,24 @@ class FitSettings:
         """
         epochs = epochs_for(steps, n_structures, others.get("batch_size", cls.batch_size))
         return cls(epochs=epochs, **others)
+
+
+def epochs_for(steps: int, n_structures: int, batch_size: int) -> int:
+    """Return the whole epochs that take at least so many optimizer steps.
+
+    Raises:
+        ValueError: for a number that is not above 0.
+
+    >>> epochs_for(2400, n_structures=250, batch_size=32)
+    300
+    """
+    counts = {"steps": steps, "n_structures": n_structures, "batch_size": batch_size}
+    for name, count in counts.items():
+        check_whole(name, count, least=1)
+
+    # Both divisions round up: the last batch may be small, the last epoch may do more.
+    n_batches = -(-n_structures // batch_size)
+    return -(-steps // n_batches)
 
 
 @dataclass
@@ -126,9 +133,9 @@ def fit(
 ) -> Fitted:
     """Train the readout MLP of the trunk's model on features.
 
-    What `DistillTrainer` does with the same data, loss, batches and Adam, to rounding. In a folder
-    it writes ``last.pth.tar`` and ``best.pth.tar``, which ``CHGNet.from_file`` reads; called again
-    with the same folder and settings, it goes on from the last.
+    Does what `DistillTrainer` does with the same data, loss, batches and Adam, to rounding. In a
+    folder it writes ``last.pth.tar`` and ``best.pth.tar``, which ``CHGNet.from_file`` reads. Called
+    again with the same folder and settings, it resumes from the last checkpoint.
 
     Args:
         trunk: of the student; its ``model`` is trained in place.
@@ -137,43 +144,48 @@ def fit(
         loss: the same object that `DistillTrainer` uses.
         settings: of the training.
         folder: of this run's files; without one nothing is kept.
-        check: compare the targets with the student first, see `check_student`, and validation with
-            training structures; a study of many runs on the same data need do so once only.
+        check: first compare the targets with the student, see `check_student`, and validation with
+            training structures. A study of many runs on the same data needs this once only.
         progress: show a bar.
         allow: names of errors to overrule, see `check_student` and `check_apart`.
 
     Raises:
         DataError: if the data lack a target or cannot be right, see `check_student`.
-        ValueError: if the folder's last checkpoint is damaged.
+        ValueError: if the folder's last checkpoint is damaged, or the loss is one of vectors and
+            the features have a share of the forces only.
         FileExistsError: if the folder holds a run with other settings or data, or another training
             is writing there.
         FloatingPointError: if the training diverges.
     """
     allow = checked_allow(allow)
-    folder = None if folder is None else check_folder(folder, "folder")
+    folder = None if folder is None else check_run_folder(folder, "folder")
     loaders = [
         DataLoader(train, settings.batch_size, shuffle=True, collate_fn=_collate),
         DataLoader(validation, settings.batch_size, collate_fn=_collate),
     ]
+
     check_magmoms(trunk.model, loss.ratios)
     check_loaders(loss, *loaders)
-    if check and not _goes_on(folder):
+    for data in (train, validation):
+        loss.check_force_share(data.force_share)
+    if check and not _has_checkpoint(folder):
         check_apart(train.data, validation.data, allow)
         check_student(trunk.model, train.data, loss.ratios, validation.data, allow)
 
-    with nullcontext() if folder is None else locked(folder):
-        run = _Run(trunk, loss, settings, folder, *loaders)
-        if not run.resume():
+    with nullcontext() if folder is None else lock_run_folder(folder):
+        training = _Training(trunk, loss, settings, folder, *loaders)
+        if not training.resume():
             torch.manual_seed(settings.seed)
-            run.save()
-        left = range(len(run.fitted.errors), settings.epochs)
+            training.save()
+
+        left = range(len(training.fitted.errors), settings.epochs)
         for _ in tqdm(left, "training the readout", unit=" epochs", disable=not progress):
-            run.epoch(*loaders)
-        run.save()
-    return run.fitted
+            training.epoch(*loaders)
+        training.save()
+    return training.fitted
 
 
-def described(
+def describe_fit(
     trunk: FrozenTrunk,
     loss: DistillLoss,
     settings: FitSettings,
@@ -181,7 +193,7 @@ def described(
     validation: DistillData,
     force_share: float,
 ) -> dict[str, Any]:
-    """Return all that decides how a training ends, by which a folder's run is known again."""
+    """Return everything that decides how a training ends; a resumed run is compared by it."""
     return {
         **vars(settings),
         "hard": loss.ratios.hard,
@@ -189,7 +201,7 @@ def described(
         "criterion": loss.name,
         "delta": loss.delta,
         "select": loss.select,
-        "trainable": list(trainable(trunk.model).names),
+        "trainable": list(count_trainable(trunk.model).names),
         "force_share": force_share,
         "trunk": trunk.fingerprint,
         "data": train.fingerprint,
@@ -197,50 +209,68 @@ def described(
     }
 
 
-def read_last(folder: Path | None, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the last checkpoint of the run that is asked for, or None where there is none.
+def read_last(folder: Path | None, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the last checkpoint of the run with these settings, or None where there is no run.
+
+    Args:
+        folder: of the run.
+        wanted: as `describe_fit` returns it.
 
     Raises:
         ValueError: if it is damaged.
         FileExistsError: if it is of another run.
     """
-    if folder is None or not _goes_on(folder):
+    if folder is None or not _has_checkpoint(folder):
         return None
+
     path = folder / LAST
-    state = read_checkpoint(path)
+    state = read_run_checkpoint(path)
     kept = state.get("settings")
     if not isinstance(kept, dict):
         raise FileExistsError(f"{path} is of another kind of run; choose another folder")
 
-    # Runs of earlier versions do not say what chose the best epoch; they go on all the same.
-    other = sorted(name for name in kept.keys() | asked.keys() if not _same(name, kept, asked))
-    if other:
-        raise FileExistsError(
-            f"{folder} holds a run with other settings, {shown(kept, other)}; choose another "
-            f"folder for {shown(asked, other)}"
-        )
+    refuse_other_settings(folder, kept, wanted)
     return state
 
 
-_LATER = ("select", "trainable", "force_share", "validation")
-"""What `described` tells since runs were first written."""
+# Settings that checkpoints of early versions lack; such runs are resumed all the same.
+_ADDED_LATER = ("select", "trainable", "force_share", "validation")
 
 
-def _same(name: str, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    return kept.get(name) == asked.get(name) or (name in _LATER and name not in kept)
+def refuse_other_settings(folder: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with other settings than it was started with.
+
+    Args:
+        folder: of the run.
+        kept: settings of its checkpoint.
+        wanted: those that it should have.
+
+    Raises:
+        FileExistsError: naming what differs.
+    """
+    differing = sorted(
+        name
+        for name in kept.keys() | wanted.keys()
+        if kept.get(name) != wanted.get(name) and (name in kept or name not in _ADDED_LATER)
+    )
+    if not differing:
+        return
+
+    def in_words(settings: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name} {settings.get(name)!r}" for name in differing)
+
+    raise FileExistsError(
+        f"{folder} holds a run with other settings, {in_words(kept)}; choose another folder for "
+        f"{in_words(wanted)}"
+    )
 
 
-def shown(settings: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return some settings in words."""
-    return ", ".join(f"{name} {settings.get(name)!r}" for name in names)
-
-
-def _goes_on(folder: Path | None) -> bool:
+def _has_checkpoint(folder: Path | None) -> bool:
     return folder is not None and (folder / LAST).is_file()
 
 
-class _Run:
-    """The state of a training."""
+class _Training:
+    """The state of a training on features, and its epochs."""
 
     def __init__(
         self,
@@ -253,22 +283,27 @@ class _Run:
     ) -> None:
         self.trunk, self.loss, self.settings, self.folder = trunk, loss, settings, folder
         model = trunk.model
-        loss.parameters_to_train = []  # the trunk is not in the graph: a plain backward is as short
+
+        # The trunk is not in the graph, so a plain backward() takes no time for the positions.
+        loss.parameters_to_train = []
         loss.step = 0
-        cached: Any = loader.dataset
-        others: Any = validation.dataset
-        self.described = described(
-            trunk, loss, settings, cached.data, others.data, cached.force_share
+
+        train_set: Any = loader.dataset
+        validation_set: Any = validation.dataset
+        self.description = describe_fit(
+            trunk, loss, settings, train_set.data, validation_set.data, train_set.force_share
         )
+
         head = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(head, settings.learning_rate)
-        length = settings.epochs, len(loader)
-        self.scheduler = make_cosine(self.optimizer, settings.schedule, *length)
+        self.scheduler = make_cosine(
+            self.optimizer, settings.schedule, settings.epochs, len(loader)
+        )
         self.fitted = Fitted(model, copy.deepcopy(model))
         self.saved = time.monotonic()
 
     def epoch(self, train: DataLoader[Any], validation: DataLoader[Any]) -> None:
-        """Train one epoch, validate, keep the best."""
+        """Train one epoch, validate, and keep the model if it is the best yet."""
         self.loss.train()
         for batch, (features, targets) in enumerate(train):
             out = self.loss(targets, self.trunk.predict(features))
@@ -276,49 +311,55 @@ class _Run:
             out["loss"].backward()
             self.optimizer.step()
             self.fitted.steps += 1
-            if is_step(batch, len(train)):
+            if is_schedule_step(batch, len(train)):
                 self.scheduler.step()
         errors = {f"train_{name}": value for name, value in self.loss.take_errors().items()}
+
         self.loss.eval()
         for features, targets in validation:
             prediction = self.trunk.predict(features)
             self.loss(targets, {name: value.detach() for name, value in prediction.items()})
         found = self.loss.take_errors()
         found["score"] = self.loss.score(found)
-        self.fitted.errors.append(errors | {f"val_{name}": value for name, value in found.items()})
-        self._keep()
 
-    def _keep(self) -> None:
+        self.fitted.errors.append(errors | {f"val_{name}": value for name, value in found.items()})
+        self._keep_best()
+
+    def _keep_best(self) -> None:
         scores = [errors["val_score"] for errors in self.fitted.errors]
         if scores[-1] == min(scores):
             self.fitted.best.mlp.load_state_dict(self.fitted.model.mlp.state_dict())
+
         if time.monotonic() - self.saved > SECONDS:
             self.save()
             self.saved = time.monotonic()
 
     def save(self) -> None:
-        """Write both checkpoints, each in one go."""
+        """Write both checkpoints, each whole."""
         if self.folder is None:
             return
+
         state = {
             "model": self.fitted.model.as_dict(),
             "best": self.fitted.best.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "settings": self.described,
+            "settings": self.description,
             "errors": self.fitted.errors,
             "steps": self.fitted.steps,
             "loss_step": self.loss.step,
             "random_state": torch.get_rng_state(),
         }
+        # The last one last: it decides from where the run is resumed.
         write_checkpoint(self.folder / BEST, {"model": self.fitted.best.as_dict()})
         write_checkpoint(self.folder / LAST, state)
 
     def resume(self) -> bool:
-        """Go on from the folder's last checkpoint; return whether there is one."""
-        state = read_last(self.folder, self.described)
+        """Restore the folder's last checkpoint; return whether there is one."""
+        state = read_last(self.folder, self.description)
         if state is None:
             return False
+
         try:
             self._restore(state)
         except (KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
@@ -338,12 +379,18 @@ class _Run:
         torch.set_rng_state(state["random_state"])
 
 
-def _collate(rows: Sequence[tuple[Features, dict[str, Tensor]]]) -> tuple[list, dict[str, Tensor]]:
-    """Return features and targets, these as tensors like those of `FrozenTrunk.predict`."""
-    features, targets = collate_graphs(list(rows))
-    return features, {
-        name: parts
-        if isinstance(parts, Tensor)
-        else (torch.stack(parts) if name.endswith("s") else joined(parts))
-        for name, parts in targets.items()
-    }
+def _collate(
+    samples: Sequence[tuple[TrunkFeatures, dict[str, Tensor]]],
+) -> tuple[list[TrunkFeatures], dict[str, Tensor]]:
+    """Return features, and targets as tensors like those of `FrozenTrunk.predict`."""
+    features, targets = collate_graphs(list(samples))
+
+    tensors: dict[str, Tensor] = {}
+    for name, parts in targets.items():
+        if isinstance(parts, Tensor):  # CHGNet stacks the energies itself
+            tensors[name] = parts
+        elif name.endswith("s"):  # stress, (3, 3) a structure
+            tensors[name] = torch.stack(parts)
+        else:
+            tensors[name] = concatenate(parts)
+    return features, tensors

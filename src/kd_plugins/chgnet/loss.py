@@ -1,41 +1,69 @@
-"""CHGNet's loss with labels (hard targets) and a teacher (soft targets), and its weights."""
+"""The loss of CHGNet's students: weighted errors against labels (hard) and a teacher (soft)."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kd_plugins.chgnet.convert import LETTERS
-from kd_plugins.config import weight
-from kd_plugins.core.schedules import Constant, Schedule
+from kd_plugins.config import weight as read_weight
+from kd_plugins.core import DISTANCES, Constant, DistanceTerm, Huber, absolute_mean, masked_mean
+from kd_plugins.core.distances import Distance, squared_mean
+from kd_plugins.core.schedules import Schedule
 from kd_plugins.names import suggestion
 from kd_plugins.numbers import check_number
 
+TargetKind = Literal["hard", "soft"]
+"""Labels are hard targets, a teacher's predictions soft ones."""
+
+PREFIX: Mapping[str, str] = {"hard": "", "soft": "soft_"}
+"""What stands before CHGNet's letters among the targets of a batch; labels keep CHGNet's names."""
+
 HARD = tuple(LETTERS)
-"""Quantities that labels may teach."""
+"""Quantities that may be compared with labels."""
+
 SOFT = ("energy", "forces", "stress")
-"""Quantities that a teacher may teach: a frozen trunk alone decides the magnetic moments."""
+"""Quantities that may be compared with a teacher. The magnetic moments may not: they are read off
+before the readout MLP, so with a frozen trunk no loss can change them."""
+
+OF_THE_HOST = ("MAE", "MSE", "Huber")
+"""Criteria that CHGNet has; all numbers of a batch count alike."""
+
+if TYPE_CHECKING:
+    Criterion = str
+else:
+    # From core's table, so that a distance that is added there can be chosen here and in a YAML.
+    Criterion = Literal[(*OF_THE_HOST, *DISTANCES)]
+
+# Later than any step of a training, where every schedule has reached its last weight.
+_END = 2**53
+
+
+class Diverged(FloatingPointError):
+    """A training whose errors are no longer finite."""
 
 
 @dataclass(frozen=True)
 class Ratios:
-    """Quantity name to weight, of hard and of soft targets; paper 004's r_H and r_S.
+    """The weights of hard and soft targets, by quantity.
+
+    They are r_H and r_S of Taniguchi 2024 (see `DistillLoss`).
 
     Args:
-        hard: of the labels, a number or a mapping such as ``{"schedule": "linear", ...}`` over
-            optimizer steps, of ``energy``, ``forces``, ``stress`` and ``magmoms``. A quantity left
-            out has none.
-        soft: of the teacher's targets, of ``energy``, ``forces`` and ``stress``.
+        hard: weights of the labels of ``energy``, ``forces``, ``stress`` and ``magmoms``. Each is a
+            number, or a schedule over optimizer steps such as ``{"schedule": "linear", ...}``. A
+            quantity left out does not count.
+        soft: weights of the teacher's ``energy``, ``forces`` and ``stress``.
 
     Raises:
-        ValueError: for another quantity, a weight that is no weight, or if nothing has one.
+        ValueError: for another quantity, a weight that cannot be read, or if no weight is set.
 
     >>> Ratios(soft={"energy": 1, "forces": 1}).task
     'ef'
@@ -48,96 +76,74 @@ class Ratios:
     soft: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the names and that each weight can be read."""
-        for source, allowed in (("hard", HARD), ("soft", SOFT)):
-            raw = getattr(self, source) or {}
-            if not isinstance(raw, Mapping):
-                raise ValueError(f"{source}: expected quantities with weights, got {raw!r}")
-            raw = plain(raw)
-            object.__setattr__(self, source, raw)
-            for name in raw:
+        """Check the names and read every weight once."""
+        for kind, allowed in (("hard", HARD), ("soft", SOFT)):
+            weights = getattr(self, kind) or {}
+            if not isinstance(weights, Mapping):
+                raise ValueError(f"{kind}: expected quantities with weights, got {weights!r}")
+
+            # A checkpoint keeps them, and must hold no numpy types.
+            weights = to_python(weights)
+            object.__setattr__(self, kind, weights)
+
+            for name in weights:
                 if name not in allowed:
-                    known = suggestion(str(name), allowed)
-                    raise ValueError(f"{source}: unknown quantity {name!r}{known}")
-                _read(source, name, raw[name])
-        if not any(self.taught.values()):
+                    hint = suggestion(str(name), allowed)
+                    raise ValueError(f"{kind}: unknown quantity {name!r}{hint}")
+                _read_schedule(kind, name, weights[name])
+
+        if not any(self.weighted.values()):
             raise ValueError("no target has a weight; give soft={'energy': 1, 'forces': 1}, say")
 
-    def schedules(self, source: str) -> dict[str, Schedule]:
-        """Return CHGNet's letter to weight, in its order, of one source."""
-        raw = getattr(self, source)
-        return {LETTERS[name]: _read(source, name, raw[name]) for name in LETTERS if name in raw}
+    def schedules(self, kind: str) -> dict[str, Schedule]:
+        """Return quantity name to weight over steps, in CHGNet's order, of one kind of targets."""
+        weights = getattr(self, kind)
+        return {
+            name: _read_schedule(kind, name, weights[name]) for name in LETTERS if name in weights
+        }
 
     @property
-    def taught(self) -> dict[str, tuple[str, ...]]:
-        """Source to the quantities whose weight is not always 0."""
+    def weighted(self) -> dict[str, tuple[str, ...]]:
+        """Kind of targets to the quantities whose weight is not always 0."""
         return {
-            source: tuple(
-                name
-                for name in LETTERS
-                if name in getattr(self, source)
-                and _read(source, name, getattr(self, source)[name]) != Constant(0.0)
+            kind: tuple(
+                name for name, weight in self.schedules(kind).items() if weight != Constant(0.0)
             )
-            for source in ("hard", "soft")
+            for kind in PREFIX
         }
 
     @property
     def task(self) -> str:
-        """What CHGNet must compute; the energy always, as its Trainer asks for it."""
-        taught = {name for names in self.taught.values() for name in names}
-        return "".join(LETTERS[name] for name in LETTERS if name == "energy" or name in taught)
-
-
-def plain(value: Any) -> Any:
-    """Return a copy of a setting in Python's own types, the only ones that a checkpoint may hold.
-
-    >>> plain({"energy": np.float64(0.5), "forces": (np.int64(1), 2)})
-    {'energy': 0.5, 'forces': (1, 2)}
-    """
-    if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(plain(inner) for inner in value)
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _read(source: str, name: str, raw: object) -> Schedule:
-    try:
-        return weight(raw)
-    except ValueError as error:
-        raise ValueError(f"{source}.{name}: {error}") from error
-
-
-Criterion = Literal["MAE", "MSE", "Huber"]
-Source = Literal["hard", "soft"]
-PREFIX: Mapping[str, str] = {"hard": "", "soft": "soft_"}
-"""Of CHGNet's letters, among the targets of a batch: labels are called as CHGNet calls them."""
-_END = 2**53
-"""A step after all others."""
-
-
-class Diverged(FloatingPointError):
-    """A training whose errors are no longer finite."""
+        """What CHGNet must compute, as its letters; the energy always, as its Trainer needs it."""
+        names = {"energy", *self.weighted["hard"], *self.weighted["soft"]}
+        return "".join(LETTERS[name] for name in LETTERS if name in names)
 
 
 class DistillLoss(nn.Module):
     """The weighted sum of errors against labels and teacher, in the place of CHGNet's loss.
 
-    Paper 004, "Loss function in knowledge distillation": L = r_HE L(E_H, E) + r_HF L(F_H, F) +
-    r_SE L(E_S, E) + r_SF L(F_S, F), here with stress and magnetic moments too and each L a mean
-    over all numbers of the batch, as CHGNet's. With soft targets alone it is to the bit what
-    CHGNet's ``CombinedLoss`` makes of the teacher's values in the place of labels. Numbers that
-    are missing, NaN or None, do not count; if all are, the term is 0.
+    T. Taniguchi, Faraday Discuss. (2024), DOI 10.1039/d4fd00090k, "Loss function in knowledge
+    distillation":
+
+        L = r_HE L(E_H, E) + r_HF L(F_H, F) + r_SE L(E_S, E) + r_SF L(F_S, F)
+
+    here with stress and magnetic moments, too. The distance L is CHGNet's own by default: a mean
+    over all numbers of the batch, so that with one kind of targets value and gradients are to the
+    bit those of CHGNet's ``CombinedLoss``. Targets that are missing, NaN or None, do not count;
+    where all are missing, the error is 0.
 
     Args:
-        ratios: of hard and soft targets, over optimizer steps.
-        criterion: ``MAE`` (paper), ``MSE`` or ``Huber``.
-        delta: where Huber's turns linear, in CHGNet's units (eV/atom, eV/Å, GPa).
-        select: whose errors CHGNet's Trainer sees and chooses its best model by; the teacher's if
-            left out, unless there are labels alone.
+        ratios: weights of hard and soft targets, over optimizer steps.
+        criterion: the distance: ``MAE`` (as in the paper), ``MSE`` or ``Huber`` of CHGNet over
+            single numbers; or one of `kd_plugins.core.DISTANCES`, such as ``norm``, over energies,
+            force vectors and stress tensors (nine numbers each), where a vector with a missing
+            number does not count.
+        delta: where Huber's distance turns linear, in CHGNet's units (eV/atom, eV/Å, GPa).
+        select: the kind of targets whose errors CHGNet's Trainer reports, and by which it chooses
+            its best model; left out, ``soft``, or ``hard`` where there are labels alone.
 
     Raises:
-        ValueError: for an unknown criterion or source, or a delta that is not above 0.
+        ValueError: for an unknown criterion or kind, or a delta that is not above 0.
     """
 
     def __init__(
@@ -145,67 +151,124 @@ class DistillLoss(nn.Module):
         ratios: Ratios,
         criterion: Criterion = "MAE",
         delta: float = 0.1,
-        select: Source | None = None,
+        select: TargetKind | None = None,
     ) -> None:
         super().__init__()
-        self.ratios, self.name, self.delta = ratios, criterion, plain(delta)
-        self.criterion = _criterion(criterion, delta)
         if select not in (None, *PREFIX):
             raise ValueError(f"select: expected 'hard' or 'soft', got {select!r}")
-        self.select: Source = select or ("soft" if ratios.taught["soft"] else "hard")
+
+        self.ratios, self.name, self.delta = ratios, criterion, to_python(delta)
+        self.select: TargetKind = select or ("soft" if ratios.weighted["soft"] else "hard")
         self.step = 0
         self.parameters_to_train: Sequence[nn.Parameter] = ()
-        self._weights = {source: ratios.schedules(source) for source in PREFIX}
-        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+        distance = _find_distance(criterion, delta)
+        self.terms: dict[str, DistanceTerm] = {}
+        for kind in PREFIX:
+            for quantity, weight in ratios.schedules(kind).items():
+                name = f"{kind}_{LETTERS[quantity]}"
+                self.terms[name] = DistanceTerm(name, quantity, distance, weight)
+
+        self._host_mean = _host_mean(criterion, delta)
+        self._sums: dict[str, list[Any]] = defaultdict(lambda: [0.0, 0])
+
+    @property
+    def is_of_vectors(self) -> bool:
+        """Whether whole force vectors are compared, and not their numbers one by one."""
+        return self._host_mean is None
+
+    def check_force_share(self, force_share: float) -> None:
+        """Refuse to compare whole force vectors of which only some components count.
+
+        Raises:
+            ValueError: naming the criterion.
+        """
+        if self.is_of_vectors and force_share != 1:
+            raise ValueError(
+                f"criterion: {self.name} compares whole force vectors, so force_share must be 1, "
+                f"got {force_share}; or take one of {', '.join(OF_THE_HOST)}"
+            )
 
     def forward(
         self, targets: Mapping[str, Any], prediction: Mapping[str, Any]
     ) -> dict[str, Tensor | int]:
-        """Return ``loss`` and, as CHGNet's loss does, ``e_MAE`` and ``e_MAE_size`` a letter.
+        """Return ``loss`` and, as CHGNet's loss does, ``e_MAE`` and ``e_MAE_size`` for each letter.
 
-        In training mode the loss is backed by gradients to `parameters_to_train` that are known
-        already, so that ``backward()`` spends no time on the positions; they are the same to the
-        bit. In that mode every call is a step of the schedules.
+        In training mode the loss carries gradients to `parameters_to_train` that are computed
+        already (see `_with_known_gradient`), and every call is one step of the schedules.
 
         Args:
-            targets: what CHGNet's ``collate_graphs`` returns of a `DistillData`.
+            targets: what CHGNet's ``collate_graphs`` makes of a `DistillData`.
             prediction: of the model.
         """
         out: dict[str, Any] = {"loss": 0.0}
-        for source, prefix in PREFIX.items():
+        for kind, prefix in PREFIX.items():
             for letter in self.ratios.task:
-                if prefix + letter in targets:
-                    target, found = _valid(targets[prefix + letter], prediction[letter])
-                    weight = self._weights[source].get(letter, _never)(self.step)
-                    if weight != 0 and len(target):
-                        out["loss"] += weight * self.criterion(target, found)
-                    self._report(out, source, letter, target, found)
+                if prefix + letter not in targets:
+                    continue
+
+                target, found = _pair(letter, targets[prefix + letter], prediction[letter])
+                term = self.terms.get(f"{kind}_{letter}")
+                weight = term.weight(self.step) if term is not None else 0.0
+                if term is not None and weight != 0:
+                    error = self._mean(term, target, found)
+                    out["loss"] += 0.0 if error is None else weight * error
+
+                self._report(out, kind, letter, target, found)
+
         if not isinstance(out["loss"], Tensor):
+            # No target at all: a zero with a graph, so that backward() works.
             out["loss"] = 0.0 * prediction["e"].sum()
+
         if self.training:
             self.step += 1
-            out["loss"] = _known(out["loss"], self.parameters_to_train)
+            out["loss"] = _with_known_gradient(out["loss"], self.parameters_to_train)
         return out
 
+    def _mean(self, term: DistanceTerm, target: Tensor, found: Tensor) -> Tensor | None:
+        """Return the mean distance over what is not missing, or None where all is."""
+        known = ~torch.isnan(target)
+        if self._host_mean is not None:
+            # The same value as masked_mean(distance(...)) over single numbers, but with CHGNet's
+            # own kernels, whose gradients are rounded differently.
+            numbers, of_model = target[known], found[known]
+            return self._host_mean(numbers, of_model) if len(numbers) else None
+
+        if term.quantity == "forces":
+            # Features of a frozen trunk have their forces as a row of numbers.
+            known, target, found = (one.view(-1, 3) for one in (known, target, found))
+        is_whole = known if known.ndim == 1 else known.flatten(1).all(dim=1)
+        if not bool(is_whole.any()):
+            return None
+        return masked_mean(term.distance(found[is_whole], target[is_whole]))
+
     def _report(
-        self, out: dict[str, Any], source: str, letter: str, target: Tensor, found: Tensor
+        self, out: dict[str, Any], kind: str, letter: str, target: Tensor, found: Tensor
     ) -> None:
-        error = (target - found).detach().abs()
-        total = self._sums[f"{source}_{letter}"]
-        total[0] += float(error.double().sum())
+        """Add the absolute errors of one quantity to the epoch's sums and to CHGNet's report."""
+        known = ~torch.isnan(target)
+        error = (target[known] - found[known]).detach().abs()
+
+        # Kept as a tensor: a number would make the host wait for the device in every step.
+        total = self._sums[f"{kind}_{letter}"]
+        total[0] = total[0] + error.double().sum()
         total[1] += len(error)
-        if source == self.select or f"{letter}_MAE" not in out:
+
+        if kind == self.select or f"{letter}_MAE" not in out:
             out[f"{letter}_MAE"] = error.mean() if len(error) else torch.zeros(())
             out[f"{letter}_MAE_size"] = len(error)
 
     def take_errors(self) -> dict[str, float]:
-        """Return the mean absolute errors since they were last taken, ``soft_e`` and so on.
+        """Return the mean absolute errors since the last call, by name such as ``soft_e``.
 
         Raises:
             Diverged: if one is NaN or infinite.
         """
-        errors = {name: total / count for name, (total, count) in self._sums.items() if count}
+        errors = {
+            name: float(total) / count for name, (total, count) in self._sums.items() if count
+        }
         self._sums.clear()
+
         for name, error in errors.items():
             if not math.isfinite(error):
                 raise Diverged(
@@ -214,10 +277,10 @@ class DistillLoss(nn.Module):
         return errors
 
     def score(self, errors: Mapping[str, float]) -> float:
-        """Return what the best model is chosen by: weighted mean absolute errors of one source.
+        """Return what the best model is chosen by: weighted mean absolute errors of one kind.
 
         Args:
-            errors: as `take_errors` gives them; what is missing does not count.
+            errors: as `take_errors` returns them; what is missing does not count.
         """
         return sum(
             (weight * errors.get(name, 0.0) for name, weight in self.scored.items()), start=0.0
@@ -225,59 +288,101 @@ class DistillLoss(nn.Module):
 
     @property
     def scored(self) -> Mapping[str, float]:
-        """The errors that `score` adds up, such as ``soft_e``, and their weights.
+        """The errors that `score` adds up, such as ``soft_e``, with their weights.
 
-        The weights at which the schedules end, so that scores of different epochs compare. Of
-        those that all end at 0 each error counts alike; without any, that of the energy.
+        The weights are those at which the schedules end, so that scores of different epochs can be
+        compared. If all end at 0, every error has weight 1; without any, that of the energy has.
         """
-        schedules = self._weights[self.select]
-        taught = [LETTERS[name] for name in self.ratios.taught[self.select]]
-        ends = {letter: schedules[letter](_END) for letter in taught}
-        weights = ends if any(ends.values()) else dict.fromkeys(taught or ["e"], 1.0)
-        return {f"{self.select}_{letter}": weight for letter, weight in weights.items() if weight}
+        names = [f"{self.select}_{LETTERS[name]}" for name in self.ratios.weighted[self.select]]
+        last = {name: self.terms[name].weight(_END) for name in names}
+        if not any(last.values()):
+            return dict.fromkeys(names or [f"{self.select}_e"], 1.0)
+        return {name: weight for name, weight in last.items() if weight}
 
 
-def _criterion(name: str, delta: float) -> nn.Module:
-    check_number("delta", delta, above=0)
-    known = {"MAE": nn.L1Loss(), "MSE": nn.MSELoss(), "Huber": nn.HuberLoss(delta=delta)}
-    if name not in known:
-        raise ValueError(f"unknown criterion {name!r}{suggestion(name, known)}")
-    return known[name]
+def to_python(value: Any) -> Any:
+    """Return a copy of a setting in Python's own types, the only ones that a checkpoint may hold.
+
+    >>> to_python({"energy": np.float64(0.5), "forces": (np.int64(1), 2)})
+    {'energy': 0.5, 'forces': (1, 2)}
+    """
+    if isinstance(value, Mapping):
+        return {key: to_python(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_python(inner) for inner in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
-def _never(step: int) -> float:
-    return 0.0
-
-
-def _valid(target: Any, prediction: Any) -> tuple[Tensor, Tensor]:
-    """Return the numbers that are there, flat, of the target and of the prediction."""
-    if not isinstance(target, Tensor):
-        there = [index for index, one in enumerate(target) if one is not None]
-        if not there:
-            return torch.empty(0), torch.empty(0)
-        target, prediction = (
-            joined([side[index] for index in there]) for side in (target, prediction)
-        )
-    valid = ~torch.isnan(target)
-    return target[valid], prediction[valid]
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return tensors of several structures as one, along the first axis."""
+def concatenate(parts: Sequence[Tensor]) -> Tensor:
+    """Return the tensors of several structures as one, along the first axis."""
     return torch.stack(list(parts)) if parts[0].ndim == 0 else torch.cat(list(parts))
 
 
-def _known(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return the same loss, whose gradient is computed already and reaches parameters alone."""
+def _read_schedule(kind: str, name: str, weight: object) -> Schedule:
+    try:
+        return read_weight(weight)
+    except ValueError as error:
+        raise ValueError(f"{kind}.{name}: {error}") from error
+
+
+def _find_distance(criterion: str, delta: float) -> Distance:
+    """Return core's distance for a criterion; the host's three compare single numbers."""
+    check_number("delta", delta, above=0)
+    known: dict[str, Distance] = {
+        "MAE": absolute_mean,
+        "MSE": squared_mean,
+        "Huber": Huber(float(delta)),
+        **DISTANCES,
+    }
+    if criterion not in known:
+        raise ValueError(f"unknown criterion {criterion!r}{suggestion(criterion, known)}")
+    return known[criterion]
+
+
+def _host_mean(criterion: str, delta: float) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return CHGNet's own criterion of that name, if it has one."""
+    modules = {"MAE": nn.L1Loss(), "MSE": nn.MSELoss(), "Huber": nn.HuberLoss(delta=float(delta))}
+    return modules.get(criterion)
+
+
+def _pair(letter: str, target: Any, prediction: Any) -> tuple[Tensor, Tensor]:
+    """Return target and prediction of one quantity as tensors, one item a row.
+
+    Args:
+        letter: CHGNet's, of the quantity.
+        target: a tensor, NaN where it is missing, or one tensor a structure, None where missing.
+        prediction: of the same form.
+    """
+    if isinstance(target, Tensor):
+        return target, prediction
+
+    there = [index for index, one in enumerate(target) if one is not None]
+    if not there:
+        return torch.empty(0), torch.empty(0)
+
+    join = torch.stack if letter == LETTERS["stress"] else concatenate
+    return join([target[index] for index in there]), join([prediction[index] for index in there])
+
+
+def _with_known_gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the same loss with its gradient computed already, towards some parameters alone.
+
+    CHGNet's Trainer calls ``loss.backward()``, which differentiates with respect to the positions
+    as well, since forces need a graph through them: a third pass through the whole model that
+    nobody uses. So the gradient is taken here, of the parameters that train; the loss becomes its
+    value plus a sum p . g that is zero in value and has the gradient g, to the bit.
+    """
     if not parameters or not loss.requires_grad:
         return loss
+
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
-    parts = [
+    products = [
         (parameter * gradient).sum()
         for parameter, gradient in zip(parameters, gradients, strict=True)
         if gradient is not None
     ]
-    if not parts:
+    if not products:
         return loss
-    carrier = torch.stack(parts).sum()
+
+    carrier = torch.stack(products).sum()
     return loss.detach() + (carrier - carrier.detach())

@@ -12,9 +12,9 @@ from chgnet.model import CHGNet
 from torch.utils.data import DataLoader
 
 from kd_plugins.chgnet.convert import GPA, LETTERS
-from kd_plugins.chgnet.data import DataError, DistillData, GraphSample, check_kind
+from kd_plugins.chgnet.data import DataError, DistillData, GraphSample, check_distill_data
 from kd_plugins.chgnet.loss import PREFIX, DistillLoss, Ratios
-from kd_plugins.chgnet.student import HEAD, trainable
+from kd_plugins.chgnet.student import HEAD, count_trainable
 from kd_plugins.chgnet.validation import other_zero
 from kd_plugins.doctor.examine import check_allow, examine, split_allowed
 from kd_plugins.doctor.inputs import DoctorInput, Finding, paired
@@ -74,7 +74,7 @@ def check_data(
         DataError: saying what.
     """
     for name, data in (("train", train), ("validation", validation)):
-        check_kind(name, data)
+        check_distill_data(name, data)
         if not len(data):
             raise DataError(f"{name}: there are no structures")
         check_targets_held(data.keys, loss.ratios)
@@ -105,7 +105,7 @@ def check_targets_held(held: Sequence[str], ratios: Ratios) -> None:
     Raises:
         DataError: naming it.
     """
-    for source, names in ratios.taught.items():
+    for source, names in ratios.weighted.items():
         for name in names:
             if PREFIX[source] + LETTERS[name] not in held:
                 what = "of the teacher" if source == "soft" else "among the labels"
@@ -118,7 +118,7 @@ def check_targets_held(held: Sequence[str], ratios: Ratios) -> None:
 def _check_selection(data: DistillData, loss: DistillLoss) -> None:
     """Refuse validation data without a number that the best model could be chosen by."""
     names = [PREFIX[loss.select] + name.rpartition("_")[2] for name in loss.scored]
-    held = (row.targets[name] for row in data.rows for name in names if name in row.targets)
+    held = (row.targets[name] for row in data.samples for name in names if name in row.targets)
     if not any(bool(target.isfinite().any()) for target in held):
         whose = "the teacher's targets" if loss.select == "soft" else "the labels"
         raise DataError(
@@ -135,8 +135,8 @@ def check_magmoms(model: CHGNet, ratios: Ratios) -> None:
         ValueError: if none of those that train does.
     """
     later = (*HEAD, "readout_norm.", "composition_model.", f"atom_conv_layers.{model.n_conv - 1}.")
-    if "magmoms" in ratios.taught["hard"] and all(
-        name.startswith(later) for name in trainable(model).names
+    if "magmoms" in ratios.weighted["hard"] and all(
+        name.startswith(later) for name in count_trainable(model).names
     ):
         raise ValueError(
             "the loss weighs hard magmoms, but no weight that trains decides CHGNet's magnetic "
@@ -174,10 +174,10 @@ def check_student(
     for data in parts.values():
         _check_cutoffs(model, data)
 
-    rows = {part: _spread(data.rows) for part, data in parts.items()}
+    rows = {part: _spread(data.samples) for part, data in parts.items()}
     said = {part: _predictions(model, of_part) for part, of_part in rows.items()}
     complaints: list[str] = []
-    for source, names in ratios.taught.items():
+    for source, names in ratios.weighted.items():
         cases = {
             part: [_case(*pair, source) for pair in zip(rows[part], said[part], strict=True)]
             for part in parts
@@ -212,10 +212,10 @@ def _contradictions(rows: Sequence[GraphSample], ratios: Ratios) -> list[Finding
     """Return what is wrong between labels and teacher, where both are there."""
     both = [
         DoctorInput(case.structure_id, case.structure, _there(case.labels), case.teacher)
-        for case in (row.case for row in rows)
+        for case in (row.doctor_input for row in rows)
         if _there(case.labels) and case.teacher
     ]
-    return list(_errors(both, ratios.taught["soft"], "soft")) if both else []
+    return list(_errors(both, ratios.weighted["soft"], "soft")) if both else []
 
 
 def _check_cutoffs(model: CHGNet, data: DistillData) -> None:
@@ -242,7 +242,7 @@ def _predictions(model: CHGNet, rows: Sequence[GraphSample]) -> list[dict[str, A
     model.train(training)
     return [
         {
-            "energy": np.float64(one["e"]) * row.case.n_atoms,
+            "energy": np.float64(one["e"]) * row.doctor_input.n_atoms,
             "forces": one["f"],
             "stress": full_3x3_to_voigt_6_stress(one["s"].astype(float)) / GPA,
         }
@@ -251,8 +251,8 @@ def _predictions(model: CHGNet, rows: Sequence[GraphSample]) -> list[dict[str, A
 
 
 def _case(row: GraphSample, prediction: Mapping[str, Any], source: str) -> DoctorInput:
-    values = row.case.teacher if source == "soft" else _there(row.case.labels)
-    return DoctorInput(row.structure_id, row.case.structure, prediction, values)
+    values = row.doctor_input.teacher if source == "soft" else _there(row.doctor_input.labels)
+    return DoctorInput(row.structure_id, row.doctor_input.structure, prediction, values)
 
 
 def _there(labels: Mapping[str, Any]) -> dict[str, Any]:

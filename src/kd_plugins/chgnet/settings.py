@@ -10,36 +10,36 @@ from typing import Any, Literal
 import yaml
 
 from kd_plugins.chgnet.fitting import FitSettings
-from kd_plugins.chgnet.frozen_trunk import check_share
-from kd_plugins.chgnet.loss import HARD, Criterion, DistillLoss, Ratios, Source
+from kd_plugins.chgnet.frozen_trunk import check_force_share
+from kd_plugins.chgnet.loss import HARD, Criterion, DistillLoss, Ratios, TargetKind
 from kd_plugins.chgnet.preflight import checked_allow
-from kd_plugins.chgnet.run_folder import check_folder
-from kd_plugins.chgnet.trainer import Schedule
+from kd_plugins.chgnet.run_folder import check_run_folder
+from kd_plugins.chgnet.trainer import LearningRateSchedule
 from kd_plugins.config import ConfigError, read_config, read_yaml, reader, shown
 from kd_plugins.names import suggestion
 from kd_plugins.numbers import check_whole
 
 
-def _mapping(raw: object) -> Mapping[str, Any]:
+def _read_weights(raw: object) -> Mapping[str, Any]:
     if not isinstance(raw, Mapping):
         raise ValueError(f"expected quantities with weights, got {shown(raw)}")
     return raw
 
 
-def _path(raw: object) -> str:
+def _read_path(raw: object) -> str:
     """Return a path with ``~`` expanded."""
     if not isinstance(raw, str) or not raw.strip():
         raise ValueError(f"expected a path, got {shown(raw)}")
     return str(Path(raw).expanduser())
 
 
-def _paths(raw: object) -> tuple[str, ...]:
+def _read_paths(raw: object) -> tuple[str, ...]:
     if not isinstance(raw, list | tuple) or not raw:
         raise ValueError(f"expected a list of files, got {shown(raw)}")
-    return tuple(map(_path, raw))
+    return tuple(map(_read_path, raw))
 
 
-def _allowed(raw: object) -> tuple[str, ...]:
+def _read_allow(raw: object) -> tuple[str, ...]:
     if not isinstance(raw, list | tuple):
         raise ValueError(f"expected a list of names, such as [energy_unit], got {shown(raw)}")
     return checked_allow(raw)
@@ -55,14 +55,14 @@ class DataSettings:
         ids: how structures are named, see `read_structures`.
         part: keep one of two disjoint parts, 90 and 10 %, with no material in both; a material is
             ``mp_id`` of a structure's info, or its id up to the last slash.
-        kind: keep only ``organic``, ``complex`` or ``inorganic`` ones, as paper 004 sorts them.
+        kind: keep only ``organic``, ``complex`` or ``inorganic`` ones, as in Taniguchi 2024.
         size: keep a random subset of so many, drawn with the seed of the training.
         missing: quantities that a structure may lack among its labels.
         bad: ``refuse`` bad structures, or ``leave_out`` and list them.
     """
 
-    structures: tuple[str, ...] = reader(_paths)
-    store: str | None = reader(lambda raw: None if raw is None else _path(raw), default=None)
+    structures: tuple[str, ...] = reader(_read_paths)
+    store: str | None = reader(lambda raw: None if raw is None else _read_path(raw), default=None)
     ids: str = "auto"
     part: Literal["train", "validation"] | None = None
     kind: Literal["organic", "complex", "inorganic"] | None = None
@@ -80,7 +80,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class StudentSettings:
-    """Which CHGNet learns, and what of it.
+    """Which CHGNet is trained, and which of its weights.
 
     Args:
         model: name of pretrained weights, or path of a checkpoint.
@@ -106,14 +106,28 @@ class StudentSettings:
 class LossSettings:
     """The loss; see `Ratios` and `DistillLoss`."""
 
-    soft: Mapping[str, Any] = reader(_mapping, default_factory=dict)
-    hard: Mapping[str, Any] = reader(_mapping, default_factory=dict)
+    soft: Mapping[str, Any] = reader(_read_weights, default_factory=dict)
+    hard: Mapping[str, Any] = reader(_read_weights, default_factory=dict)
     criterion: Criterion = "MAE"
     delta: float = 0.1
-    select: Source | None = None
+    select: TargetKind | None = None
 
     def __post_init__(self) -> None:
-        DistillLoss(Ratios(hard=self.hard, soft=self.soft), self.criterion, self.delta, self.select)
+        self.make()
+
+    def make(self) -> DistillLoss:
+        """Return the loss.
+
+        Raises:
+            ValueError: for what `Ratios` and `DistillLoss` refuse.
+        """
+        ratios = Ratios(hard=self.hard, soft=self.soft)
+        return DistillLoss(ratios, self.criterion, self.delta, self.select)
+
+    @property
+    def weighted(self) -> Mapping[str, tuple[str, ...]]:
+        """Kind of targets, ``hard`` and ``soft``, to the quantities that have a weight."""
+        return Ratios(hard=self.hard, soft=self.soft).weighted
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,7 @@ class OptimSettings:
     batch_size: int
     epochs: int | None = None
     steps: int | None = None
-    schedule: Schedule = "finishing"
+    schedule: LearningRateSchedule = "finishing"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -150,11 +164,11 @@ class TrainingSettings:
     Args:
         train: to learn from.
         validation: that chooses the best epoch.
-        loss: of both sources.
+        loss: weights of labels and teacher, and the distance.
         optim: of the training.
         out: folder of the run.
         cache: folder of the trunk's features.
-        student: which and what of it.
+        student: which one, and which of its weights train.
         force_share: see `CachedData`.
         allow: names of errors to overrule, which are then logged as warnings.
     """
@@ -163,32 +177,36 @@ class TrainingSettings:
     validation: DataSettings
     loss: LossSettings
     optim: OptimSettings
-    out: str = reader(_path)
-    cache: str = reader(_path)
+    out: str = reader(_read_path)
+    cache: str = reader(_read_path)
     student: StudentSettings = field(default_factory=StudentSettings)
     force_share: float = 1.0
-    allow: tuple[str, ...] = reader(_allowed, default=())
+    allow: tuple[str, ...] = reader(_read_allow, default=())
 
     def __post_init__(self) -> None:
-        """Refuse what needs no structure to be seen."""
-        check_share(self.force_share)
+        """Check everything that can be checked before structures are read."""
+        check_force_share(self.force_share)
+        self.loss.make().check_force_share(self.force_share)
         for name in ("out", "cache"):
             try:
-                check_folder(getattr(self, name), name)
+                check_run_folder(getattr(self, name), name)
             except OSError as error:
                 raise ValueError(str(error)) from error
+
         if Path(self.out).resolve() == Path(self.cache).resolve():
             raise ValueError(f"out: expected another folder than cache, got {self.out!r} for both")
+
         if self.train == self.validation and "same_validation" not in self.allow:
             raise ValueError(
                 "validation: these are the structures of train, whose errors would choose the most "
                 "overfitted epoch; give other structures, or write allow: [same_validation]"
             )
-        taught = Ratios(hard=self.loss.hard, soft=self.loss.soft).taught["soft"]
+
+        soft = self.loss.weighted["soft"]
         for part in ("train", "validation"):
-            if taught and getattr(self, part).store is None:
+            if soft and getattr(self, part).store is None:
                 raise ValueError(
-                    f"{part}.store: missing; the loss weighs soft {taught[0]}, so name the folder "
+                    f"{part}.store: missing; the loss weighs soft {soft[0]}, so name the folder "
                     "of the teacher's targets, or take the weight away"
                 )
 
@@ -206,28 +224,36 @@ def read_training(path: str | Path, changes: tuple[str, ...] = ()) -> TrainingSe
     """
     raw: Mapping[str, Any] = read_yaml(path)
     for change in changes:
-        raw = _changed(dict(raw), change, change)
+        raw = _change(dict(raw), change, change)
     return read_config(TrainingSettings, raw, Path(path).name)
 
 
-def _value(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    # PyYAML makes numbers and dates itself, and passes on what goes wrong.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise ConfigError(f"{where}: no YAML ({said})") from error
+def _change(settings: dict[str, Any], change: str, typed: str) -> dict[str, Any]:
+    """Return settings with one key changed.
 
-
-def _changed(raw: dict[str, Any], change: str, typed: str) -> dict[str, Any]:
-    """Return settings with one of them changed; ``typed`` is the change as the user wrote it."""
-    key, found, value = change.partition("=")
-    if not found or not key:
+    Args:
+        settings: of a YAML or of a block of it.
+        change: ``key=value``, where a dot leads into a block.
+        typed: the whole change as the user wrote it, for messages.
+    """
+    key, equals, value = change.partition("=")
+    if not equals or not key:
         raise ConfigError(f"expected a change such as optim.seed=3, got {typed!r}")
+
     first, dot, rest = key.partition(".")
     if not dot:
-        return {**raw, first: _value(value, typed)}
-    inner = raw.get(first, {})
-    if not isinstance(inner, Mapping):
-        raise ConfigError(f"{typed!r}: {first} is {shown(inner)}, which has nothing in it")
-    return {**raw, first: _changed(dict(inner), f"{rest}={value}", typed)}
+        return {**settings, first: _read_value(value, typed)}
+
+    block = settings.get(first, {})
+    if not isinstance(block, Mapping):
+        raise ConfigError(f"{typed!r}: {first} is {shown(block)}, which has nothing in it")
+    return {**settings, first: _change(dict(block), f"{rest}={value}", typed)}
+
+
+def _read_value(text: str, typed: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    # PyYAML makes numbers and dates itself, and lets Python's own errors through.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{typed}: no YAML ({reason})") from error

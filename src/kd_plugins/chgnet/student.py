@@ -1,4 +1,4 @@
-"""Which CHGNet learns: the weights that train, and its element references."""
+"""The student: which of CHGNet's weights train, and its element references."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from ase.data import chemical_symbols
 from chgnet.model import CHGNet
 from torch import nn
 
-from kd_plugins.chgnet.data import DistillData, check_kind
-from kd_plugins.chgnet.loss import Source
+from kd_plugins.chgnet.data import DistillData, check_distill_data
+from kd_plugins.chgnet.loss import TargetKind
 from kd_plugins.doctor.references import References, fit_references
 
+logger = logging.getLogger(__name__)
+
 HEAD = ("mlp.",)
-"""The readout MLP, all that paper 004 trains: 12,545 of the 412,525 weights of CHGNet 0.3.0."""
+"""The readout MLP, which alone trains in Taniguchi 2024: 12,545 of 412,525 weights (v0.3.0)."""
 
 
 @dataclass(frozen=True)
-class Trainable:
+class TrainableWeights:
     """How much of a model trains.
 
     Args:
@@ -29,7 +31,7 @@ class Trainable:
         n_weights: numbers in all.
         names: parameters that train.
 
-    >>> str(Trainable(12545, 412525, ("mlp.layers.0.weight",)))
+    >>> str(TrainableWeights(12545, 412525, ("mlp.layers.0.weight",)))
     '12,545 of 412,525 weights train (3.0 %)'
     """
 
@@ -42,7 +44,7 @@ class Trainable:
         return f"{self.n_trainable:,} of {self.n_weights:,} weights train ({share:.1f} %)"
 
 
-def freeze_except(model: nn.Module, prefixes: Sequence[str] = HEAD) -> Trainable:
+def freeze_except(model: nn.Module, prefixes: Sequence[str] = HEAD) -> TrainableWeights:
     """Let only the parameters train whose names start with one of some prefixes.
 
     A prefix and not a part of the name: ``mlp`` is a part of nearly all of CHGNet's names.
@@ -52,59 +54,59 @@ def freeze_except(model: nn.Module, prefixes: Sequence[str] = HEAD) -> Trainable
         prefixes: of parameter names, such as ``("mlp.", "readout_norm.")``.
 
     Raises:
-        ValueError: for what is no model, or a prefix that matches no parameter; then nothing is
-            changed.
+        ValueError: if it is not a model, or a prefix matches no parameter; then nothing is changed.
 
     >>> freeze_except(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), ("1.",)).n_trainable
     3
     """
     if isinstance(prefixes, str) or not prefixes:
         raise ValueError(f"trainable: expected prefixes of parameter names, got {prefixes!r}")
-    check_module(model)
-    named = dict(model.named_parameters())
+    check_is_model(model)
+
+    parameters = dict(model.named_parameters())
     for prefix in prefixes:
-        if not isinstance(prefix, str) or not prefix:  # "" would match every name
+        # The empty prefix would match every name.
+        if not isinstance(prefix, str) or not prefix:
             raise ValueError(
                 f"trainable: expected a prefix of parameter names such as 'mlp.', got {prefix!r}"
             )
-        if not any(name.startswith(prefix) for name in named):
-            parts = ", ".join(sorted({f"{name.split('.')[0]}." for name in named}))
+        if not any(name.startswith(prefix) for name in parameters):
+            parts = ", ".join(sorted({f"{name.split('.')[0]}." for name in parameters}))
             raise ValueError(
                 f"trainable: no parameter's name starts with {prefix!r}; the model's parts are "
                 f"{parts}"
             )
-    for name, parameter in named.items():
+
+    for name, parameter in parameters.items():
         parameter.requires_grad_(name.startswith(tuple(prefixes)))
-    return trainable(model)
+    return count_trainable(model)
 
 
-def check_module(model: object) -> None:
-    """Raise a ValueError for what is no model."""
+def check_is_model(model: object) -> None:
+    """Raise a ValueError unless this is a torch module."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a CHGNet, such as CHGNet.load(), got {model!r}")
 
 
-def trainable(model: nn.Module) -> Trainable:
+def count_trainable(model: nn.Module) -> TrainableWeights:
     """Return how much of a model trains now."""
-    named = dict(model.named_parameters())
-    names = tuple(name for name, parameter in named.items() if parameter.requires_grad)
-    return Trainable(
-        sum(named[name].numel() for name in names),
-        sum(parameter.numel() for parameter in named.values()),
-        names,
+    parameters = dict(model.named_parameters())
+    names = tuple(name for name, parameter in parameters.items() if parameter.requires_grad)
+    return TrainableWeights(
+        n_trainable=sum(parameters[name].numel() for name in names),
+        n_weights=sum(parameter.numel() for parameter in parameters.values()),
+        names=names,
     )
 
 
-logger = logging.getLogger(__name__)
+def align_references(model: CHGNet, data: DistillData, source: TargetKind = "soft") -> References:
+    """Add the difference of energy zeros to the student's element references.
 
-
-def align_references(model: CHGNet, data: DistillData, source: Source = "soft") -> References:
-    """Add to the student's element references what its energies differ by from the targets'.
-
-    Fits the difference of energies, not the energies, one number an element and of least norm
-    where structures do not tell elements apart; elements that do not occur are left alone. (What
-    CHGNet's ``AtomRef.fit`` does instead, fitting the energies themselves, breaks a pretrained
-    model.) For teachers with another energy zero, such as PFP's isolated atoms.
+    Fits the difference of target and student energies by one number an element (least squares, of
+    least norm where the structures do not determine the elements one by one). Elements that do not
+    occur are left alone. CHGNet's ``AtomRef.fit`` fits the energies themselves instead, which
+    breaks a pretrained model. Meant for teachers with another energy zero, such as PFP's isolated
+    atoms.
 
     Args:
         model: the student; its ``composition_model`` is changed in place.
@@ -117,37 +119,42 @@ def align_references(model: CHGNet, data: DistillData, source: Source = "soft") 
     Raises:
         ValueError: if there are no such energies, or the model has no element references.
     """
-    check_module(model)
-    check_kind("data", data)
+    check_is_model(model)
+    check_distill_data("data", data)
     if source not in ("soft", "hard"):
         raise ValueError(f"source: expected 'soft' or 'hard', got {source!r}")
     if model.composition_model is None:
         raise ValueError("the student has no element references (composition_model)")
-    cases = [row.case for row in data.rows]
-    sides = [case.teacher if source == "soft" else case.labels for case in cases]
-    if not all("energy" in side for side in sides):
+
+    inputs = [sample.doctor_input for sample in data.samples]
+    targets = [one.teacher if source == "soft" else one.labels for one in inputs]
+    if not all("energy" in values for values in targets):
         raise ValueError(f"the data have no {source} energy to align with")
-    said = [
-        float(model.predict_graph(row.graph, task="e")["e"]) * row.case.n_atoms for row in data.rows
+
+    # One structure at a time: faster on a CPU, where this runs once.
+    energies = [
+        float(model.predict_graph(sample.graph, task="e")["e"]) * sample.n_atoms
+        for sample in data.samples
     ]
     references = fit_references(
-        [case.structure.atomic_numbers for case in cases],
-        np.array([float(side["energy"]) for side in sides]),
-        np.array(said),
+        [one.structure.atomic_numbers for one in inputs],
+        np.array([float(values["energy"]) for values in targets]),
+        np.array(energies),
     )
+
     weight = model.composition_model.fc.weight
     with torch.no_grad():
         for number, offset in references.offsets.items():
             weight[0, number - 1] += offset
-    logger.info(in_words(references))
+    logger.info(describe_offsets(references))
     return references
 
 
-def in_words(references: References) -> str:
-    """Return by how much the element references were moved.
+def describe_offsets(references: References) -> str:
+    """Return in words by how much the element references were moved.
 
     >>> one = fit_references([np.array([29])], np.array([-3.0]), np.array([-4.0]))
-    >>> in_words(one)
+    >>> describe_offsets(one)
     'element references moved by (eV/atom): Cu +1.0000; 0.0000 are left on average'
     """
     moved = ", ".join(

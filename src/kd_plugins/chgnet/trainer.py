@@ -1,4 +1,4 @@
-"""CHGNet's own Trainer with hard and soft targets."""
+"""CHGNet's own Trainer with labels (hard targets) and a teacher (soft targets)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
 from kd_plugins.chgnet.data import DataError, DistillData
-from kd_plugins.chgnet.loss import Criterion, DistillLoss, Ratios, Source, plain
+from kd_plugins.chgnet.loss import Criterion, DistillLoss, Ratios, TargetKind, to_python
 from kd_plugins.chgnet.preflight import check_loaders, check_magmoms, check_student, checked_allow
 from kd_plugins.chgnet.run_folder import (
     BEST,
     LAST,
-    check_folder,
-    locked,
-    read_checkpoint,
+    check_run_folder,
+    lock_run_folder,
+    read_run_checkpoint,
     write_checkpoint,
 )
 from kd_plugins.chgnet.student import HEAD, freeze_except
@@ -35,20 +35,26 @@ from kd_plugins.chgnet.validation import check_apart
 from kd_plugins.names import suggestion
 from kd_plugins.numbers import check_number, check_seed, check_whole
 
-Schedule = Literal["finishing", "chgnet"]
+LearningRateSchedule = Literal["finishing", "chgnet"]
 """``chgnet``: CHGNet 0.4.2's cosine over 10 steps an epoch, which stays near its start where an
 epoch has fewer than 10 batches. ``finishing``: the same cosine over the steps that are taken."""
 
-PARTS = 10
+STEPS_AN_EPOCH = 10
+"""How often CHGNet's Trainer steps its scheduler in an epoch, if that has as many batches."""
+
 FINAL = 1e-2
 """What the cosine ends at, as a share of the learning rate; CHGNet's default."""
 
 OURS = "distillation"
-"""Under which a checkpoint keeps what is not CHGNet's; CHGNet does not look there."""
+"""The key of a checkpoint that holds what CHGNet's checkpoints lack; CHGNet ignores it."""
+
+# Arguments of CHGNet's Trainer that follow from soft, hard and seed.
 _DECIDED = (
     *("targets", "torch_seed", "data_seed", "allow_missing_labels"),
     *("energy_loss_ratio", "force_loss_ratio", "stress_loss_ratio", "mag_loss_ratio"),
 )
+
+# For any other name CHGNet's Trainer fails without naming it.
 _CHOICES = {
     "optimizer": ("Adam", "AdamW", "RAdam", "SGD"),
     "scheduler": (
@@ -56,22 +62,24 @@ _CHOICES = {
         *("Exponential", "MultiStepLR", "multistep"),
     ),
 }
-"""CHGNet's Trainer has no word for others."""
-_MORE = ("momentum", "weight_decay", "scheduler_params")
-"""What it takes without naming it."""
+
+# Arguments that it takes among its **kwargs.
+_UNNAMED = ("momentum", "weight_decay", "scheduler_params")
 
 
 class DistillTrainer(Trainer):
-    """CHGNet's Trainer, taught by labels (hard targets) and a teacher (soft targets).
+    """CHGNet's Trainer, with a loss against labels (hard targets) and a teacher (soft targets).
 
-    Its loop, optimizer, logs and files are CHGNet's; the loss is `DistillLoss`, and only the
-    parameters that you name train. Where CHGNet's Trainer would surprise, this one does not: it
-    chooses the best model by the errors against the teacher and keeps that model, not the last one;
-    ``load`` restores freezing, loss and random state, so that a run that was stopped ends bit for
-    bit as an uninterrupted one; the seed counts from the first batch; the cosine ends with the
-    last epoch.
+    Its loop, optimizer, logs and files are CHGNet's. The loss is `DistillLoss`, and only the
+    parameters that you name train. Four things differ from CHGNet's Trainer:
 
-    ``train`` writes, besides CHGNet's files, ``last.pth.tar`` (to go on from) and
+    - The best model is chosen by `DistillLoss.score`, and kept; CHGNet returns the last one.
+    - ``load`` restores freezing, loss and random state, so that a resumed run equals an
+      uninterrupted one bit for bit.
+    - The seed determines the order of structures from the first batch on.
+    - The cosine of the learning rate ends with the last epoch.
+
+    ``train`` writes, besides CHGNet's files, ``last.pth.tar`` (to resume from) and
     ``best.pth.tar``, each whole at any moment. ``CHGNet.from_file`` reads all of them.
 
     Args:
@@ -79,20 +87,18 @@ class DistillTrainer(Trainer):
         soft: weights of the teacher's ``energy``, ``forces`` and ``stress``, see `Ratios`.
         hard: weights of the labels, ``magmoms`` among them.
         trainable: prefixes of the parameters that train.
-        criterion: ``MAE`` (paper 004), ``MSE`` or ``Huber``.
+        criterion: see `DistillLoss`; ``MAE`` in Taniguchi 2024.
         delta: of Huber's, in CHGNet's units.
         select: see `DistillLoss`.
         schedule: of the learning rate, where it is CHGNet's cosine.
-        seed: of the order of structures and all else that is random, from the first batch on.
+        seed: of the order of structures and all else that is random.
         allow: names of errors to overrule, see `check_student` and `check_apart`.
         host: what CHGNet's Trainer takes besides: ``epochs``, ``learning_rate``, ``optimizer``,
             ``scheduler``, ``print_freq``, ``use_device``, ``wandb_path`` ...
 
     Raises:
-        ValueError: if a prefix matches nothing, a weight is none, or an argument of CHGNet's is
-            decided by ours.
-
-    Source: paper 004, "Loss function in knowledge distillation".
+        ValueError: if a prefix matches nothing, a weight cannot be read, or an argument of CHGNet's
+            follows from ours.
     """
 
     def __init__(
@@ -104,38 +110,45 @@ class DistillTrainer(Trainer):
         trainable: Sequence[str] = HEAD,
         criterion: Criterion = "MAE",
         delta: float = 0.1,
-        select: Source | None = None,
-        schedule: Schedule = "finishing",
+        select: TargetKind | None = None,
+        schedule: LearningRateSchedule = "finishing",
         seed: int = 0,
         allow: Sequence[str] = (),
         **host: Any,
     ) -> None:
         if not isinstance(model, CHGNet):
             raise ValueError(f"model: expected a CHGNet, got a {type(model).__name__}")
-        _check_host(host)
+        _check_host_arguments(host)
         seed = check_seed("seed", seed)
+        cosine_length(schedule, 1, 1)
         self.allow = checked_allow(allow)
+
         ratios = Ratios(hard=hard or {}, soft=soft or {})
         loss = DistillLoss(ratios, criterion, delta, select)
-        cosine_length(schedule, 1, 1)
         self.trainable = freeze_except(model, trainable)
         check_magmoms(model, ratios)
         if model.composition_model is None:
             raise ValueError("CHGNet's Trainer needs a model with a composition_model")
-        host = plain(host)
+
+        host = to_python(host)
         super().__init__(model, targets=ratios.task, **copy.deepcopy(host))
+
         self.criterion = loss
         loss.parameters_to_train = [p for p in model.parameters() if p.requires_grad]
         self.schedule, self.seed = schedule, seed
         self.errors: list[dict[str, float]] = []
+
+        # CHGNet's Trainer.load calls this class again with these.
         self.trainer_args = {
             **{"soft": ratios.soft, "hard": ratios.hard, "trainable": list(trainable)},
             **{"criterion": criterion, "delta": loss.delta, "select": loss.select},
             **{"schedule": schedule, "seed": seed, **host},
         }
+
+        # Of the run that is resumed; None where a checkpoint does not say or the run is new.
         self._random_state: torch.Tensor | None = None
-        self._learned: str | None = None
-        self._validated: str | None = None
+        self._train_fingerprint: str | None = None
+        self._validation_fingerprint: str | None = None
         self._batch_size: int | None = None
 
     def train(
@@ -161,22 +174,27 @@ class DistillTrainer(Trainer):
 
         Raises:
             DataError: if a loader lacks a target, there are fewer structures than a batch, they do
-                not fit the student, or are not those of the run that is to go on.
+                not fit the student, or are not those of the run that is resumed.
             FloatingPointError: if the training diverges.
             FileExistsError: if the folder holds another run, or another training is writing there.
         """
-        folder = check_folder(save_dir, "save_dir")
+        folder = check_run_folder(save_dir, "save_dir")
         check_loaders(self.criterion, train_loader, val_loader, test_loader)
-        self._check_same(train_loader, val_loader)
+        self._check_same_run(train_loader, val_loader)
         if check and not self.starting_epoch:
             self._check_targets(train_loader.dataset, val_loader.dataset)
-        self._claim(folder)
+        self._refuse_other_run(folder)
 
-        with locked(folder):
-            self._claim(folder)  # now that nobody else writes there
-            self._begin(len(train_loader))
+        with lock_run_folder(folder):
+            # Once more: another training may have ended here between the check and the lock.
+            self._refuse_other_run(folder)
+
+            self._restore_random_state(len(train_loader))
             if self.best_model is not None:
-                self._save_best(str(folder))  # which a kill after last.pth.tar may have left out
+                # A kill between the two files leaves last.pth.tar with its best.pth.tar missing.
+                self._save_best(str(folder))
+
+            # CHGNet's Trainer would freeze or unfreeze the references by its own argument.
             references = self.model.composition_model
             trains = any(parameter.requires_grad for parameter in references.parameters())
             super().train(
@@ -188,19 +206,19 @@ class DistillTrainer(Trainer):
                 **host,
             )
 
-    def _check_same(self, train: DataLoader, validation: DataLoader) -> None:
-        """Refuse to go on with other data or batches than the run began with, as far as it says."""
+    def _check_same_run(self, train: DataLoader, validation: DataLoader) -> None:
+        """Refuse to resume with other data or batches, as far as the checkpoint names them."""
         if isinstance(train.dataset, DistillData):
-            if self._learned not in (None, train.dataset.fingerprint):
+            if self._train_fingerprint not in (None, train.dataset.fingerprint):
                 raise DataError("the run that is to go on learned from other structures or targets")
-            self._learned = train.dataset.fingerprint
+            self._train_fingerprint = train.dataset.fingerprint
 
         if isinstance(validation.dataset, DistillData):
-            if self._validated not in (None, validation.dataset.fingerprint):
+            if self._validation_fingerprint not in (None, validation.dataset.fingerprint):
                 raise DataError(
                     "the run that is to go on was validated on other structures or targets"
                 )
-            self._validated = validation.dataset.fingerprint
+            self._validation_fingerprint = validation.dataset.fingerprint
 
         if self._batch_size not in (None, train.batch_size):
             raise DataError(
@@ -212,12 +230,13 @@ class DistillTrainer(Trainer):
     def _check_targets(self, train: Any, validation: Any) -> None:
         if not isinstance(train, DistillData):
             return
-        beside = validation if isinstance(validation, DistillData) else None
-        if beside is not None:
-            check_apart(train, beside, self.allow)
-        check_student(self.model, train, self.criterion.ratios, beside, self.allow)
 
-    def _claim(self, folder: Path) -> None:
+        checked = validation if isinstance(validation, DistillData) else None
+        if checked is not None:
+            check_apart(train, checked, self.allow)
+        check_student(self.model, train, self.criterion.ratios, checked, self.allow)
+
+    def _refuse_other_run(self, folder: Path) -> None:
         held = sorted(folder.glob("*.pth.tar")) if folder.is_dir() else []
         if held and not self.starting_epoch:
             raise FileExistsError(
@@ -227,13 +246,15 @@ class DistillTrainer(Trainer):
 
     @property
     def is_of_all_forces(self) -> bool:
-        """Whether it goes on with a run of an earlier version, which knew no ``force_share``."""
-        return self._learned is not None and self._validated is None
+        """Whether it resumes a run of an early version, which had no ``force_share``."""
+        return self._train_fingerprint is not None and self._validation_fingerprint is None
 
-    def _begin(self, n_batches: int) -> None:
+    def _restore_random_state(self, n_batches: int) -> None:
+        """Take up the random state of the run that is resumed, or seed a new one."""
         if self._random_state is not None:
             torch.set_rng_state(self._random_state)
             return
+
         torch.manual_seed(self.seed)
         if isinstance(self.scheduler, CosineAnnealingLR):
             self.scheduler.T_max = cosine_length(self.schedule, self.epochs, n_batches)
@@ -258,18 +279,19 @@ class DistillTrainer(Trainer):
         self.errors[-1] |= {f"{phase}_{name}": value for name, value in found.items()}
 
     def save(self, filename: str = "training_result.pth.tar") -> None:
-        """Write CHGNet's checkpoint with what resuming needs besides, in one go."""
+        """Write CHGNet's checkpoint with what resuming needs besides, whole."""
         buffer = io.BytesIO()
         super().save(buffer)
         buffer.seek(0)
         state = torch.load(buffer, map_location="cpu", weights_only=True)
+
         state[OURS] = {
             "step": self.criterion.step,
             "errors": self.errors,
             "random_state": torch.get_rng_state(),
             "best": self.best_model.state_dict() if self.best_model is not None else None,
-            "learned": self._learned,
-            "validated": self._validated,
+            "learned": self._train_fingerprint,
+            "validated": self._validation_fingerprint,
             "batch_size": self._batch_size,
         }
         write_checkpoint(Path(filename), state)
@@ -280,20 +302,24 @@ class DistillTrainer(Trainer):
         is_best = scores[-1] == min(scores)
         best = copy.deepcopy(self.model) if is_best else self.best_model
         self.best_model = best
+
         os.makedirs(save_dir, exist_ok=True)
         self.save(os.path.join(save_dir, LAST))
         try:
             super().save_checkpoint(epoch, mae_error, save_dir)
         except OSError as error:
+            # CHGNet copies these, so they may be half written.
             for half in Path(save_dir).glob(f"best[EF]_epoch{epoch}_*"):
-                half.unlink()  # CHGNet copies them, so they may be half there
-            if error.filename is None:  # which has a name and a remedy of ours
+                half.unlink()
+            if error.filename is None:  # of write_checkpoint, with a name and a remedy
                 raise
             raise OSError(
                 f"{save_dir}: CHGNet's files of epoch {epoch} could not be written "
                 f"({error.strerror}); make room, then the same call goes on"
             ) from error
-        self.best_model = best  # CHGNet takes the model that goes on training
+
+        # CHGNet sets it to the model that goes on training.
+        self.best_model = best
         if is_best:
             self._save_best(save_dir)
 
@@ -314,18 +340,19 @@ class DistillTrainer(Trainer):
 
     @classmethod
     def load(cls, path: str | Path) -> DistillTrainer:
-        """Return the trainer that goes on from a checkpoint, ``last.pth.tar``.
+        """Return the trainer that resumes from a checkpoint, ``last.pth.tar``.
 
         Raises:
             ValueError: if the checkpoint is not one of this trainer, or is damaged.
         """
         file = Path(path).expanduser()
-        state = read_checkpoint(file)
+        state = read_run_checkpoint(file)
         if OURS not in state:
             raise ValueError(f"{file} was not written by DistillTrainer; load it with CHGNet's")
+
         try:
             with warnings.catch_warnings():
-                # CHGNet reads the file once more, without the restriction it was read under above
+                # CHGNet reads the file again and warns of pickles; above it was read without any.
                 warnings.simplefilter("ignore", FutureWarning)
                 trainer = super().load(str(file))
             trainer._restore(state[OURS])
@@ -337,15 +364,18 @@ class DistillTrainer(Trainer):
 
     def _restore(self, kept: Mapping[str, Any]) -> None:
         self.criterion.step, self.errors = kept["step"], kept["errors"]
-        self._random_state, self._learned = kept["random_state"], kept.get("learned")
-        self._validated, self._batch_size = kept.get("validated"), kept.get("batch_size")
+        self._random_state = kept["random_state"]
+        self._train_fingerprint = kept.get("learned")
+        self._validation_fingerprint = kept.get("validated")
+        self._batch_size = kept.get("batch_size")
+
         if kept["best"] is not None:
             self.best_model = copy.deepcopy(self.model)
             self.best_model.load_state_dict(kept["best"])
 
 
-def cosine_length(schedule: Schedule, epochs: int, n_batches: int) -> int:
-    """Return the number of steps until the cosine has reached its end.
+def cosine_length(schedule: LearningRateSchedule, epochs: int, n_batches: int) -> int:
+    """Return the number of scheduler steps until the cosine has reached its end.
 
     >>> cosine_length("finishing", epochs=100, n_batches=2)
     200
@@ -354,31 +384,34 @@ def cosine_length(schedule: Schedule, epochs: int, n_batches: int) -> int:
     """
     if schedule not in ("finishing", "chgnet"):
         raise ValueError(f"schedule: expected 'finishing' or 'chgnet', got {schedule!r}")
-    return epochs * (min(PARTS, n_batches) if schedule == "finishing" else PARTS)
+
+    taken = min(STEPS_AN_EPOCH, n_batches)
+    return epochs * (taken if schedule == "finishing" else STEPS_AN_EPOCH)
 
 
 def make_cosine(
-    optimizer: Optimizer, schedule: Schedule, epochs: int, n_batches: int
+    optimizer: Optimizer, schedule: LearningRateSchedule, epochs: int, n_batches: int
 ) -> CosineAnnealingLR:
-    """Return the scheduler that CHGNet's Trainer makes, of the length above."""
+    """Return the scheduler that CHGNet's Trainer makes, of that length."""
     rate = optimizer.param_groups[0]["lr"]
     length = cosine_length(schedule, epochs, n_batches)
     return CosineAnnealingLR(optimizer, T_max=length, eta_min=FINAL * rate)
 
 
-def is_step(batch: int, n_batches: int) -> bool:
+def is_schedule_step(batch: int, n_batches: int) -> bool:
     """Return whether the scheduler steps after a batch: at each tenth of an epoch, as CHGNet's."""
-    return batch + 1 in np.arange(1, PARTS + 1) * n_batches // PARTS
+    return batch + 1 in np.arange(1, STEPS_AN_EPOCH + 1) * n_batches // STEPS_AN_EPOCH
 
 
-def _check_host(host: Mapping[str, Any]) -> None:
+def _check_host_arguments(host: Mapping[str, Any]) -> None:
     """Refuse arguments that CHGNet's Trainer does not have or that it fails on later.
 
     Raises:
-        ValueError: saying which.
+        ValueError: naming the argument.
     """
-    known = {*inspect.signature(Trainer.__init__).parameters, *_MORE}
+    known = {*inspect.signature(Trainer.__init__).parameters, *_UNNAMED}
     known -= {"self", "model", "targets", "kwargs", *_DECIDED}
+
     for name, value in host.items():
         if name in _DECIDED:
             raise ValueError(f"{name} follows from soft, hard and seed here; leave it out")
@@ -391,9 +424,12 @@ def _check_host(host: Mapping[str, Any]) -> None:
             check_whole(name, value, least=1)
         if name == "learning_rate":
             check_number(name, value, above=0)
+
     optimizer = host.get("optimizer", "Adam")
-    if "momentum" in host and optimizer != "SGD":  # CHGNet would take it for one of the loss's
+    if "momentum" in host and optimizer != "SGD":
+        # CHGNet would hand it on to its loss, which has no such argument.
         raise ValueError(f"momentum: is for SGD, not for {optimizer}; leave it out")
+
     device = str(host.get("use_device") or "")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"use_device: {device!r} asks for a GPU, and torch finds none here")

@@ -11,9 +11,9 @@ import numpy as np
 
 from kd_plugins.chgnet.data import DataError, DistillData
 from kd_plugins.doctor.examine import split_allowed
-from kd_plugins.doctor.inputs import DoctorInput, Finding, first_ids, paired
+from kd_plugins.doctor.inputs import DoctorInput, Finding, collect_pairs, first_ids
 from kd_plugins.doctor.references import fit_references
-from kd_plugins.store.structure import SAME_POSITION, Structure
+from kd_plugins.store.structure import POSITION_TOLERANCE, Structure
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,10 @@ def check_apart(train: DistillData, validation: DistillData, allow: Sequence[str
     Raises:
         DataError: if all structures of one are in the other.
     """
-    known = _twins([row.case for row in train.rows], [row.case for row in validation.rows])
+    known = _twins(
+        [row.doctor_input for row in train.samples],
+        [row.doctor_input for row in validation.samples],
+    )
     if not known:
         return
 
@@ -72,8 +75,8 @@ def other_zero(train: Sequence[DoctorInput], validation: Sequence[DoctorInput]) 
         train: training structures, with the student's values as labels and targets as teacher.
         validation: the same of validation structures.
     """
-    cases, targets, student = paired(train, "energy")
-    others, their_targets, their_student = paired(validation, "energy")
+    cases, targets, student = collect_pairs(train, "energy")
+    others, their_targets, their_student = collect_pairs(validation, "energy")
     if not cases or not others:
         return []
     numbers = [case.structure.atomic_numbers for case in cases]
@@ -106,7 +109,7 @@ def _twins(train: Sequence[DoctorInput], validation: Sequence[DoctorInput]) -> l
     found = []
     for case in validation:
         group = groups.get(case.structure.atomic_numbers.tobytes(), [])
-        mark, slack = _mark(case.structure), 20 * SAME_POSITION
+        mark, slack = _mark(case.structure), 20 * POSITION_TOLERANCE
         first = bisect_left(group, (mark - slack, -1))
         last = bisect_right(group, (mark + slack, len(train)))
         near = (train[index].structure for _, index in group[first:last])
