@@ -28,23 +28,24 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 
 import kd_plugins
-from kd_plugins.core import *
+from kd_plugins import core, evaluate, sampling, store, structures, teachers
+
+# Their names are imported when they are asked for, which `import *` does not.
+for room in (core, store, structures, teachers, sampling, evaluate):
+    globals().update({name: getattr(room, name) for name in dir(room) if name[0] != "_"})
+
 from kd_plugins.doctor.examine import *
 from kd_plugins.core.quantities import quantity
 from kd_plugins.doctor.references import Compositions, fit_references
-from kd_plugins.store.structure import Structure
 from kd_plugins.torch_files import load_torch_file
 from kd_plugins.files import read_json
 from kd_plugins.fairchem.settings import read_settings
 from kd_plugins.config import distance, weight
-from kd_plugins.sampling import *
-from kd_plugins.evaluate import *
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
 from kd_plugins.evaluate.dynamics import thermal_velocities
 from kd_plugins.evaluate.requirements import Requirement, faults
 from kd_plugins.evaluate.similarity import rmsd15
 from kd_plugins.report import write_report
-from kd_plugins.teachers import *
 from kd_plugins.teachers.registry import TeacherSpec, parse_teachers
 from kd_plugins.structures.readers import to_atoms, to_structure
 from kd_plugins.doctor.diagnosis import diagnose

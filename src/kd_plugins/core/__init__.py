@@ -80,5 +80,4 @@ _MOVED = {
     name: f"kd_plugins.store.{name}"
     for name in ("Manifest", "Record", "StoreError", "Structure", "TargetStore")
 }
-__all__ = list(_HOMES)  # for import *, which asks no __getattr__ for its names
 __getattr__, __dir__ = lazy_names(__name__, _HOMES, _MOVED)
