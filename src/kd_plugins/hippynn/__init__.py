@@ -8,7 +8,7 @@ except ImportError as error:
     ) from error
 
 from kd_plugins.hippynn.convert import ArrayNames, DataError, structure_keys, to_arrays
-from kd_plugins.hippynn.data import TargetsReport, add_teacher_targets, check_database
+from kd_plugins.hippynn.data import TargetsReport, add_teacher_targets
 from kd_plugins.hippynn.export import export_student, write_curves
 from kd_plugins.hippynn.loss import (
     BORN_AGAIN,
@@ -18,6 +18,7 @@ from kd_plugins.hippynn.loss import (
     distillation_loss,
 )
 from kd_plugins.hippynn.pair_cache import cache_pairs
+from kd_plugins.hippynn.preflight import check_database
 from kd_plugins.hippynn.schedule import LossSchedule
 from kd_plugins.hippynn.teacher import HippynnTeacher
 

@@ -1,33 +1,25 @@
-"""A teacher's targets as arrays of a hippynn database, and checks of it before training."""
+"""A teacher's targets as further arrays of a hippynn database."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from hippynn.experiment import assembly
-from hippynn.graphs import find_relatives, find_unique_relative
-from hippynn.graphs.nodes.base.node_functions import NodeNotFound
-from hippynn.graphs.nodes.inputs import CellNode, PositionsNode, SpeciesNode
-from hippynn.graphs.nodes.tags import Encoder
 from numpy.typing import NDArray
 
 from kd_plugins.doctor.examine import check_allow
 from kd_plugins.hippynn.convert import (
-    SMALLEST_VOLUME,
     ArrayNames,
     DataError,
     check_geometry,
     checked_names,
-    is_finite,
-    refuse_rows,
 )
 from kd_plugins.hippynn.loss import TEACHER, WEIGHT
-from kd_plugins.hippynn.preflight import check_labels, check_targets
+from kd_plugins.hippynn.preflight import check_labels, check_splits, check_targets
 from kd_plugins.hippynn.providers import (
     Predictions,
     Split,
@@ -47,8 +39,6 @@ LARGEST_OFFSET = 0.1
 """eV/atom by which a teacher's energies may be off the labels as a whole, unless aligned."""
 OFFSET_ERROR = "energy_offset"
 """The name of that error in ``allow``."""
-CACHE = assembly._PAIRCACHE_DB_NAME
-"""hippynn's name of the array of cached pairs."""
 
 
 @dataclass(frozen=True)
@@ -381,160 +371,3 @@ def _check_flags(**flags: object) -> None:
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise DataError(f"{name}: expected True or False, got {shown(flag)}")
-
-
-# A database beside the model that is to be trained on it
-
-
-def check_database(modules: Any, database: Any) -> None:
-    """Refuse a database that hippynn's training would fail on, or learn something else from.
-
-    Targets that a loss reads and nobody has added, elements that the model does not have,
-    structures that are not periodic, another dtype than the model's, labels that are not finite.
-    `cache_pairs` does this as well.
-
-    Args:
-        modules: of ``assemble_for_training`` or of ``load_checkpoint``.
-        database: a hippynn ``Database``.
-
-    Raises:
-        DataError: naming split, array and rows.
-    """
-    if not hasattr(modules, "evaluator"):
-        raise DataError(
-            "modules: expected the training modules of assemble_for_training, got "
-            f"{type(modules).__name__}"
-        )
-    check_splits(database, needed=("train", "valid"))
-
-    info = modules.evaluator.db_info
-    graph = graph_of(modules.model)
-    names, elements = _names_in(graph), _elements_of(graph)
-    for split, arrays in database.splits.items():
-        where = f"split {split!r}: "
-        _check_arrays(arrays, [*info["inputs"], *info["targets"]], where)
-        check_geometry(arrays, names, where)
-        _check_elements(arrays[names.species], elements, where)
-        _check_dtype(arrays[names.positions], graph, names.positions, where)
-        _check_finite_targets(arrays, info["targets"], arrays[names.species], where)
-        if names.cell is None:
-            _warn_of_cells(arrays, where)
-
-
-def check_splits(database: Any, needed: Sequence[str] = ()) -> None:
-    """Refuse anything but a database that has been split.
-
-    Raises:
-        DataError: naming the splits that there are.
-    """
-    splits = getattr(database, "splits", None)
-    if not isinstance(splits, dict):
-        raise DataError(f"database: expected a hippynn Database, got {type(database).__name__}")
-
-    missing = [split for split in needed if split not in splits]
-    if missing or not splits:
-        what = (
-            f"has no split {missing[0]!r} among {', '.join(splits)}"
-            if splits
-            else "has not been split"
-        )
-        raise DataError(
-            f"the database {what}; split it first, such as with make_trainvalidtest_split"
-        )
-
-
-def graph_of(model: Any) -> Any:
-    """Return the graph of a model that may be spread over several devices."""
-    return model.module if isinstance(model, torch.nn.DataParallel) else model
-
-
-def _names_in(graph: Any) -> ArrayNames:
-    """Return the names of species, positions and cells by the nodes that read them."""
-    nodes = graph.nodes_to_compute
-    try:
-        (cell,) = find_relatives(nodes, CellNode)
-        cells = cell.db_name
-    except NodeNotFound:
-        cells = None
-    species, positions = (find_unique_relative(nodes, k) for k in (SpeciesNode, PositionsNode))
-    return ArrayNames(species=species.db_name, positions=positions.db_name, cell=cells)
-
-
-def _elements_of(graph: Any) -> frozenset[int]:
-    """Return the atomic numbers that a model has."""
-    encoder: Any = find_unique_relative(graph.nodes_to_compute, Encoder)
-    return frozenset(encoder.torch_module.species_set.tolist()) - {0}
-
-
-def _check_arrays(arrays: Mapping[str, Any], wanted: Iterable[str], where: str) -> None:
-    """Refuse a split that lacks an array; for a teacher's, name the call that adds it."""
-    for name in wanted:
-        if name in arrays or name == CACHE:
-            continue
-        quantity = name.removeprefix(TEACHER).removesuffix(WEIGHT)
-        term = quantity if quantity == "atomic_energies" else TEACHER + quantity
-        remedy = (
-            f"call add_teacher_targets(database, teacher, [..., {quantity!r}]) before, or leave "
-            f"{term!r} out of the weights"
-            if name.startswith(TEACHER)
-            else "does a node of the model have another db_name?"
-        )
-        present = ", ".join(sorted(arrays))
-        raise DataError(
-            f"{where}no array {name!r}, which the loss or model reads; {remedy} (there is "
-            f"{present})"
-        )
-
-
-def _check_elements(species: torch.Tensor, elements: frozenset[int], where: str) -> None:
-    unknown = sorted(set(species.unique().tolist()) - elements - {0})
-    if unknown:
-        listed = ", ".join(map(str, sorted(elements)))
-        refuse_rows(
-            torch.isin(species, torch.tensor(unknown, device=species.device)).any(dim=1),
-            f"{where}the model does not know element {unknown[0]} (it knows {listed})",
-            "add it to possible_species; hippynn stops on it, or takes it for padding",
-        )
-
-
-def _check_dtype(positions: torch.Tensor, graph: Any, name: str, where: str) -> None:
-    weights = next(p.dtype for p in graph.parameters() if p.is_floating_point())
-    if positions.dtype != weights:
-        raise DataError(
-            f"{where}{name!r} is {positions.dtype}, but the model's weights are {weights}; make "
-            f"the arrays with the model's dtype, or the model with torch.set_default_dtype"
-        )
-
-
-def _check_finite_targets(
-    arrays: Mapping[str, Any], targets: Iterable[str], species: torch.Tensor, where: str
-) -> None:
-    """Refuse labels and targets of another length, not finite, or with negative weights."""
-    n = len(species)
-    for name in targets:
-        value = arrays[name]
-        if len(value) != n:
-            raise DataError(
-                f"{where}{name!r}: expected {n} rows as of the species, got {len(value)}"
-            )
-        if not value.is_floating_point():
-            continue
-
-        wrong = ~is_finite(value, species)
-        refuse_rows(wrong, f"{where}{name!r} is NaN or inf", "take these structures out")
-        if name.startswith(TEACHER) and name.endswith(WEIGHT):
-            negative = (value < 0).reshape(n, -1).any(dim=1)
-            remedy = "a weight of 0 takes a target away"
-            refuse_rows(negative, f"{where}{name!r} is negative", remedy)
-
-
-def _warn_of_cells(arrays: Mapping[str, Any], where: str) -> None:
-    """Warn of cells that a model without cells would not read."""
-    cells = arrays.get(ArrayNames.cell)
-    if cells is not None and cells.shape[1:] == (3, 3):
-        volumes = torch.linalg.det(cells.detach().cpu().double()).abs()
-        if bool((volumes > SMALLEST_VOLUME).any()):
-            logger.warning(
-                f"{where}there are cells, but the model has none, so that nothing is periodic; is "
-                "a CellNode or periodic=True missing?"
-            )
