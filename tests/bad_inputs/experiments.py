@@ -45,13 +45,7 @@ def raw(name: str, text: str | bytes, *says: str) -> list[Case]:
     """Return one text as the YAML of an experiment and of CHGNet."""
     return [
         Case(f"experiment_{name}", COMPARE, ("experiment.yml", *says), {"experiment.yml": text}),
-        Case(
-            f"training_{name}",
-            CHGNET,
-            ("training.yml", *says),
-            {"training.yml": text},
-            needs="chgnet",
-        ),
+        Case(f"training_{name}", CHGNET, ("training.yml", *says), {"training.yml": text}, needs="chgnet"),
     ]
 
 
@@ -68,8 +62,7 @@ def distill(name: str, key: str, value: object, *says: str) -> Case:
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
-    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]"
-    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
 """A YAML whose aliases stand for a hundred million values."""
 
@@ -91,56 +84,18 @@ TEXTS = [
     *raw("self_reference", "a: &a [*a]\n"),
     Case("training_no_file", "kd-chgnet no.yml", ("no.yml", "no such"), needs="chgnet"),
     Case("training_folder", "kd-chgnet runs", ("runs", "folder"), needs="chgnet"),
-    Case(
-        "experiment_in_a_folders_place",
-        COMPARE,
-        ("experiment.yml", "folder"),
-        {"experiment.yml": into_folder},
-    ),
-    Case(
-        "training_change_without_value",
-        f"{CHGNET} optim.seed",
-        ("optim.seed",),
-        {"training.yml": json.dumps(TRAINING)},
-        needs="chgnet",
-    ),
-    Case(
-        "training_change_without_key",
-        f"{CHGNET} =3",
-        ("=3",),
-        {"training.yml": json.dumps(TRAINING)},
-        needs="chgnet",
-    ),
-    Case(
-        "training_change_of_unknown",
-        f"{CHGNET} optim.sede=3",
-        ("optim.sede", "seed"),
-        {"training.yml": json.dumps(TRAINING)},
-        needs="chgnet",
-    ),
-    Case(
-        "training_change_below_a_number",
-        f"{CHGNET} optim.seed.x=3",
-        ("optim.seed",),
-        {"training.yml": json.dumps(TRAINING)},
-        needs="chgnet",
-    ),
-    Case(
-        "training_change_no_yaml",
-        f"{CHGNET} 'optim.seed=[1'",
-        ("optim.seed=[1",),
-        {"training.yml": json.dumps(TRAINING)},
-        needs="chgnet",
-    ),
+    Case("experiment_in_a_folders_place", COMPARE, ("experiment.yml", "folder"), {"experiment.yml": into_folder}),
+    Case("training_change_without_value", f"{CHGNET} optim.seed", ("optim.seed",), {"training.yml": json.dumps(TRAINING)}, needs="chgnet"),
+    Case("training_change_without_key", f"{CHGNET} =3", ("=3",), {"training.yml": json.dumps(TRAINING)}, needs="chgnet"),
+    Case("training_change_of_unknown", f"{CHGNET} optim.sede=3", ("optim.sede", "seed"), {"training.yml": json.dumps(TRAINING)}, needs="chgnet"),
+    Case("training_change_below_a_number", f"{CHGNET} optim.seed.x=3", ("optim.seed",), {"training.yml": json.dumps(TRAINING)}, needs="chgnet"),
+    Case("training_change_no_yaml", f"{CHGNET} 'optim.seed=[1'", ("optim.seed=[1",), {"training.yml": json.dumps(TRAINING)}, needs="chgnet"),
 ]
 
 EXPERIMENTS = [
     experiment("unknown_key", "colour", "red", "colour"),
     experiment("misspelled_key", "titel", "x", "titel", "title"),
-    *(
-        experiment(f"without_{key}", key, ..., key, "missing")
-        for key in ("title", "host", "base", "model", "control", "seeds", "arms", "measure")
-    ),
+    *(experiment(f"without_{key}", key, ..., key, "missing") for key in ("title", "host", "base", "model", "control", "seeds", "arms", "measure")),
     experiment("unknown_host", "host", "nequip", "host", "nequip", "chgnet"),
     experiment("host_is_a_list", "host", ["script"], "host"),
     experiment("title_is_a_number", "title", 7, "title", "7"),
@@ -183,36 +138,17 @@ EXPERIMENTS = [
     experiment("measure_nothing", "measure", {}, "measure"),
     experiment("measure_is_text", "measure", "all", "measure", "all"),
     experiment("measure_unknown_key", "measure.colour", "red", "colour"),
-    experiment(
-        "structures_is_text", "measure.structures", "test.extxyz", "structures", "test.extxyz"
-    ),
+    experiment("structures_is_text", "measure.structures", "test.extxyz", "structures", "test.extxyz"),
     experiment("structures_of_numbers", "measure.structures", [1], "structures", "1"),
     experiment("structures_not_there", "measure.structures", ["no.xyz"], "no.xyz"),
-    experiment(
-        "structures_twice",
-        "measure.structures",
-        ["test.extxyz", "test.extxyz"],
-        "test.extxyz|metal/20",
-    ),
+    experiment("structures_twice", "measure.structures", ["test.extxyz", "test.extxyz"], "test.extxyz|metal/20"),
     experiment("structures_empty", "measure.structures", [], "measure|structures"),
     experiment("ids_is_a_number", "measure.ids", 3, "ids", "3"),
     experiment("ids_unknown", "measure.ids", "mp_id", "mp_id"),
     experiment("dynamics_is_text", "measure.dynamics", "cell.extxyz", "dynamics"),
-    experiment(
-        "dynamics_without_temperature",
-        "measure.dynamics",
-        {"structure": "cell.extxyz", "steps": 40},
-        "temperature",
-        "missing",
-    ),
+    experiment("dynamics_without_temperature", "measure.dynamics", {"structure": "cell.extxyz", "steps": 40}, "temperature", "missing"),
     *(
-        experiment(
-            f"dynamics_{key}_{tag}",
-            "measure.dynamics",
-            {**DYNAMICS, key: value},
-            f"{key}|dynamics",
-            *says,
-        )
+        experiment(f"dynamics_{key}_{tag}", "measure.dynamics", {**DYNAMICS, key: value}, f"{key}|dynamics", *says)
         for key, tag, value, *says in [
             ("structure", "not_there", "no.xyz", "no.xyz"),
             ("structure", "of_several", "test.extxyz", "test.extxyz"),
@@ -250,16 +186,9 @@ EXPERIMENTS = [
             ("equilibration", "text", "long", "long"),
         ]
     ),
-    experiment(
-        "timestep_is_infinite", "measure.dynamics", {**DYNAMICS, "timestep": ".inf"}, "timestep"
-    ),
+    experiment("timestep_is_infinite", "measure.dynamics", {**DYNAMICS, "timestep": ".inf"}, "timestep"),
     *(
-        experiment(
-            f"crystals_{tag}",
-            "measure.crystals",
-            {"structures": ["crystal.extxyz"], **changes},
-            *says,
-        )
+        experiment(f"crystals_{tag}", "measure.crystals", {"structures": ["crystal.extxyz"], **changes}, *says)
         for tag, changes, *says in [
             ("none", {"structures": []}, "crystals", "structures"),
             ("not_there", {"structures": ["no.xyz"]}, "no.xyz"),
@@ -278,10 +207,7 @@ EXPERIMENTS = [
 TRAININGS = [
     training("unknown_key", "colour", "red", "training.yml", "colour"),
     training("misspelled_key", "optim.leraning_rate", 1, "leraning_rate", "learning_rate"),
-    *(
-        training(f"without_{key}", key, ..., key, "missing")
-        for key in ("train", "validation", "loss", "optim", "out", "cache")
-    ),
+    *(training(f"without_{key}", key, ..., key, "missing") for key in ("train", "validation", "loss", "optim", "out", "cache")),
     training("structures_is_text", "train.structures", "train.extxyz", "train.structures"),
     training("no_structures", "train.structures", [], "train.structures"),
     training("structures_not_there", "train.structures", ["no.xyz"], "no.xyz"),
@@ -290,9 +216,7 @@ TRAININGS = [
     training("store_is_a_number", "train.store", 3, "train.store", "3"),
     training("soft_without_store", "train.store", None, "train", "store"),
     training("validation_without_targets", "validation.store", "targets", "metal/20", "targets"),
-    training(
-        "validation_is_train", "validation.structures", ["train.extxyz"], "validation", "train"
-    ),
+    training("validation_is_train", "validation.structures", ["train.extxyz"], "validation", "train"),
     training("unknown_ids", "train.ids", "mp_id", "mp_id"),
     training("unknown_part", "train.part", "test", "train.part", "test", "validation"),
     training("unknown_kind", "train.kind", "metallic", "train.kind", "metallic", "organic"),
@@ -313,18 +237,9 @@ TRAININGS = [
     training("weight_of_400_digits", "loss.soft.energy", 10**400, "energy"),
     training("weight_null", "loss.soft.energy", None, "energy", "None|nothing"),
     training("weights_zero", "loss.soft", {"energy": 0, "forces": 0}, "weight", "soft"),
-    training(
-        "weight_unknown_schedule", "loss.soft.energy", {"schedule": "liner"}, "liner", "linear"
-    ),
+    training("weight_unknown_schedule", "loss.soft.energy", {"schedule": "liner"}, "liner", "linear"),
     training("weight_schedule_left_out", "loss.soft.energy", {"start": 0}, "energy", "schedule"),
-    training(
-        "weight_schedule_backwards",
-        "loss.soft.energy",
-        {"schedule": "linear", "start": 0, "end": 1, "first_step": 9, "last_step": 3},
-        "energy",
-        "9",
-        "3",
-    ),
+    training("weight_schedule_backwards", "loss.soft.energy", {"schedule": "linear", "start": 0, "end": 1, "first_step": 9, "last_step": 3}, "energy", "9", "3"),
     training("unknown_criterion", "loss.criterion", "RMSE", "criterion", "RMSE", "MAE|MSE"),
     training("delta_zero", "loss.delta", 0, "delta", "0"),
     training("delta_minus", "loss.delta", -1, "delta", "-1"),
@@ -340,9 +255,7 @@ TRAININGS = [
     training("steps_zero", "optim.steps", 0, "steps", "0"),
     training("steps_minus", "optim.steps", -1, "steps", "-1"),
     training("steps_and_epochs", "optim.epochs", 3, "steps", "epochs"),
-    training(
-        "epochs_zero", "optim", {"learning_rate": 0.1, "batch_size": 4, "epochs": 0}, "epochs", "0"
-    ),
+    training("epochs_zero", "optim", {"learning_rate": 0.1, "batch_size": 4, "epochs": 0}, "epochs", "0"),
     training("neither_steps_nor_epochs", "optim.steps", None, "steps", "epochs"),
     training("unknown_schedule", "optim.schedule", "linear", "schedule", "linear"),
     training("seed_text", "optim.seed", "zero", "seed", "zero"),
@@ -380,9 +293,7 @@ BLOCKS = [
     distill("crack_is_a_number", "terms.crack", 3, "crack", "3"),
     distill("crack_without_weight", "terms.crack", {"temperature": 0.1}, "crack.weight", "missing"),
     *(
-        distill(
-            f"crack_{tag}", "terms.crack", {"weight": 1.0, key: value}, f"crack|{key}", key, *says
-        )
+        distill(f"crack_{tag}", "terms.crack", {"weight": 1.0, key: value}, f"crack|{key}", key, *says)
         for tag, key, value, *says in [
             ("unknown_key", "temprature", 1, "temperature"),
             ("weight_minus", "weight", -1, "-1"),
@@ -404,78 +315,19 @@ BLOCKS = [
             ("unknown_negatives", "negatives", "all", "all", "global"),
             ("schedule_unknown", "weight", {"schedule": "liner"}, "liner", "linear"),
             ("schedule_key_unknown", "weight", {"schedule": "linear", "begin": 0}, "begin"),
-            (
-                "schedule_backwards",
-                "weight",
-                {"schedule": "linear", "start": 0, "end": 1, "first_step": 9, "last_step": 3},
-                "9",
-                "3",
-            ),
-            (
-                "schedule_half_a_step",
-                "weight",
-                {"schedule": "linear", "start": 0, "end": 1, "first_step": 0.5, "last_step": 3},
-                "0.5",
-            ),
-            (
-                "schedule_minus_weight",
-                "weight",
-                {"schedule": "cosine", "start": 0, "end": -1, "first_step": 0, "last_step": 3},
-                "-1",
-            ),
-            (
-                "piecewise_lengths",
-                "weight",
-                {"schedule": "piecewise", "steps": [0, 1], "weights": [1.0]},
-                "steps",
-                "weights",
-            ),
-            (
-                "piecewise_order",
-                "weight",
-                {"schedule": "piecewise", "steps": [5, 1], "weights": [1.0, 2.0]},
-                "increase",
-                "5",
-            ),
-            (
-                "piecewise_empty",
-                "weight",
-                {"schedule": "piecewise", "steps": [], "weights": []},
-                "steps",
-            ),
-            (
-                "piecewise_text",
-                "weight",
-                {"schedule": "piecewise", "steps": ["a"], "weights": [1.0]},
-                "a",
-            ),
+            ("schedule_backwards", "weight", {"schedule": "linear", "start": 0, "end": 1, "first_step": 9, "last_step": 3}, "9", "3"),
+            ("schedule_half_a_step", "weight", {"schedule": "linear", "start": 0, "end": 1, "first_step": 0.5, "last_step": 3}, "0.5"),
+            ("schedule_minus_weight", "weight", {"schedule": "cosine", "start": 0, "end": -1, "first_step": 0, "last_step": 3}, "-1"),
+            ("piecewise_lengths", "weight", {"schedule": "piecewise", "steps": [0, 1], "weights": [1.0]}, "steps", "weights"),
+            ("piecewise_order", "weight", {"schedule": "piecewise", "steps": [5, 1], "weights": [1.0, 2.0]}, "increase", "5"),
+            ("piecewise_empty", "weight", {"schedule": "piecewise", "steps": [], "weights": []}, "steps"),
+            ("piecewise_text", "weight", {"schedule": "piecewise", "steps": ["a"], "weights": [1.0]}, "a"),
         ]
     ),
-    distill(
-        "instance_temperature",
-        "terms.instance",
-        {"weight": 1, "temperature": 0},
-        "instance",
-        "temperature",
-        "0",
-    ),
-    distill(
-        "instance_features",
-        "terms.instance",
-        {"weight": 1, "features": "l0"},
-        "instance",
-        "features",
-    ),
-    distill(
-        "n2n_without_distance",
-        "terms.n2n",
-        {"weight": 1, "features": "l0"},
-        "n2n.distance",
-        "missing",
-    ),
-    distill(
-        "n2n_unknown_distance", "terms.n2n.distance", "squared", "n2n", "squared", "squared_sum"
-    ),
+    distill("instance_temperature", "terms.instance", {"weight": 1, "temperature": 0}, "instance", "temperature", "0"),
+    distill("instance_features", "terms.instance", {"weight": 1, "features": "l0"}, "instance", "features"),
+    distill("n2n_without_distance", "terms.n2n", {"weight": 1, "features": "l0"}, "n2n.distance", "missing"),
+    distill("n2n_unknown_distance", "terms.n2n.distance", "squared", "n2n", "squared", "squared_sum"),
     distill("n2n_huber_bare", "terms.n2n.distance", "huber", "n2n", "huber", "delta"),
     distill("n2n_huber_zero", "terms.n2n.distance", {"huber": 0}, "n2n", "huber", "0"),
     distill("n2n_huber_text", "terms.n2n.distance", {"huber": "x"}, "n2n", "x"),
@@ -483,14 +335,7 @@ BLOCKS = [
     distill("energy_features", "terms.energy", {**TERM, "features": "l0"}, "energy", "features"),
     distill("forces_null", "terms.forces", None, "forces"),
     *(
-        distill(
-            f"hessian_{tag}",
-            "terms.hessian",
-            {**TERM, "step": 0.005, "probes": 1, **{key: value}},
-            "hessian",
-            key,
-            *says,
-        )
+        distill(f"hessian_{tag}", "terms.hessian", {**TERM, "step": 0.005, "probes": 1, **{key: value}}, "hessian", key, *says)
         for tag, key, value, *says in [
             ("step_zero", "step", 0, "0"),
             ("step_large", "step", 1, "1"),
@@ -506,36 +351,15 @@ BLOCKS = [
     distill("targets_unknown_key", "targets", {"folder": "x"}, "targets", "folder"),
     distill("targets_auto_of_a_number", "targets", {"auto": 3}, "targets", "3"),
     distill("auto_without_teacher", "targets", "auto", "auto", "teacher.checkpoint"),
-    distill(
-        "initialize_without_teacher",
-        "student.initialize",
-        "teacher",
-        "initialize",
-        "teacher.checkpoint",
-    ),
-    distill(
-        "unknown_initialize", "student.initialize", "random", "initialize", "random", "scratch"
-    ),
+    distill("initialize_without_teacher", "student.initialize", "teacher", "initialize", "teacher.checkpoint"),
+    distill("unknown_initialize", "student.initialize", "random", "initialize", "random", "scratch"),
     distill("freeze_is_text", "student.freeze", "blocks.*", "freeze", "blocks.*"),
     distill("freeze_of_numbers", "student.freeze", [1], "freeze", "1"),
     distill("teacher_is_text", "teacher", "teacher.pt", "teacher", "teacher.pt"),
     distill("teacher_without_checkpoint", "teacher", {}, "teacher.checkpoint", "missing"),
     distill("checkpoint_is_a_number", "teacher", {"checkpoint": 3}, "checkpoint", "3"),
-    distill(
-        "unknown_weights",
-        "teacher",
-        {"checkpoint": "x", "weights": "average"},
-        "weights",
-        "average",
-        "ema",
-    ),
-    distill(
-        "trust_is_text",
-        "teacher",
-        {"checkpoint": "x", "trust_pickle": "yes please"},
-        "trust_pickle",
-        "yes please",
-    ),
+    distill("unknown_weights", "teacher", {"checkpoint": "x", "weights": "average"}, "weights", "average", "ema"),
+    distill("trust_is_text", "teacher", {"checkpoint": "x", "trust_pickle": "yes please"}, "trust_pickle", "yes please"),
     distill("unknown_projection", "projection", "mlp", "projection", "mlp", "linear"),
     distill("seed_is_half", "seed", 0.5, "seed", "0.5"),
     distill("seed_is_true", "seed", True, "seed"),
@@ -549,21 +373,9 @@ BLOCKS = [
     Case("distill_is_missing", "read_settings({})", ("task.distill", "missing")),
     Case("distill_is_a_list", "read_settings({'distill': [1]})", ("task.distill", "mapping")),
     Case("distill_is_null", "read_settings({'distill': None})", ("task.distill", "mapping")),
-    Case(
-        "distill_nan_weight",
-        "read_settings({'distill': {**DISTILL, 'terms': {'crack': {'weight': nan}}}})",
-        ("crack.weight", "nan"),
-    ),
-    Case(
-        "distill_inf_weight",
-        "read_settings({'distill': {**DISTILL, 'terms': {'crack': {'weight': inf}}}})",
-        ("crack.weight", "inf"),
-    ),
-    Case(
-        "distill_key_is_a_number",
-        "read_settings({'distill': {**DISTILL, 3: 4}})",
-        ("task.distill.3",),
-    ),
+    Case("distill_nan_weight", "read_settings({'distill': {**DISTILL, 'terms': {'crack': {'weight': nan}}}})", ("crack.weight", "nan")),
+    Case("distill_inf_weight", "read_settings({'distill': {**DISTILL, 'terms': {'crack': {'weight': inf}}}})", ("crack.weight", "inf")),
+    Case("distill_key_is_a_number", "read_settings({'distill': {**DISTILL, 3: 4}})", ("task.distill.3",)),
 ]
 
 CASES = [*TEXTS, *EXPERIMENTS, *TRAININGS, *BLOCKS]
