@@ -105,11 +105,13 @@ def _close_stale_handle(path: Path) -> None:
     handle = _HANDLES.get(path)
     if handle is None:
         return
+
     try:
         status = path.stat()
         is_stale = (status.st_dev, status.st_ino) != handle.inode
     except FileNotFoundError:
         is_stale = True
+
     if is_stale:
         _close_handle(path)
 
@@ -140,6 +142,7 @@ def _open_environment(path: Path, write: bool, has_slot: bool) -> lmdb.Environme
 
 
 def _map_size(path: Path) -> int:
+    """Return a map in which the file can grow to twice its size."""
     size = FIRST_MAP_SIZE
     while path.exists() and size < 2 * path.stat().st_size:
         size *= 2
@@ -153,6 +156,8 @@ def begin_transaction(path: Path, *, write: bool) -> lmdb.Transaction:
         StoreError: if too many processes read the file at once.
     """
     environment = _open_handle(path, write=write).environment
+
+    # Twice, since both can be in the way.
     for _ in range(2):
         try:
             return environment.begin(write=write)
@@ -238,6 +243,7 @@ class Snapshots:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     self._has_waited = True
                 except BlockingIOError:
+                    # Slower readers are not waited for, see GRACE.
                     self._has_waited = time.monotonic() - start > GRACE
                     time.sleep(0.001)
 
@@ -274,6 +280,9 @@ class ShardWriter:
         self.path, self.form = path.resolve(), form
         self._log = WrittenLog(self.path)
         self._locks = locks or ExitStack()
+
+        # Whatever fails, no lock is left behind: another process could not write until this one has
+        # ended.
         try:
             self._locks.enter_context(folder_lock(path.parent, path.name, patience=patience))
             self._total = self._open_or_create()
@@ -338,6 +347,7 @@ class ShardWriter:
         """
         if not records:
             return
+
         content = {encode_id(name): payload for name, payload in records.items()}
         total = self._total.plus(digest(name, payload) for name, payload in content.items())
 
@@ -356,6 +366,7 @@ class ShardWriter:
             self._log.end(total, FileState.of(self.path))
 
     def _commit(self, content: Mapping[bytes, bytes]) -> None:
+        """Write a batch in one transaction, which an error takes back as a whole."""
         while True:
             try:
                 with begin_transaction(self.path, write=True) as writing:
@@ -367,6 +378,7 @@ class ShardWriter:
                             )
                 return
             except lmdb.MapFullError:
+                # The map is address space only, so doubling it costs nothing.
                 environment = _open_handle(self.path, write=True).environment
                 environment.set_mapsize(2 * environment.info()["map_size"])
 
@@ -416,6 +428,7 @@ class ShardReader:
         if stored is None:
             return None
 
+        # The checksum covers the id, too: LMDB may find another record's bytes under a damaged key.
         checksum, payload = stored[:DIGEST_SIZE], stored[DIGEST_SIZE:]
         if checksum != stored_digest(encode_id(structure_id), payload, self.form):
             raise StoreError(
@@ -470,5 +483,7 @@ def _note_state(shard: Path) -> None:
         entry, state = log.read(), FileState.of(shard)
         if entry is None or entry.state is None:
             return
+
+        # With other first pages the shard is not the one that was written.
         if entry.state != state and entry.state.head == state.head:
             log.end(entry.after, state)

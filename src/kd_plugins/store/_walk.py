@@ -65,6 +65,7 @@ def make_lock_file(path: str | os.PathLike[str], *, write: bool) -> bool:
     path = os.fspath(path)
     if not os.access(os.path.dirname(path) or ".", os.W_OK):
         return False
+
     try:
         with open(f"{path}-lock", "ab") as file:
             os.posix_fallocate(file.fileno(), 0, LOCK_FILE_SIZE)
@@ -72,6 +73,7 @@ def make_lock_file(path: str | os.PathLike[str], *, write: bool) -> bool:
         if write:
             raise
         return False
+
     return True
 
 
@@ -84,6 +86,7 @@ def reader_lock(path: str, has_slot: bool) -> Iterator[None]:
     if has_slot:
         yield
         return
+
     with open(path, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield

@@ -122,6 +122,7 @@ class WrittenLog:
         except OSError as error:
             raise StoreError(f"{self.path} cannot be read: {error.strerror}") from error
 
+        # Only the last line can be incomplete, but a damaged file may hold anything.
         for line in reversed(lines):
             entry = _parse_line(line)
             if entry is not None:
@@ -160,6 +161,7 @@ class WrittenLog:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read(1) == b"\n" else b"\n" + line
+
             file.write(line)
             file.flush()
             if durably:
@@ -175,6 +177,7 @@ def is_initialized(path: Path, entry: Entry | None) -> bool:
     """
     if entry is None or entry.after.records > 0:
         return True
+
     is_stub = not path.exists() or (path.is_file() and path.stat().st_size < META_PAGES)
     return not is_stub
 
@@ -202,6 +205,7 @@ def check_shard(path: Path, *, always_walk: bool = False) -> bool:
     fault = _file_fault(path, entry)
     if fault is not None:
         raise StoreError(fault)
+
     if not is_initialized(path, entry):
         return False
 

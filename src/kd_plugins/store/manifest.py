@@ -76,6 +76,7 @@ class Manifest:
             raise ValueError("teacher: expected a name, got an empty one")
         if not self.dtypes:
             raise ValueError("a store needs at least one quantity")
+
         for name, dtype in self.dtypes.items():
             quantity(name)
             if dtype not in DTYPES:
@@ -165,6 +166,7 @@ def _check_text(name: str, value: object) -> None:
 def _check_mapping(name: str, value: object, types: tuple[type, ...], kind: str) -> None:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name}: expected a mapping of names to {kind}, got {_shortened(value)}")
+
     for key, inner in value.items():
         # In Python, True is an int.
         is_expected = isinstance(inner, types) and not isinstance(inner, bool)
@@ -194,9 +196,11 @@ def _parse_json(text: str | bytes, where: str) -> dict[str, Any]:
             why = "nested too deeply"
         elif isinstance(error, UnicodeDecodeError):
             why = "not UTF-8"
+
         raise StoreError(
             f"{where}: its manifest.json is not JSON ({why}); restore it from a copy"
         ) from error
+
     if not isinstance(content, dict):
         raise StoreError(
             f"{where}: its manifest.json is no mapping, but {_shortened(content)}; restore it from "

@@ -53,6 +53,7 @@ class Record:
         for name, value in self.values.items():
             _check_is_real_tensor(value, f"structure {self.structure_id!r}: {name}")
 
+        # TeacherTargets wants a leading axis: atoms, which forces have, or structures.
         batched = {
             name: value if quantity(name).scope == "atom" else value.unsqueeze(0)
             for name, value in self.values.items()
@@ -81,17 +82,20 @@ def encode_id(structure_id: str) -> bytes:
     """
     if not isinstance(structure_id, str):
         raise ValueError(f"a structure id must be text, got {structure_id!r}")
+
     try:
         encoded = structure_id.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"a structure id must be Unicode, got {structure_id!r:.60} ({error.reason}); rename it"
         ) from error
+
     if not 0 < len(encoded) <= LONGEST_ID:
         raise ValueError(
             f"a structure id must have 1 to {LONGEST_ID} bytes, got {len(encoded)}: "
             f"{structure_id[:40]!r}"
         )
+
     return encoded
 
 
@@ -117,12 +121,14 @@ def split_into_batches(
     """
     batch: list[T] = []
     size = 0
+
     for item in items:
         batch.append(item)
         size += n_bytes(item)
         if len(batch) >= most or size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
+
     if batch:
         yield batch
 
@@ -141,6 +147,7 @@ def pack(record: Record, manifest: Manifest) -> bytes:
         raise KeyError(
             f"{who}: the store holds no {unknown[0]!r}; it holds {', '.join(manifest.dtypes)}"
         )
+
     record.targets()  # validates shapes and numbers
     if not record.values:
         raise ValueError(
@@ -207,6 +214,8 @@ def _check_is_real_tensor(value: object, what: str) -> None:
 def _to_dtype(value: Tensor, dtype: str, what: str) -> NDArray[np.generic]:
     """Return a tensor's numbers in the store's dtype, none of which may overflow."""
     array = value.detach().cpu().to(DTYPES[dtype]).contiguous().numpy()
+
+    # `targets` has found all numbers finite, so one that is not has overflowed.
     overflowed = np.argwhere(~np.isfinite(array))
     if len(overflowed):
         place = tuple(int(index) for index in overflowed[0])
@@ -217,6 +226,7 @@ def _to_dtype(value: Tensor, dtype: str, what: str) -> NDArray[np.generic]:
             f"{what}{list(place) if place else ''} is {number:g}, beyond {dtype}'s {largest:g}; "
             f"{finer.get(dtype, 'look at its unit')}, or look at its unit"
         )
+
     return array
 
 
@@ -227,6 +237,7 @@ def _to_float32(lengths: NDArray[np.float64], what: str) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         single = lengths.astype(np.float32)
         lost = np.abs(single - lengths)
+
     if not (lost <= POSITION_TOLERANCE).all():
         largest = int(np.nan_to_num(lost, posinf=np.inf).argmax())
         place = np.unravel_index(largest, lost.shape)
@@ -235,4 +246,5 @@ def _to_float32(lengths: NDArray[np.float64], what: str) -> NDArray[np.float32]:
             f"kept to {POSITION_TOLERANCE:g} Å; move the structure to the origin, or look at its "
             "unit"
         )
+
     return single

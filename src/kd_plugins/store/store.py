@@ -85,6 +85,7 @@ class TargetStore:
             found = cls._open_existing(folder, manifest)
             if found is not None:
                 return found
+
             folder.mkdir(parents=True, exist_ok=True)
             with _lock_for_making(folder):
                 # Another command may just have made it.
@@ -135,6 +136,7 @@ class TargetStore:
                 f"{folder} holds no target store (no {MANIFEST}); make one with kd-plugins label "
                 "or import"
             )
+
         try:
             return cls(folder, Manifest.from_json(path.read_bytes(), folder.name))
         except OSError as error:
@@ -174,6 +176,7 @@ class TargetStore:
                 f"{type(structure).__name__}; of ASE's Atoms, "
                 "kd_plugins.structures.readers.to_structure makes one"
             )
+
         record = self.record(structure_id)
         difference = structure.difference(record.structure)
         if difference is not None:
@@ -181,6 +184,7 @@ class TargetStore:
                 f"structure {structure_id!r} is not the one that was labelled: {difference}; were "
                 "ids shuffled or structures edited since?"
             )
+
         return record.targets()
 
     def __contains__(self, structure_id: str) -> bool:
@@ -215,6 +219,7 @@ class TargetStore:
         """Return id to bytes, validated; see `append` for what is refused."""
         if not isinstance(records, Iterable):
             raise ValueError(f"expected Records, got {type(records).__name__} {records!r:.60}")
+
         packed: dict[str, bytes] = {}
         for record in records:
             if not isinstance(record, Record):
@@ -258,6 +263,7 @@ class TargetStore:
 
         with self.only_writer(), self.writer("merged") as writer:
             for other in others:
+                # All ids first: a conflict is found before anything of that store is copied.
                 missing = [name for name in other.ids() if not self._has_same_record(name, other)]
                 self.write(writer, (other.record(name) for name in missing))
 
@@ -265,12 +271,15 @@ class TargetStore:
         """Return whether this store has a record, which must then be the other store's."""
         if structure_id not in self:
             return False
+
+        # Compared as bytes, since packing rounds to the store's dtypes.
         ours, theirs = self.record(structure_id), other.record(structure_id)
         if pack(ours, self.manifest) != pack(theirs, self.manifest):
             raise StoreError(
                 f"structure id {structure_id!r} stands for another record in {other.folder} than "
                 f"in {self.folder}; give each structure an id of its own, or leave that store out"
             )
+
         return True
 
     # Who may write when.
@@ -318,6 +327,8 @@ class TargetStore:
                 f"shard: expected a name of letters, digits, '_', '-' and '.' that begins with a "
                 f"letter or digit, got {shard!r}"
             )
+
+        # The writer frees the manifest's lock with its own; if it cannot be made, it does so too.
         with ExitStack() as locks:
             locks.enter_context(self._hold_manifest())
             path = self.folder / f"{shard}.lmdb"

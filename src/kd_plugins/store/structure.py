@@ -59,6 +59,7 @@ class Structure:
         }
         for name, shape in expected_shapes.items():
             _check_array(name, getattr(self, name), shape)
+
         if self.n_atoms == 0:
             raise ValueError("atomic_numbers: expected one atom or more, got none")
 
@@ -134,6 +135,7 @@ def as_real_numbers(name: str, value: object) -> NDArray[np.float64]:
 def _as_elements(value: object) -> NDArray[np.int64]:
     """Return atomic numbers; checked as floats, so that no cast rounds or wraps a wrong one."""
     numbers = as_real_numbers("atomic_numbers", value)
+
     is_element = (numbers == np.round(numbers)) & (numbers >= 1) & (numbers <= HEAVIEST_ELEMENT)
     if not is_element.all():
         atom = np.flatnonzero(~is_element)[0]
@@ -141,6 +143,7 @@ def _as_elements(value: object) -> NDArray[np.int64]:
             f"atomic_numbers: expected elements, 1 to {HEAVIEST_ELEMENT}, got "
             f"{numbers.flat[atom]:g} for atom {atom}"
         )
+
     return numbers.astype(np.int64)
 
 

@@ -55,6 +55,7 @@ def export_extxyz(store: TargetStore, path: str | Path, ids: Iterable[str] | Non
             f"store: expected a TargetStore, got {shown(store)}; open it with TargetStore.open"
         )
     check_names("ids", ids)
+
     path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path.name}: expected a name that ends in {' or '.join(SUFFIXES)}")
@@ -67,6 +68,8 @@ def export_extxyz(store: TargetStore, path: str | Path, ids: Iterable[str] | Non
     ids = sorted(store.ids()) if ids is None else list(ids)
     if not ids:
         raise ValueError(f"{store.folder}: there is no structure to export; label some first")
+
+    # One structure at a time in memory, and no half-written file if one of them fails.
     with whole_file(path) as file:
         for structure_id in tqdm(ids, desc="export", unit=" structures", disable=None):
             text = io.StringIO()
@@ -91,6 +94,7 @@ def _with_targets(record: Record, names: list[str]) -> Atoms:
         for name, value in record.values.items()
         if name in names
     }
+
     results = {name: values.pop(name) for name in CALCULATOR_RESULTS if name in values}
     atoms.calc = SinglePointCalculator(atoms, **results)
 
@@ -104,6 +108,7 @@ def _with_targets(record: Record, names: list[str]) -> Atoms:
 def _id_keys(structure_id: str) -> dict[str, str | int]:
     """Return the keys of ``info`` that hold an id: ours, and fairchem's where it has the form."""
     keys: dict[str, str | int] = {"structure_id": _quote(structure_id)}
+
     sid, slash, fid = structure_id.rpartition("/")
     if slash:
         is_number = fid.isdecimal() and fid == str(int(fid))
@@ -123,9 +128,11 @@ def _quote(text: str) -> str:
 def _parse_back(text: str) -> str | None:
     """Return what ASE reads where it has written a text, or None if that is no text."""
     line = key_val_dict_to_str({"key": text})
+
     try:
         found = key_val_str_to_dict(line).get("key")
     except ValueError:
         return None
+
     is_one_line = len(line.splitlines()) == 1  # a line break would end the line of keys
     return found if isinstance(found, str) and is_one_line else None

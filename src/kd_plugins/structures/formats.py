@@ -137,6 +137,7 @@ def read_xyz(path: Path) -> Iterator[Atoms]:
     with path.open("rb") as file:
         for index, (line, content) in enumerate(_split_frames(read_lines(file))):
             place = f"frame {index}, which starts in line {line}"
+
             try:
                 atoms: Any = ase.io.read(StringIO(content.decode("utf-8")), format="extxyz")
             except UnicodeDecodeError as error:
@@ -148,6 +149,7 @@ def read_xyz(path: Path) -> Iterator[Atoms]:
             except Exception as error:  # ASE's reader fails in many ways
                 text = f"{place}: {type(error).__name__} {error}"
                 raise ValueError(text) from error
+
             yield atoms
 
 

@@ -69,7 +69,7 @@ def import_labels(
     first = next(structures)
     required = [name for name in quantities or first.labels if name not in optional]
     dtypes = default_dtypes([*required, *optional])
-    if not dtypes:
+    if len(dtypes) == 0:
         raise ValueError(f"structure {first.structure_id!r} has no labels; nothing to import")
 
     bar = tqdm(chain([first], structures), desc="import", unit=" structures", disable=None)
@@ -93,6 +93,7 @@ def import_labels(
 
 def _check_no_tables(paths: Sequence[str | Path]) -> None:
     files = [paths] if isinstance(paths, str | Path) else paths
+
     for path in files:
         if isinstance(path, str | Path) and Path(path).suffix in TABLE_SUFFIXES:
             raise ValueError(
@@ -124,6 +125,7 @@ def _to_record(
     further = [name for name in labels if name not in chosen]
     if exact and further:
         raise ValueError(f"{who} has {further[0]} and the first one has not; name the quantities")
+
     for name in chosen:
         if not np.isfinite(labels[name]).all():
             raise ValueError(f"{who}: its {name} holds NaN or inf; take it out of the file")
@@ -152,6 +154,7 @@ def _drop_known(
         if known is None and store is not None and name in store:
             known = store.record(name)
 
+        # The same structure with the same labels may come twice, as after a killed import.
         if known is None:
             new[name] = record
             continue
@@ -169,9 +172,11 @@ def _find_difference(record: Record, known: Record, manifest: Manifest) -> str |
     difference = record.structure.difference(known.structure)
     if difference is not None:
         return difference
+
     if record.values.keys() != known.values.keys():
         return f"it has {', '.join(record.values)} here and {', '.join(known.values)} there"
 
+    # Rounded to the store's dtypes: a label that was imported before has lost the further digits.
     for name, value in record.values.items():
         dtype = DTYPES[manifest.dtypes[name]]
         if not torch.equal(value.to(dtype), known.values[name].to(dtype)):

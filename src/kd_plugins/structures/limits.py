@@ -46,12 +46,15 @@ def max_bytes(default: int) -> int:
     text = os.environ.get(VARIABLE)
     if text is None:
         return default
+
     try:
         size = float(text)
     except ValueError:
         size = -1.0
+
     if not 0 < size < 1e6:
         raise ValueError(f"{VARIABLE}: expected a number of GB above 0, such as 20, got {text!r}")
+
     return int(size * 1e9)
 
 
@@ -82,6 +85,7 @@ def open_binary(path: Path) -> IO[bytes]:
     """
     if path.suffix not in _OPENERS:
         return path.open("rb")
+
     limit = max_bytes(max(UNPACKED_BYTES, UNPACKED_RATIO * path.stat().st_size))
     packed = _OPENERS[path.suffix](path, "rb")
     return io.BufferedReader(BoundedFile(packed, limit, "what it unpacks to"), 1 << 20)
@@ -103,6 +107,7 @@ def decompressed(path: Path) -> Iterator[Path]:
     # ASE would unpack the inner one without a limit.
     if Path(plain_name(path)).suffix in _OPENERS:
         raise ValueError("it is compressed twice; unpack it once")
+
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / plain_name(path)
         with open_binary(path) as source, plain.open("wb") as target:
@@ -136,6 +141,7 @@ class BoundedFile(io.RawIOBase):
         self._n_read += len(chunk)
         if self._n_read > self._limit:
             raise too_large(self._what, self._limit)
+
         buffer[: len(chunk)] = chunk
         return len(chunk)
 

@@ -49,6 +49,8 @@ def is_mptrj(path: Path) -> bool:
         bounded = BoundedJson(file, max_bytes(MATERIAL_BYTES), "its beginning")
         for event, value in ijson.basic_parse(bounded):
             depth += (event == "start_map") - (event == "end_map")
+
+            # The first key at this depth decides; before it, anything but objects is another JSON.
             if depth == 3 and event == "map_key":
                 return value in FIELDS
             if event not in ("start_map", "map_key", "end_map"):
@@ -137,9 +139,11 @@ def _corrected_energy(frame: Mapping[str, Any], n_atoms: int) -> float | None:
     per_atom, total = frame.get("energy_per_atom"), frame.get("corrected_total_energy")
     if per_atom is None:
         return total
+
     if total is not None and abs(total - per_atom * n_atoms) > ENERGY_TOLERANCE * n_atoms:
         raise ValueError(
             f"corrected_total_energy is {total} eV, but energy_per_atom times {n_atoms} atoms is "
             f"{per_atom * n_atoms} eV; expected the same"
         )
+
     return per_atom * n_atoms

@@ -222,9 +222,11 @@ def _count_file(path: Path) -> int:
         if suffix in XYZ_SUFFIXES:
             with open_binary(path) as file:
                 return count_xyz(read_lines(file))
+
         if suffix == ".json" and is_mptrj(path):
             with open_binary(path) as file:
                 return count_lattices(file)
+
         if suffix in DATABASE_SUFFIXES:
             with decompressed(path) as plain:
                 return ase.db.connect(plain, use_lock_file=False, serial=True).count()
@@ -254,7 +256,7 @@ def _read_file(path: Path, ids: str) -> Iterator[LabelledStructure]:
 
     # Closed whatever happens: a temporary copy goes with it.
     with closing(_name_errors(path)) as rows:
-        first_two = list(islice(rows, 2))
+        first_two = list(islice(rows, 2))  # whether there is a second decides the first one's id
         for index, (row_id, atoms) in enumerate(chain(first_two, rows)):
             number = index if row_id is None else row_id
             is_single = row_id is None and len(first_two) == 1
@@ -276,6 +278,7 @@ def _read_file(path: Path, ids: str) -> Iterator[LabelledStructure]:
 def _name_errors(path: Path) -> Generator[tuple[int | None, Atoms], None, None]:
     """Yield what `_read_rows` does, with the path in every error."""
     n_read = 0
+
     try:
         for row in _read_rows(path):
             yield row
@@ -286,6 +289,7 @@ def _name_errors(path: Path) -> Generator[tuple[int | None, Atoms], None, None]:
         raise ValueError(
             f"{path} cannot be read beyond its first {n_read} structures: {_describe(error)}"
         ) from error
+
     if n_read == 0:
         raise ValueError(f"{path} holds no structure")
 
@@ -299,6 +303,8 @@ def _describe(error: Exception) -> str:
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
+
+    # ValueErrors are our own or ASE's sentences; of others, the type tells more than the text.
     if isinstance(error, ValueError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else f"its reader ended in {type(error)!r}"
@@ -352,6 +358,7 @@ def _select_rows(database: Database) -> Iterator[AtomsRow]:
     if not isinstance(database, SQLite3Database):
         yield from database.select()
         return
+
     last_id = 0
     while rows := list(database.select(f"id>{last_id}", limit=ROWS_AT_ONCE, sort="id")):
         yield from rows
@@ -392,6 +399,8 @@ def _check_geometry(atoms: Atoms) -> None:
     periodic_vectors = atoms.cell.array[atoms.pbc]
     if len(periodic_vectors) == 0:
         return
+
+    # A slab or a wire needs a volume along its periodic vectors only.
     if np.linalg.matrix_rank(periodic_vectors) < len(periodic_vectors):
         raise ValueError(
             f"it is periodic along {atoms.pbc.tolist()}, but its cell {periodic_vectors.tolist()} "
@@ -420,5 +429,5 @@ def _warn_of_capitals(atoms: Atoms, place: str, warned_keys: set[str]) -> None:
     for key in {*atoms.info, *atoms.arrays} - set(QUANTITIES) - warned_keys:
         warned_keys.add(key)
         name = str(key).lower()
-        if name in QUANTITIES:
+        if name in QUANTITIES:  # names are matched letter by letter
             logger.warning(f"{place}: {key!r} is not read; if it is the label, call it {name!r}")
