@@ -18,7 +18,7 @@ from chgnet.model import CHGNet
 from kd_plugins.chgnet.__main__ import main
 from kd_plugins.chgnet.settings import read_training
 from kd_plugins.compare import Comparison, read_experiment
-from kd_plugins.report.reading import read_experiment as read_results
+from kd_plugins.report.results import read_results
 from tests.chgnet import small
 from tests.chgnet.small import Labelled
 

@@ -198,3 +198,15 @@ def test_atoms_are_not_wrapped_or_reordered() -> None:
     structure = to_pymatgen(atoms)
     np.testing.assert_allclose(structure.cart_coords, atoms.positions, atol=1e-12)
     assert [site.species_string for site in structure] == ["Cl", "Na"]
+
+
+def test_a_molecule_in_a_box_has_no_periodic_images() -> None:
+    """As the teacher computes it; with periodicity it has neighbours beyond the box."""
+    molecule = Atoms("CO", [[0, 0, 0], [0, 0, 1.13]], cell=[4.0] * 3)
+    converter = small.student().graph_converter
+    n_edges = {}
+    for periodic in (False, True):
+        molecule.pbc = periodic
+        n_edges[periodic] = len(converter(to_pymatgen(molecule)).atom_graph)
+    assert n_edges[False] == 2
+    assert n_edges[True] > 2

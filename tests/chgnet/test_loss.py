@@ -1,4 +1,4 @@
-"""DistillLoss is the sum that paper 004 writes, over what is there."""
+"""DistillLoss is the weighted sum of Taniguchi 2024, over the targets that are there."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from kd_plugins.chgnet import CachedData, DistillData, DistillLoss, FrozenTrunk, Ratios
 from kd_plugins.chgnet.fitting import _collate
+from kd_plugins.core import DISTANCES, Huber, absolute_mean, masked_mean, squared_mean
 from tests.chgnet import small
 
 Batch = tuple[dict[str, Any], dict[str, Any]]
 SIZES = (2, 3)
 RATIOS = (0.1, 0.5, 1, 2, 10)
 TABLE_1 = [(0.0, 0.0), *itertools.product(RATIOS, RATIOS)]
-"""Paper 004's r_HE and r_HF, with soft targets alone first."""
+"""r_HE and r_HF of Taniguchi 2024, Table 1, with soft targets alone first."""
 
 
 def batch(seed: int = 0, sizes: tuple[int, ...] = SIZES) -> Batch:
@@ -61,7 +62,7 @@ CRITERIA = {
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_it_is_the_weighted_sum_of_the_criterion_over_all_numbers(criterion: Any) -> None:
+def test_loss_is_the_weighted_sum_of_the_criterion_over_all_numbers(criterion: Any) -> None:
     hard = {"energy": 0.5, "forces": 2, "stress": 0.1, "magmoms": 3}
     soft = {"energy": 1, "forces": 0.25, "stress": 10}
     targets, prediction = batch()
@@ -76,18 +77,66 @@ def test_it_is_the_weighted_sum_of_the_criterion_over_all_numbers(criterion: Any
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_with_one_source_it_is_chgnets_loss_to_the_bit(criterion: Any) -> None:
+def test_labels_alone_give_chgnets_loss_and_gradients_bit_for_bit(criterion: Any) -> None:
     targets, prediction = batch()
+    labels = {letter: targets[letter] for letter in "efsm"}
     hard = {"energy": 1, "forces": 0.3, "stress": 0.1, "magmoms": 0.7}
     ratios = {"energy_loss_ratio": 1, "force_loss_ratio": 0.3, "stress_loss_ratio": 0.1}
     host = CombinedLoss(target_str="efsm", criterion=criterion, mag_loss_ratio=0.7, **ratios)
-    expected = host({letter: targets[letter] for letter in "efsm"}, prediction)
+
+    expected = host(labels, prediction)
     found = DistillLoss(Ratios(hard=hard), criterion)(targets, prediction)
     for name in ("loss", "e_MAE", "f_MAE", "s_MAE", "m_MAE"):
         assert torch.equal(found[name], expected[name])
 
+    inputs = [prediction["e"], *prediction["f"], *prediction["s"], *prediction["m"]]
+    gradients = [torch.autograd.grad(one["loss"], inputs) for one in (found, expected)]
+    for ours, plain in zip(*gradients, strict=True):
+        assert torch.equal(ours, plain)
 
-def test_missing_numbers_are_as_removed_ones() -> None:
+
+@pytest.mark.parametrize(
+    ("criterion", "distance"),
+    [("MAE", absolute_mean), ("MSE", squared_mean), ("Huber", Huber(0.3))],
+)
+def test_chgnets_criteria_equal_cores_distances_of_single_numbers(
+    criterion: Any, distance: Any
+) -> None:
+    targets, prediction = batch()
+    loss = DistillLoss(Ratios(soft={"forces": 1}), criterion, delta=0.3)
+    student, teacher = (torch.cat(one).view(-1) for one in (prediction["f"], targets["soft_f"]))
+    expected = masked_mean(distance(student, teacher))
+    assert torch.equal(loss(targets, prediction)["loss"], expected)
+
+
+@pytest.mark.parametrize("criterion", DISTANCES)
+def test_every_distance_of_core_compares_whole_vectors(criterion: Any) -> None:
+    """A vector with a missing number does not count; a flat row of forces is the same."""
+    targets, prediction = batch(sizes=(2, 3, 4))
+    targets["soft_f"][1][0, 2] = torch.nan
+    soft = {"energy": 1, "forces": 0.25, "stress": 0.1}
+    loss = DistillLoss(Ratios(soft=soft), criterion)
+    found = loss(targets, prediction)["loss"]
+
+    distance = DISTANCES[criterion]
+    student, teacher = (torch.cat(one) for one in (prediction["f"], targets["soft_f"]))
+    whole = [0, 1, *range(3, 9)]
+    stress = (torch.stack(one) for one in (prediction["s"], targets["soft_s"]))
+    expected = (
+        distance(prediction["e"], targets["soft_e"]).mean()
+        + 0.25 * distance(student[whole], teacher[whole]).mean()
+        + 0.1 * distance(*stress).mean()
+    )
+    torch.testing.assert_close(found, expected)
+
+    flat_targets = {**targets, "soft_f": teacher.view(-1), "f": torch.cat(targets["f"]).view(-1)}
+    flat_prediction = {**prediction, "f": student.view(-1)}
+    torch.testing.assert_close(loss(flat_targets, flat_prediction)["loss"], expected)
+    with pytest.raises(ValueError, match=f"{criterion} compares whole force vectors.*got 0.5"):
+        loss.check_force_share(0.5)
+
+
+def test_missing_numbers_count_as_removed() -> None:
     ratios = Ratios(hard={"energy": 1, "forces": 1, "magmoms": 1}, soft={"energy": 1})
     targets, prediction = batch(sizes=(2, 3, 4))
     targets["e"][1] = torch.nan
@@ -121,10 +170,10 @@ def test_a_batch_without_any_number_gives_a_zero_with_a_graph(missing: Any) -> N
     assert loss.take_errors() == {}
 
 
-def test_a_batch_without_labels_in_between_poisons_nothing(
+def test_a_batch_without_labels_leaves_the_training_finite(
     salts: small.Labelled, tmp_path: Path
 ) -> None:
-    """Nor does it move Adam by anything but its momentum."""
+    """Adam then moves by its momentum alone."""
     bare = [small.with_label(salts.frames[1], energy=None), salts.frames[0]]
     names = {"hard": ("energy",), "missing": ("energy",), "soft": (), "store": None}
     data = salts.data(bare, **names)
@@ -152,7 +201,7 @@ def test_errors_are_means_over_numbers_not_over_batches() -> None:
     assert loss.take_errors() == {}
 
 
-def test_scores_of_different_steps_compare() -> None:
+def test_scores_use_the_last_weights_of_the_schedules() -> None:
     """A weight that grows or fades does not make early or late epochs better."""
     grows = {"schedule": "linear", "start": 0.0, "end": 2.0, "first_step": 0, "last_step": 10}
     errors = {"soft_e": 1.0, "soft_f": 3.0, "hard_e": 50.0}
@@ -206,7 +255,7 @@ def test_every_row_of_table_1_runs(features: CachedData, energy: float, forces: 
     assert any(bool(one.any()) for one in gradients if one is not None)
 
 
-def test_divergence_is_an_error() -> None:
+def test_a_diverged_training_is_an_error() -> None:
     targets, prediction = batch()
     prediction["e"] = prediction["e"] * torch.nan
     loss = DistillLoss(Ratios(soft={"energy": 1}))

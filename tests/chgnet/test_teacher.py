@@ -1,4 +1,4 @@
-"""CHGNet's forces and stress are derivatives of its energy, its embeddings belong to the atoms."""
+"""CHGNet as a teacher: derivatives of its energy, embeddings of its atoms, batches, refusals."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from ase.stress import voigt_6_to_full_3x3_stress
 from chgnet.model import CHGNet
+from chgnet.model.dynamics import CHGNetCalculator
 from dftd3.ase import DFTD3
 
-from kd_plugins.chgnet.teacher import EmbeddingCalculator, chgnet
+from kd_plugins.chgnet.teacher import CHGNetTeacher, EmbeddingCalculator, chgnet
 from kd_plugins.structures import read_structures
-from kd_plugins.teachers import CalculatorTeacher, TeacherError, load_teacher
+from kd_plugins.teachers import CalculatorTeacher, Teacher, TeacherError, load_teacher
+from tests.teachers.batching import assert_batch_independent
 
 SINGLE = {"rtol": 1e-4, "atol": 1e-4}
 """Of energies (eV), forces, stress and embeddings that differ by float32's rounding."""
@@ -29,7 +32,7 @@ STRAIN = {"rtol": 2e-2, "atol": 2e-5}
 
 
 @pytest.fixture(scope="module")
-def teachers() -> dict[str, CalculatorTeacher]:
+def teachers() -> dict[str, CHGNetTeacher]:
     """Both teachers."""
     return {name: load_teacher(name) for name in ("chgnet", "chgnet+d3")}
 
@@ -46,9 +49,15 @@ def crystals(shared_data: Path) -> dict[str, Atoms]:
     return found
 
 
-def energy(teacher: CalculatorTeacher, atoms: Atoms) -> float:
+def predict(teacher: Teacher, atoms: Atoms, *names: str) -> dict[str, np.ndarray]:
+    """Return the targets of one structure."""
+    (values,) = teacher.predict([atoms], names)
+    return values
+
+
+def energy(teacher: Teacher, atoms: Atoms) -> float:
     """Return the energy in eV."""
-    return float(teacher(atoms, ["energy"])["energy"])
+    return float(predict(teacher, atoms, "energy")["energy"])
 
 
 def strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
@@ -59,12 +68,12 @@ def strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
 
 
 @pytest.mark.parametrize(("name", "crystal"), [("chgnet", "urea"), ("chgnet+d3", "co2")])
-def test_forces_are_the_energys_slope(
-    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms], name: str, crystal: str
+def test_forces_equal_the_slope_of_the_energy(
+    teachers: dict[str, CHGNetTeacher], crystals: dict[str, Atoms], name: str, crystal: str
 ) -> None:
     """Along random directions of all atoms, by central differences."""
     teacher, atoms, generator = teachers[name], crystals[crystal], np.random.default_rng(0)
-    forces = teacher(atoms, ["forces"])["forces"]
+    forces = predict(teacher, atoms, "forces")["forces"]
     for _ in range(2):
         direction = generator.normal(size=forces.shape)
         direction /= np.linalg.norm(direction)
@@ -77,12 +86,12 @@ def test_forces_are_the_energys_slope(
 
 
 @pytest.mark.parametrize(("name", "crystal"), [("chgnet", "co2"), ("chgnet+d3", "urea")])
-def test_stress_is_the_energys_slope_in_strain(
-    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms], name: str, crystal: str
+def test_stress_equals_the_slope_of_the_energy_in_strain(
+    teachers: dict[str, CHGNetTeacher], crystals: dict[str, Atoms], name: str, crystal: str
 ) -> None:
     """Over the volume, in eV/Å³, positive where the crystal wants to be smaller."""
     teacher, atoms, step = teachers[name], crystals[crystal], 4e-3
-    stress = voigt_6_to_full_3x3_stress(teacher(atoms, ["stress"])["stress"])
+    stress = voigt_6_to_full_3x3_stress(predict(teacher, atoms, "stress")["stress"])
     for row, column in ((0, 0), (1, 1), (0, 2)):
         strain = np.zeros((3, 3))
         strain[row, column] += step / 2
@@ -94,13 +103,14 @@ def test_stress_is_the_energys_slope_in_strain(
     assert np.abs(stress).max() > 5e-3
 
 
-def test_dispersion_is_what_is_added(
-    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms]
+def test_chgnet_d3_is_the_sum_of_chgnet_and_d3(
+    teachers: dict[str, CHGNetTeacher], crystals: dict[str, Atoms]
 ) -> None:
     """The difference of the teachers is Grimme's D3 for PBE, which holds molecules together."""
     names, atoms = ["energy", "forces", "stress"], crystals["co2"]
-    plain, both = (teachers[name](atoms, names) for name in ("chgnet", "chgnet+d3"))
-    alone = CalculatorTeacher(DFTD3(method="PBE", damping="d3bj"))(atoms, names)
+    plain, both = (predict(teachers[name], atoms, *names) for name in ("chgnet", "chgnet+d3"))
+    dispersion = CalculatorTeacher(DFTD3(method="PBE", damping="d3bj"))
+    alone = predict(dispersion, atoms, *names)
     for name in names:
         np.testing.assert_allclose(both[name] - plain[name], alone[name], rtol=0, atol=1e-9)
     assert alone["energy"] < -0.5
@@ -108,12 +118,12 @@ def test_dispersion_is_what_is_added(
 
 
 def test_atomic_energies_sum_to_the_energy(
-    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms]
+    teachers: dict[str, CHGNetTeacher], crystals: dict[str, Atoms]
 ) -> None:
     """References included; so do the energies per atom."""
     names = ["energy", "atomic_energies", "energy_per_atom"]
     for atoms in crystals.values():
-        found = teachers["chgnet"](atoms, names)
+        found = predict(teachers["chgnet"], atoms, *names)
         total = found["atomic_energies"].astype(float).sum()
         assert total == pytest.approx(float(found["energy"]), abs=1e-4)
         assert found["energy_per_atom"] * len(atoms) == pytest.approx(float(found["energy"]))
@@ -139,14 +149,14 @@ def transformed(atoms: Atoms, how: str) -> tuple[Atoms, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("how", ["permuted", "rotated", "moved and unwrapped"])
-def test_embeddings_belong_to_the_atoms(
-    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms], how: str
+def test_embeddings_follow_the_atoms_and_ignore_axes_and_origin(
+    teachers: dict[str, CHGNetTeacher], crystals: dict[str, Atoms], how: str
 ) -> None:
-    """They go with an atom's number, and know nothing of axes and origin; forces turn."""
+    """Permuted, rotated and moved with the structure; forces turn with it."""
     names = ["energy", "forces", "atomic_energies", "node_embeddings", "magmoms"]
     teacher, atoms = teachers["chgnet"], crystals["urea"]
     same, order, rotation = transformed(atoms, how)
-    expected, found = teacher(atoms, names), teacher(same, names)
+    expected, found = predict(teacher, atoms, *names), predict(teacher, same, *names)
     assert found["node_embeddings"].shape == (len(atoms), 64)
     for name in ("atomic_energies", "node_embeddings", "magmoms"):
         np.testing.assert_allclose(found[name], expected[name][order], err_msg=name, **SINGLE)
@@ -154,12 +164,12 @@ def test_embeddings_belong_to_the_atoms(
     assert np.ptp(expected["node_embeddings"], axis=0).max() > 0.1
 
 
-def test_embeddings_are_what_the_readout_reads(
-    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms]
+def test_readout_of_the_embeddings_gives_the_atomic_energies(
+    teachers: dict[str, CHGNetTeacher], crystals: dict[str, Atoms]
 ) -> None:
     """The model's own last layers make its atomic energies of them, but for the references."""
     teacher, atoms = teachers["chgnet"], crystals["co2"]
-    found = teacher(atoms, ["node_embeddings", "atomic_energies"])
+    found = predict(teacher, atoms, "node_embeddings", "atomic_energies")
     model = teacher.calculator.model
     with torch.no_grad():
         shares = model.mlp(torch.tensor(found["node_embeddings"])).squeeze(1).numpy()
@@ -168,17 +178,17 @@ def test_embeddings_are_what_the_readout_reads(
     np.testing.assert_allclose(found["atomic_energies"], expected, **SINGLE)
 
 
-def test_values_of_one_structure_are_its_own(
-    teachers: dict[str, CalculatorTeacher], crystals: dict[str, Atoms]
+def test_one_structure_has_the_same_values_whatever_was_predicted_before(
+    teachers: dict[str, CHGNetTeacher], crystals: dict[str, Atoms]
 ) -> None:
-    """Whatever came before, initial magmoms or not, and to the bit."""
+    """To the bit, with initial magnetic moments or without."""
     teacher = teachers["chgnet"]
     names = teacher.quantities
-    first = {name: teacher(atoms, names) for name, atoms in crystals.items()}
+    first = {name: predict(teacher, atoms, *names) for name, atoms in crystals.items()}
     for name, atoms in reversed(crystals.items()):
         magnetic = atoms.copy()
         magnetic.set_initial_magnetic_moments([1.0] * len(atoms))
-        for found in (teacher(atoms, names), teacher(magnetic, names)):
+        for found in (predict(teacher, one, *names) for one in (atoms, magnetic)):
             for quantity in names:
                 assert np.array_equal(found[quantity], first[name][quantity]), quantity
 
@@ -192,17 +202,18 @@ def test_values_of_one_structure_are_its_own(
         (Atoms("CO", [[0, 0, 0], [0, 0, 1.1]], cell=[9, 9, 0]), "needs three lattice vectors"),
     ],
 )
-def test_what_is_outside_its_domain_is_refused(
-    teachers: dict[str, CalculatorTeacher], atoms: Atoms, message: str
+def test_structures_outside_the_domain_are_refused(
+    teachers: dict[str, CHGNetTeacher], atoms: Atoms, message: str
 ) -> None:
-    """Not guessed at."""
+    """Alone and in a batch, by an error that is not of the teacher as a whole."""
     for teacher in teachers.values():
-        with pytest.raises(ValueError, match=message):
-            teacher(atoms, ["energy"])
+        with pytest.raises(ValueError, match=message) as caught:
+            predict(teacher, atoms, "energy")
+        assert not isinstance(caught.value, TeacherError)
 
 
 def test_a_molecule_in_a_box_has_no_neighbours_beyond_it(
-    teachers: dict[str, CalculatorTeacher],
+    teachers: dict[str, CHGNetTeacher],
 ) -> None:
     """Without periodicity the box does not matter, and there is no stress."""
     molecule = Atoms("CO", [[0, 0, 0], [0, 0, 1.13]])
@@ -210,12 +221,62 @@ def test_a_molecule_in_a_box_has_no_neighbours_beyond_it(
         found = []
         for side in (4.0, 9.0):
             molecule.set_cell([side] * 3)
-            found.append(teacher(molecule, ["energy", "forces", "stress"]))
+            found.append(predict(teacher, molecule, "energy", "forces", "stress"))
         assert set(found[0]) == {"energy", "forces"}
         np.testing.assert_allclose(found[0]["energy"], found[1]["energy"], **SINGLE)
 
 
-def test_what_they_offer(teachers: dict[str, CalculatorTeacher]) -> None:
+@pytest.mark.parametrize("name", ["chgnet", "chgnet+d3"])
+def test_a_structure_does_not_depend_on_its_batch(
+    teachers: dict[str, CHGNetTeacher], crystals: dict[str, Atoms], name: str
+) -> None:
+    """To float32's rounding; a molecule in a box has no stress and keeps its place."""
+    batched = CHGNetTeacher(teachers[name].calculator, batch_size=3)
+    molecule = Atoms("CO", [[0, 0, 0], [0, 0, 1.13]], cell=[9.0] * 3)
+    assert_batch_independent(
+        batched, [*crystals.values(), molecule, bulk("NaCl", "rocksalt", a=5.6)]
+    )
+
+
+@pytest.mark.parametrize("name", ["chgnet", "chgnet+d3"])
+def test_predictions_equal_those_of_the_ase_calculator(
+    teachers: dict[str, CHGNetTeacher], crystals: dict[str, Atoms], name: str
+) -> None:
+    teacher = teachers[name]
+    plain = CalculatorTeacher(teacher.calculator)
+    left_handed = crystals["co2"].copy()
+    left_handed.set_cell(left_handed.cell[:][[1, 0, 2]])
+    for atoms in (*crystals.values(), left_handed):
+        expected = predict(plain, atoms, *teacher.quantities)
+        found = predict(teacher, atoms, *teacher.quantities)
+        assert set(found) == set(expected)
+        for quantity, value in expected.items():
+            np.testing.assert_array_equal(found[quantity], value, err_msg=quantity)
+
+
+def test_predictions_equal_those_of_chgnets_own_calculator(crystals: dict[str, Atoms]) -> None:
+    """To rounding: CHGNet has totals in single precision."""
+    host = CHGNetCalculator(use_device="cpu", return_site_energies=True)
+    atoms = crystals["urea"].copy()
+    atoms.calc = host
+    found = predict(chgnet(), atoms, "energy", "forces", "stress", "magmoms", "atomic_energies")
+    np.testing.assert_allclose(found["energy"], atoms.get_potential_energy(), **SINGLE)
+    np.testing.assert_allclose(found["forces"], atoms.get_forces(), **SINGLE)
+    np.testing.assert_allclose(found["stress"], atoms.get_stress(), **SINGLE)
+    np.testing.assert_allclose(found["magmoms"], atoms.get_magnetic_moments(), **SINGLE)
+    np.testing.assert_allclose(found["atomic_energies"], atoms.get_potential_energies(), **SINGLE)
+
+
+def test_the_device_is_chosen_and_reported() -> None:
+    """On a CPU one structure at a time is fastest, see `kd_plugins.chgnet.teacher.ON_CPU`."""
+    teacher = load_teacher("chgnet+d3", "cpu")
+    assert (teacher.device, teacher.batch_size) == ("cpu", 1)
+    assert load_teacher("chgnet").device.startswith("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(TeacherError, match="device: expected"):
+        chgnet(device="cuda:99")
+
+
+def test_quantities_of_both_teachers(teachers: dict[str, CHGNetTeacher]) -> None:
     """Dispersion has no atomic energies."""
     common = ("energy", "energy_per_atom", "forces", "stress")
     more = ("atomic_energies", "magmoms", "node_embeddings")
@@ -223,8 +284,8 @@ def test_what_they_offer(teachers: dict[str, CalculatorTeacher]) -> None:
     assert teachers["chgnet+d3"].quantities == common
 
 
-def test_identity_is_that_of_the_weights(
-    teachers: dict[str, CalculatorTeacher], tmp_path: Path
+def test_fingerprint_depends_on_the_weights_alone(
+    teachers: dict[str, CHGNetTeacher], tmp_path: Path
 ) -> None:
     """From the package or from a file, and not that of others; use changes nothing."""
     model = teachers["chgnet"].calculator.model
@@ -238,8 +299,8 @@ def test_identity_is_that_of_the_weights(
     assert {"chgnet", "dftd3", "torch", "ase"} <= set(teachers["chgnet+d3"].versions)
 
 
-def test_making_it_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """Stdout is the command's own, and CHGNet's greeting would tear lines of progress apart."""
+def test_loading_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Stdout is the command's own, and CHGNet's greeting would break its progress bar."""
     chgnet()
     assert "".join(capsys.readouterr()) == ""
 
@@ -251,7 +312,7 @@ class Opener:
         return int, ("1",)
 
 
-def test_files_that_are_refused(tmp_path: Path) -> None:
+def test_bad_checkpoints_are_refused_with_a_remedy(tmp_path: Path) -> None:
     """Each with what to do, and a pickle only if it is trusted."""
     path = tmp_path / "model.pth.tar"
     state = {"model": load_teacher("chgnet").calculator.model.as_dict()}

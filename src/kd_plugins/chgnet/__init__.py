@@ -1,14 +1,12 @@
-"""CHGNet: a student whose readout learns from a teacher, and a teacher of other students.
-
-Nothing of CHGNet is imported before something is asked for.
-"""
+"""CHGNet: a student whose readout learns from a teacher, and a teacher of other students."""
 
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kd_plugins.lazy import lazy_names
 
 if TYPE_CHECKING:
     from kd_plugins.chgnet.data import DataError as DataError
@@ -28,27 +26,29 @@ if TYPE_CHECKING:
 
 if find_spec("chgnet") is None:
     _missing = "CHGNet is not installed: pip install 'kd_plugins[chgnet]'"
-    # `python -m` imports this before anything of ours can make a sentence of an error
+    # `python -m` imports this package before `__main__` could turn an error into a sentence.
     if sys.argv[:1] == ["-m"]:
         print(f"error: {_missing}", file=sys.stderr)
         raise SystemExit(2)
     raise ImportError(_missing)
 
-_ROOMS = {
-    "CachedData": "frozen_trunk",
-    "DataError": "data",
-    "DistillData": "data",
-    "DistillLoss": "loss",
-    "DistillTrainer": "trainer",
-    "Distilled": "distilling",
-    "FitSettings": "fitting",
-    "Fitted": "fitting",
-    "FrozenTrunk": "frozen_trunk",
-    "Ratios": "loss",
-    "align_references": "student",
-    "distill": "distilling",
-    "fit": "fitting",
-    "freeze_except": "student",
+# Imported when they are first used, so that ``python -m kd_plugins.chgnet`` answers Ctrl-C while it
+# imports CHGNet. So no module here may be called like a public function.
+_HOMES = {
+    "CachedData": "kd_plugins.chgnet.frozen_trunk",
+    "DataError": "kd_plugins.chgnet.data",
+    "DistillData": "kd_plugins.chgnet.data",
+    "DistillLoss": "kd_plugins.chgnet.loss",
+    "DistillTrainer": "kd_plugins.chgnet.trainer",
+    "Distilled": "kd_plugins.chgnet.distilling",
+    "FitSettings": "kd_plugins.chgnet.fitting",
+    "Fitted": "kd_plugins.chgnet.fitting",
+    "FrozenTrunk": "kd_plugins.chgnet.frozen_trunk",
+    "Ratios": "kd_plugins.chgnet.loss",
+    "align_references": "kd_plugins.chgnet.student",
+    "distill": "kd_plugins.chgnet.distilling",
+    "fit": "kd_plugins.chgnet.fitting",
+    "freeze_except": "kd_plugins.chgnet.student",
 }
 __all__ = [
     "CachedData",
@@ -66,22 +66,4 @@ __all__ = [
     "fit",
     "freeze_except",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a part when it is first asked for (PEP 562).
-
-    So ``python -m kd_plugins.chgnet`` answers Ctrl-C, which it could not while it imports CHGNet.
-
-    Raises:
-        AttributeError: for a name that is not in ``__all__``.
-    """
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

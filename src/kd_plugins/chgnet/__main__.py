@@ -1,4 +1,4 @@
-"""``python -m kd_plugins.chgnet TRAINING.yml [optim.seed=3 ...]``: one student from one YAML."""
+"""``python -m kd_plugins.chgnet TRAINING.yml [optim.seed=3 ...]``: train one student of a YAML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Imported here, as that takes seconds, in which Ctrl-C shall be no traceback either.
+    # Imported here, since that takes seconds, and Ctrl-C must be answered in them as well.
     from kd_plugins.chgnet.command import run
     from kd_plugins.chgnet.settings import read_training
 
