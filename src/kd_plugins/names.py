@@ -1,12 +1,15 @@
-"""Looking names up so that a misspelt one is told its nearest neighbour."""
+"""Look names up, with a suggestion for a misspelt one, and accept old names of arguments."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -34,3 +37,27 @@ def look_up(name: str, table: Mapping[str, T], kind: str) -> T:
     if name not in table:
         raise KeyError(f"unknown {kind} {name!r}{suggestion(str(name), table)}")
     return table[name]
+
+
+def renamed_argument(old: str, new: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Return a decorator that goes on taking an argument by its old name, with a warning.
+
+    >>> @renamed_argument("frames", "structures")
+    ... def count(structures):
+    ...     return len(structures)
+    >>> count(structures=[1, 2])  # and count(frames=[1, 2]), with a DeprecationWarning
+    2
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+            if old in kwargs and new not in kwargs:
+                message = f"{function.__name__}: the argument {old} is {new} now"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    return decorate

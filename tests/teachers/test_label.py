@@ -160,6 +160,12 @@ def test_what_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+def test_structures_by_their_old_keyword(tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="label: the argument frames is structures now"):
+        report = label(frames=slow.frames(1), teacher="emt", store=tmp_path, progress=False)
+    assert report.labelled == 1
+
+
 def test_another_teacher_is_refused(tmp_path: Path) -> None:
     """One store holds one teacher's targets."""
     quietly(tmp_path, slow.frames(1))

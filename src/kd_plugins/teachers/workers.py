@@ -19,7 +19,7 @@ import torch
 from ase import Atoms
 
 from kd_plugins.store import StoreError
-from kd_plugins.store.record import BATCH_BYTES, Record
+from kd_plugins.store.record import Record, split_into_batches
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure, to_structure
 from kd_plugins.teachers.registry import load_teacher
@@ -64,7 +64,7 @@ class Worker:
         self.batch_size = max(1, teacher.batch_size)
         self.writer = store.writer(shard)
 
-    def label(self, batch: Sequence[LabelledStructure]) -> Outcome:
+    def label(self, structures: Sequence[LabelledStructure]) -> Outcome:
         """Label and commit a batch; a structure that fails is left out with its reason.
 
         A batch of large records is committed in parts, so that memory does not grow with it.
@@ -74,31 +74,33 @@ class Worker:
             StoreError: if the shard cannot be written.
         """
         start = time.monotonic()
-        payloads: dict[str, bytes] = {}
-        labelled, size = 0, 0
+        labelled = 0
         failed: dict[str, str] = {}
 
-        for structure, predicted in self._predictions(batch):
-            try:
-                packed = self.store.pack([_record(structure, predicted)])
-            except Exception as error:  # a calculator's failure, or values that no store takes
-                failed[structure.structure_id] = f"{type(error).__name__}: {error}"
-                continue
-
-            payloads |= packed
-            size += sum(map(len, packed.values()))
-            if size >= BATCH_BYTES:
-                self.writer.append(payloads)
-                labelled, size, payloads = labelled + len(payloads), 0, {}
-
-        self.writer.append(payloads)
-        labelled += len(payloads)
+        packed = self._pack_all(structures, failed)
+        for part in split_into_batches(packed, lambda item: len(item[1]), len(structures)):
+            self.writer.append(dict(part))
+            labelled += len(part)
         return Outcome(labelled, failed, time.monotonic() - start, self.teacher.device)
 
-    def _predictions(
+    def _pack_all(
+        self, structures: Sequence[LabelledStructure], failed: dict[str, str]
+    ) -> Iterator[tuple[str, bytes]]:
+        """Yield id and packed record of each structure; add the others to ``failed``."""
+        for structure, predicted in self._predict_all(structures):
+            try:
+                if isinstance(predicted, Exception):
+                    raise predicted
+                packed = self.store.pack([_make_record(structure, predicted)])
+            except Exception as error:  # the teacher's, or a value that no store takes
+                failed[structure.structure_id] = f"{type(error).__name__}: {error}"
+                continue
+            yield from packed.items()
+
+    def _predict_all(
         self, structures: Sequence[LabelledStructure]
     ) -> Iterator[tuple[LabelledStructure, Prediction | Failure]]:
-        """Yield each structure with its prediction or failure, one batch of the teacher a time."""
+        """Yield each structure with its prediction or failure, batch by batch of the teacher."""
         done = 0
         while done < len(structures):
             # The batch size is read each time, because running out of memory halves it.
@@ -108,29 +110,35 @@ class Worker:
             done += len(batch)
 
     def _predict(self, batch: Sequence[Atoms]) -> list[Prediction | Failure]:
-        """Predict a batch; if that fails, its structures in smaller ones, down to one by one."""
+        """Predict a batch; if that fails, its structures one by one, or half of them at a time.
+
+        Halves are for a GPU without enough memory, and then for all later batches too.
+
+        Raises:
+            TeacherError: if the teacher as a whole does not work.
+        """
         try:
             predicted = self.teacher.predict(batch, self.quantities)
         except TeacherError:
             raise
-        except Exception as error:  # each host fails in its own way
+        except Exception as error:  # each host has exceptions of its own
             failure = error
         else:
             self._check_length(predicted, len(batch))
             return list(predicted)
 
-        # Outside of the `except`, or the traceback would keep the tensors of the failed batch.
-        is_memory = isinstance(failure, torch.cuda.OutOfMemoryError)
+        # Not inside of the `except`: there the traceback would hold the failed batch's tensors.
         failure.__traceback__ = None
+        is_memory = isinstance(failure, torch.cuda.OutOfMemoryError)
         if is_memory:
             torch.cuda.empty_cache()
         if len(batch) == 1:
             return [failure]
 
-        smaller = (len(batch) + 1) // 2 if is_memory else 1
+        size = 1
         if is_memory:
-            self.batch_size = smaller
-        parts = [batch[start : start + smaller] for start in range(0, len(batch), smaller)]
+            size = self.batch_size = (len(batch) + 1) // 2
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
         return [one for part in parts for one in self._predict(part)]
 
     def _check_length(self, predicted: Sequence[Prediction], expected: int) -> None:
@@ -141,14 +149,7 @@ class Worker:
             )
 
 
-def _record(structure: LabelledStructure, predicted: Prediction | Failure) -> Record:
-    """Return what the store keeps of a structure.
-
-    Raises:
-        Exception: the failure, if there is no prediction.
-    """
-    if isinstance(predicted, Exception):
-        raise predicted
+def _make_record(structure: LabelledStructure, predicted: Prediction) -> Record:
     tensors = {name: torch.tensor(value) for name, value in predicted.items()}
     return Record(structure.structure_id, to_structure(structure.atoms), tensors)
 
@@ -162,7 +163,7 @@ class Engine(Protocol):
         """Give a batch to an idle worker."""
 
     def wait(self) -> list[tuple[int, Outcome | None]]:
-        """Return what became of a batch or more; None if the worker died and was replaced.
+        """Return the outcome of a batch or more; None if the worker died and was replaced.
 
         Raises:
             TeacherError: if a worker's teacher does not work.
@@ -188,11 +189,11 @@ class SerialEngine:
         self._outcomes: list[tuple[int, Outcome | None]] = []
 
     def submit(self, worker: int, batch: Sequence[LabelledStructure]) -> None:
-        """Label a batch here and now."""
+        """Label a batch before returning."""
         self._outcomes.append((worker, self._worker.label(batch)))
 
     def wait(self) -> list[tuple[int, Outcome | None]]:
-        """Return what `submit` has computed."""
+        """Return the outcomes of the batches submitted since the last call."""
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
@@ -213,8 +214,11 @@ class ProcessEngine:
 
     def __init__(self, teacher: str, folder: Path, n_workers: int, device: str = "auto") -> None:
         self.n_workers = n_workers
-        self._job = (teacher, device, folder, max(1, (os.cpu_count() or 1) // n_workers))
-        # Forked from a process that has imported everything and computed nothing.
+        n_threads = max(1, (os.cpu_count() or 1) // n_workers)
+        self._job = (teacher, device, folder, n_threads)
+
+        # Each worker is forked from a server that has imported everything and computed nothing:
+        # it starts at once, and no thread or CUDA context of this process is copied.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
         self._processes: dict[int, Any] = {}
@@ -248,27 +252,28 @@ class ProcessEngine:
 
     def _receive(self, worker: int) -> Outcome | None:
         try:
-            answer = self._pipes[worker].recv()
+            received = self._pipes[worker].recv()
         except (EOFError, ConnectionResetError):
             self._processes[worker].join()
             self._pipes[worker].close()
             self._start(worker)
             return None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        if isinstance(received, Exception):
+            raise received
+        return received
 
     def _start(self, worker: int) -> None:
         here, there = self._context.Pipe()
         arguments = (there, *self._job, f"worker-{worker}")
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
+        # With a copy left open here, the pipe would not end with the worker.
         there.close()
         self._processes[worker], self._pipes[worker] = process, here
 
 
 def _serve(pipe: Any, teacher: str, device: str, folder: Path, n_threads: int, shard: str) -> None:
-    """Label what comes through a pipe until it is closed."""
+    """Label the batches that come through a pipe until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(n_threads)
@@ -283,5 +288,8 @@ def _serve(pipe: Any, teacher: str, device: str, folder: Path, n_threads: int, s
 
 
 def _die_with_parent() -> None:
-    connection.wait([multiprocessing.parent_process().sentinel])
+    """End this process with its parent, which a kill does not let close the pipe's other copies."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
     os._exit(1)
