@@ -1,4 +1,4 @@
-"""Faults to put into sound inputs, each with the code under which the doctor must find it."""
+"""Faults to put into sound data, each with the code under which the doctor must find it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VASP_ORDER = [0, 1, 2, 5, 3, 4]
 
 @dataclass(frozen=True)
 class Fault:
-    """What to do to sound inputs, and the code of the finding that must come of it."""
+    """A change of sound data, and the code of the finding that must result."""
 
     name: str
     code: str
@@ -39,7 +39,7 @@ def changed(item: DoctorInput, side: str, name: str, value: Array | None) -> Doc
 
 
 def every(side: str, name: str, change: Values) -> Break:
-    """Change the value of all inputs that have it."""
+    """Change the value of all structures that have it."""
     return lambda inputs, rng: [
         changed(item, side, name, change(item, getattr(item, side)[name]))
         if name in getattr(item, side)
@@ -49,7 +49,7 @@ def every(side: str, name: str, change: Values) -> Break:
 
 
 def some(side: str, name: str, change: Values | None, share: float = 0.1) -> Break:
-    """Change the value of some inputs, or take it away."""
+    """Change the value of some structures, or take it away."""
 
     def apply(inputs: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
         rows = set(chosen(inputs, name, max(1, round(share * len(inputs))), rng))
@@ -66,7 +66,7 @@ def some(side: str, name: str, change: Values | None, share: float = 0.1) -> Bre
 def chosen(
     inputs: Sequence[DoctorInput], name: str, number: int, rng: np.random.Generator
 ) -> list[int]:
-    """Return the places of some inputs whose labels and targets are not next to nothing."""
+    """Return the places of some structures with labels and targets that are not nearly zero."""
     least = {"forces": 0.1, "stress": 0.002}.get(name, 0.0)
     large = [
         row
@@ -82,7 +82,7 @@ def scaled(factor: float) -> Values:
 
 
 def shuffled(*names: str) -> Break:
-    """Exchange the teacher's values of all inputs that have as many atoms."""
+    """Exchange the teacher's values among structures with as many atoms."""
 
     def apply(inputs: list[DoctorInput], rng: np.random.Generator) -> list[DoctorInput]:
         source = list(range(len(inputs)))

@@ -21,30 +21,14 @@ from kd_plugins.structures import LabelledStructure
 from kd_plugins.structures.readers import to_atoms
 from kd_plugins.teachers import load_teacher
 from tests.doctor.faults import BOHR, GPA, KCAL, changed, every, scaled, volume
-from tests.doctor.labelled import COPPER, ORGANIC, SMALL, SharedFile, labelled
-from tests.hosts import is_installed
 
 MakeStore = Callable[[Iterable[DoctorInput]], TargetStore]
 DTYPES = {"energy": "float64", "forces": "float32", "stress": "float32"}
 
 
-@pytest.fixture(scope="session")
-def copper(shared_file: SharedFile) -> list[DoctorInput]:
-    """DFT and EMT, which has another zero."""
-    return list(labelled(shared_file(COPPER), "emt"))
-
-
-@pytest.fixture(scope="session")
-def organic(shared_file: SharedFile) -> list[DoctorInput]:
-    """DFT and CHGNet."""
-    if not is_installed("chgnet"):
-        pytest.skip("chgnet is not installed")
-    return list(labelled(shared_file(ORGANIC), "chgnet", SMALL))
-
-
 @pytest.fixture
 def make_store(tmp_path: Path) -> MakeStore:
-    """Write inputs' targets, into a new folder each time."""
+    """Write targets, into a new folder each time."""
 
     def make(inputs: Iterable[DoctorInput], dtypes: Mapping[str, str] = DTYPES) -> TargetStore:
         folder = tmp_path / f"store{len(list(tmp_path.iterdir()))}"
@@ -102,7 +86,7 @@ def test_a_wrong_unit_in_a_store_is_an_error(
 def test_an_overruled_error_becomes_a_warning(
     organic: list[DoctorInput], make_store: MakeStore
 ) -> None:
-    """With exit code 0, and the output says what to type and what was overruled."""
+    """With exit code 0; the output names the option and what was overruled."""
     broken = every("teacher", "energy", scaled(KCAL))(organic, np.random.default_rng(0))
     store = make_store(broken)
     assert "--allow energy_unit" in " ".join(format_diagnosis(examined(organic, store)).split())
@@ -118,7 +102,7 @@ def test_an_overruled_error_becomes_a_warning(
 def test_labels_without_targets_and_targets_without_labels_are_counted(
     copper: list[DoctorInput], make_store: MakeStore
 ) -> None:
-    """Warnings say how many are missing, and on which side."""
+    """A warning has their number, and the side that lacks them."""
     diagnosis = examined(copper[:20], make_store(copper[5:]))
     found = {finding.code: finding for finding in diagnosis.findings}
     assert diagnosis.n_compared == 15
@@ -354,7 +338,7 @@ def test_aligning_twice_into_one_folder_changes_nothing(
 def test_offsets_of_two_alignments_add_up(
     copper: list[DoctorInput], make_store: MakeStore, tmp_path: Path
 ) -> None:
-    """The manifest says what was added in all."""
+    """The manifest has the sum of what was added."""
     fitted = references(copper)
     once = align(make_store(copper), fitted, tmp_path / "once", progress=False)
     twice = align(once, fitted, tmp_path / "twice", progress=False)

@@ -23,8 +23,6 @@ from tests.doctor.faults import (
     offset,
     turned,
 )
-from tests.doctor.labelled import COPPER, ORGANIC, SMALL, SharedFile, labelled
-from tests.hosts import is_installed
 
 UNITS = {"energy-unit", "energy-per-atom", "energy-sign", "forces-unit", "forces-sign"}
 UNITS_SIGNS_ORDERS = UNITS | {
@@ -36,20 +34,6 @@ UNITS_SIGNS_ORDERS = UNITS | {
 }
 
 every_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-
-
-@pytest.fixture(scope="session")
-def organic(shared_file: SharedFile) -> list[DoctorInput]:
-    """DFT and CHGNet on frames of MPtrj: ten elements, energies corrected as CHGNet's are."""
-    if not is_installed("chgnet"):
-        pytest.skip("chgnet is not installed")
-    return list(labelled(shared_file(ORGANIC), "chgnet", SMALL))
-
-
-@pytest.fixture(scope="session")
-def copper(shared_file: SharedFile) -> list[DoctorInput]:
-    """DFT and a poor teacher with another zero, EMT, on copper: one element."""
-    return list(labelled(shared_file(COPPER), "emt"))
 
 
 def codes(inputs: list[DoctorInput]) -> set[str]:
@@ -82,7 +66,7 @@ def test_only_the_offset_is_found_with_a_poor_teacher_of_another_zero(
 
 @pytest.mark.parametrize("number", [12, 20, 30, 50])
 def test_nothing_is_found_in_a_part_of_sound_data(organic: list[DoctorInput], number: int) -> None:
-    """Whichever structures they are; a dozen may be said to be too few."""
+    """Whichever structures they are; a dozen may be too few."""
     allowed = {"energy-too-few"} if number < 20 else set()
     assert all(codes(drawn(organic, number, seed)) <= allowed for seed in range(5))
 
@@ -105,7 +89,7 @@ def test_every_fault_is_found_among_ten_elements(
 def test_no_other_unit_sign_or_order_is_found_than_the_wrong_one(
     found: Callable[[Fault], set[str]], fault: Fault
 ) -> None:
-    """No other unit, sign or order is claimed than the one that is wrong."""
+    """Except where two are wrong at once."""
     twofold = {"gradients in kcal/mol/Å", "label stress in VASP's sign and unit"}
     others = found(fault) & UNITS_SIGNS_ORDERS - {fault.code}
     assert not others or (fault.name in twofold and others <= {"forces-sign", "stress-sign"})
@@ -113,7 +97,7 @@ def test_no_other_unit_sign_or_order_is_found_than_the_wrong_one(
 
 @pytest.mark.parametrize("fault", [*ENERGY, *FORCES, *STRESS[:-1]], ids=lambda fault: fault.name)
 def test_every_fault_is_found_in_one_element(copper: list[DoctorInput], fault: Fault) -> None:
-    """Also with a poor teacher; its shear is too poor to know an order by."""
+    """Also with a poor teacher; its shear is too poor to show an order."""
     assert fault.code in codes(broken(fault, copper))
 
 
@@ -135,7 +119,7 @@ def test_faults_are_found_under_an_energy_offset(organic: list[DoctorInput], fau
 
 @pytest.mark.parametrize("fault", FAULTS[::4], ids=lambda fault: fault.name)
 def test_order_of_structures_does_not_matter(organic: list[DoctorInput], fault: Fault) -> None:
-    """The same codes come of inputs in another order."""
+    """The same codes are found in another order."""
     inputs = broken(fault, organic)
     assert codes(inputs[::-1]) == codes(inputs)
 
@@ -152,7 +136,7 @@ def test_findings_are_deterministic(organic: list[DoctorInput]) -> None:
 
 
 def noisy(inputs: list[DoctorInput], seed: int, size: float) -> list[DoctorInput]:
-    """Return inputs with a teacher that knows nothing."""
+    """Return structures with random numbers as teacher."""
     generator = np.random.default_rng(seed)
     return [
         replace(
@@ -169,7 +153,7 @@ def noisy(inputs: list[DoctorInput], seed: int, size: float) -> list[DoctorInput
 
 @pytest.mark.parametrize("size", [1e-2, 0.3, 1.0, 30.0])
 def test_a_random_teacher_is_only_warned_of(copper: list[DoctorInput], size: float) -> None:
-    """No unit is claimed of random numbers, however large."""
+    """No unit is found, however large the numbers."""
     for seed in range(5):
         found = examine(noisy(copper, seed, size))
         assert not {finding.code for finding in found} & UNITS_SIGNS_ORDERS
@@ -227,7 +211,7 @@ def test_labels_targets_or_both_may_be_missing(organic: list[DoctorInput]) -> No
 
 
 def test_targets_are_examined_without_labels(organic: list[DoctorInput]) -> None:
-    """What the teacher's values say by themselves."""
+    """By the teacher's values alone."""
     alone = [replace(item, labels={}) for item in organic]
     assert codes(atomic(0.9)(alone, np.random.default_rng(0))) == {"sum"}
     assert codes(atomic(1.0)(alone, np.random.default_rng(0))) == set()
@@ -236,7 +220,7 @@ def test_targets_are_examined_without_labels(organic: list[DoctorInput]) -> None
 
 
 def test_an_energy_of_exactly_zero_is_only_warned_of(organic: list[DoctorInput]) -> None:
-    """The frame that all others are relative to, and elements whose formation energy it is."""
+    """The structure that all others are relative to, or the formation energy of an element."""
     for side in ("labels", "teacher"):
         last = changed(organic[-1], side, "energy", np.zeros(()))
         for inputs in ([*organic[:-1], last], [replace(item, labels={}) for item in [last]]):
@@ -249,7 +233,7 @@ def test_an_energy_of_exactly_zero_is_only_warned_of(organic: list[DoctorInput])
 
 
 def test_forces_that_vanish_by_symmetry_are_no_placeholders(copper: list[DoctorInput]) -> None:
-    """Whatever a teacher in another unit, or a poor one, says there."""
+    """Whatever a teacher in another unit, or a poor one, predicts there."""
     crystal = min(copper, key=lambda item: np.abs(item.labels["forces"]).max())
     zero = np.zeros((crystal.n_atoms, 3))
     noisy_one = changed(changed(crystal, "labels", "forces", zero), "teacher", "forces", zero + 0.1)
@@ -312,7 +296,7 @@ def test_an_unknown_quantity_is_refused() -> None:
 
 
 def test_an_error_is_overruled_by_the_name_in_its_message(organic: list[DoctorInput]) -> None:
-    """By its name; then it is a warning that says so, and the others still stop the run."""
+    """It is then a warning, and the others still stop the run."""
     gradients = broken(FORCES[0], broken(ENERGY[2], organic))
     findings = examine(gradients)
     assert {finding.name for finding in findings} == {"energy_unit", "forces_sign"}

@@ -103,7 +103,7 @@ def test_elements_in_fixed_proportion_are_not_determined_one_by_one() -> None:
 
 
 def test_an_element_in_one_structure_is_determined_but_not_supported() -> None:
-    """It is determined, but its structure says nothing of itself."""
+    """Its structure has no residual against the others."""
     references = fitted(elements(OIL, OIL, GAS, GAS, WATER))
     assert references.determined == {1, 6, 8}
     assert references.supported == {1, 6}

@@ -32,7 +32,7 @@ LARGE_OFFSET = 0.5
 
 # A poor teacher that a unit's factor happens to fit explains a little better than before; a unit
 # that is really wrong explains nearly everything. Looser limits gave false units for random and
-# half trained teachers (`tests/doctor/test_doctor_units.py`).
+# half trained teachers (`tests/doctor/test_units.py`).
 EXPLAINED, BETTER, FOLLOWS = 0.5, 2.0, 0.8
 """A hypothesis must leave less than this part of the labels' spread, so many times less than the
 values as they are, and have such a rank correlation."""

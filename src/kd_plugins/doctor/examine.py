@@ -50,13 +50,20 @@ ERRORS = frozenset(
 def examine(inputs: Sequence[DoctorInput]) -> list[Finding]:
     """Return what is wrong with a sample of structures and their values, errors first.
 
+    >>> examine([])
+    []
+    """
+    found = [*value_faults(inputs), *structure_faults(inputs), *compare_with_labels(inputs)]
+    return sorted(found, key=lambda finding: finding.severity != "error")
+
+
+def compare_with_labels(inputs: Sequence[DoctorInput]) -> list[Finding]:
+    """Return what is wrong with a teacher's energies, forces and stress beside the labels.
+
     A unit or sign is called wrong only if that explains most of the labels' spread, far better than
     the values as they are, and if there is a second piece of evidence: the zero of energies, or
     forces that fit the energies only then. A poor, hardly trained or random teacher gets a warning
     at most. Where too little is known, as of the forces of relaxed crystals, nothing is reported.
-
-    >>> examine([])
-    []
     """
     energies, forces = EnergyPairs.collect(inputs), compare_forces(inputs)
     energy_findings, slope = energy_faults(energies, forces)
@@ -66,14 +73,11 @@ def examine(inputs: Sequence[DoctorInput]) -> list[Finding]:
     if slope is not None:
         softness = abs(slope)
 
-    found = [
-        *value_faults(inputs),
-        *structure_faults(inputs),
+    return [
         *energy_findings,
         *force_faults(inputs, forces, slope),
         *stress_faults(inputs, forces.cosine if forces else None, softness),
     ]
-    return sorted(found, key=lambda finding: finding.severity != "error")
 
 
 def check_allow(allow: object, own: Collection[str] = ()) -> tuple[str, ...]:

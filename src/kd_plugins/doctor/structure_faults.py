@@ -154,7 +154,8 @@ def _smallest_distance(structure: Structure) -> float:
     n_rows = max(1, _CHUNK // max(structure.n_atoms, 1))
     for start in range(0, structure.n_atoms, n_rows):
         rows = structure.positions[start : start + n_rows, None] - structure.positions[None]
-        squares = np.square(_nearest_images(rows, structure)).sum(axis=2)
+        vectors = _nearest_images(rows, structure)
+        squares = np.einsum("ijk,ijk->ij", vectors, vectors)
 
         # The distance of an atom to itself does not count.
         squares[np.arange(len(squares)), start + np.arange(len(squares))] = np.inf

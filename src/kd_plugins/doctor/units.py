@@ -39,7 +39,7 @@ STRESS_UNITS: Mapping[str, float] = MappingProxyType(
 """Name to eV/Å³."""
 
 # exp(0.65) = 1.9. The forces of real teachers are softer or harder than the labels: those of CHGNet
-# on molybdenum by 30 % (tests/doctor/test_doctor_units.py); a unit's factor must be found all the
+# on molybdenum by 30 % (tests/doctor/test_units.py); a unit's factor must be found all the
 # same.
 NEAR = 0.65
 """How far a ratio may be from a unit's factor, in natural logarithms, for that to explain it."""

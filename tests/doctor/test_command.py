@@ -49,7 +49,7 @@ def run(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
 
 
 def test_an_error_is_overruled_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The output says which option does it; then it is a warning, and the exit code is 0."""
+    """The output names the option; the error is then a warning, and the exit code is 0."""
     against = crystals(16)
     for atoms in against:
         results = atoms.calc.results
@@ -57,14 +57,14 @@ def test_an_error_is_overruled_by_name(folder: Path, capsys: pytest.CaptureFixtu
             atoms, energy=results["energy"], forces=-results["forces"]
         )
     ase.io.write("labels.extxyz", against)
-    code, said, _ = run(capsys, DOCTOR)
+    code, out, _ = run(capsys, DOCTOR)
     assert code == 1
-    assert "if it is meant so: --allow forces_sign" in " ".join(said.split())
+    assert "if it is meant so: --allow forces_sign" in " ".join(out.split())
 
-    code, said, _ = run(capsys, f"{DOCTOR} --allow forces_sign")
+    code, out, _ = run(capsys, f"{DOCTOR} --allow forces_sign")
     assert code == 0
-    assert "warning forces-sign: " in said
-    assert "overruled by allow: [forces_sign]" in " ".join(said.split())
+    assert "warning forces-sign: " in out
+    assert "overruled by allow: [forces_sign]" in " ".join(out.split())
 
 
 def test_fix_prints_the_added_offsets(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,26 +75,26 @@ def test_fix_prints_the_added_offsets(folder: Path, capsys: pytest.CaptureFixtur
         results["energy"] -= 2.0 * len(atoms)
         atoms.calc = SinglePointCalculator(atoms, **results)
     ase.io.write("labels.extxyz", moved)
-    code, said, _ = run(capsys, f"{DOCTOR} --fix aligned")
+    code, out, _ = run(capsys, f"{DOCTOR} --fix aligned")
     assert code == 0
-    assert said.endswith("added to each energy, eV an atom: Cu -2.000000\n")
+    assert out.endswith("added to each energy, eV an atom: Cu -2.000000\n")
     offsets = TargetStore.open("aligned").manifest.energy_offsets
     assert offsets["Cu"] == pytest.approx(-2.0)
 
 
 def test_a_store_without_targets_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """There is nothing to find, which is no clean bill."""
+    """Nothing is found in it, but nothing was examined either."""
     TargetStore.create("empty", Manifest("t", "f", {"energy": "float64"}))
-    code, said, complaint = run(capsys, "doctor --labels labels.extxyz --store empty")
-    assert (code, said) == (2, "")
-    assert "empty holds no targets to examine; label structures first" in complaint
+    code, out, err = run(capsys, "doctor --labels labels.extxyz --store empty")
+    assert (code, out) == (2, "")
+    assert "empty holds no targets to examine; label structures first" in err
 
 
 def test_an_unknown_name_in_allow_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before anything is read."""
-    code, said, complaint = run(capsys, f"{DOCTOR} --allow force_sign")
-    assert (code, said) == (2, "")
-    assert complaint.endswith("did you mean 'forces_sign'?\n")
-    assert complaint.count("\n") == 1
+    code, out, err = run(capsys, f"{DOCTOR} --allow force_sign")
+    assert (code, out) == (2, "")
+    assert err.endswith("did you mean 'forces_sign'?\n")
+    assert err.count("\n") == 1

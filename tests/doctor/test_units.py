@@ -1,4 +1,4 @@
-"""Units are claimed where there are some, on the right side, and never of a poor teacher."""
+"""Wrong units are found, on the right side, and none is found with a poor teacher."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_plugins.doctor.energies import EnergyPairs
-from kd_plugins.doctor.examine import examine
+from kd_plugins.doctor.examine import compare_with_labels
 from kd_plugins.doctor.inputs import DoctorInput
 from tests.doctor.faults import BOHR, HARTREE, KCAL, KJ, RYDBERG, changed, every, scaled
 from tests.doctor.labelled import COPPER, ORGANIC, SMALL, SharedFile, labelled
@@ -49,13 +49,13 @@ def teachers(shared_file: SharedFile) -> Named:
 def in_unit(
     inputs: list[DoctorInput], side: str, quantity: str, factor: float
 ) -> list[DoctorInput]:
-    """Return inputs of which one side is in another unit."""
+    """Return structures with one side in another unit."""
     return every(side, quantity, scaled(factor))(inputs, np.random.default_rng(0))
 
 
 def errors(inputs: list[DoctorInput]) -> dict[str, str]:
     """Return code to text of what stops a run."""
-    return {one.code: one.text for one in examine(inputs) if one.severity == "error"}
+    return {one.code: one.text for one in compare_with_labels(inputs) if one.severity == "error"}
 
 
 def other_zero(inputs: list[DoctorInput]) -> list[DoctorInput]:
@@ -67,7 +67,7 @@ def other_zero(inputs: list[DoctorInput]) -> list[DoctorInput]:
 
 
 def wrong(inputs: list[DoctorInput]) -> Iterator[tuple[str, list[DoctorInput], str, str]]:
-    """Yield a name, inputs with one wrong unit, the code and the words that must be found."""
+    """Yield a name, structures with a wrong unit, the code and the words that must be found."""
     for side, words in SIDES.items():
         for unit, factor in ENERGY.items():
             broken = in_unit(inputs, side, "energy", factor)
@@ -117,15 +117,15 @@ def test_no_unit_is_found_with_sound_teachers(teachers: Named) -> None:
 
 
 def shrunk(inputs: list[DoctorInput], size: float, seed: int) -> list[DoctorInput]:
-    """Return inputs with a teacher that has learnt energies and forces to some part, with noise."""
+    """Return structures with a teacher that has learned part of energies and forces, with noise."""
     rng = np.random.default_rng(seed)
     energies = EnergyPairs.collect(inputs)
     spread = energies.compositions.residuals(energies.labels / energies.n_atoms)
     mean = energies.labels / energies.n_atoms - spread
     taught = []
-    for item, own, offset in zip(inputs, spread, mean, strict=True):
+    for item, residual, offset in zip(inputs, spread, mean, strict=True):
         forces = item.labels["forces"]
-        energy = item.n_atoms * (offset + size * own * rng.normal(1.0, 0.1))
+        energy = item.n_atoms * (offset + size * residual * rng.normal(1.0, 0.1))
         noisy = size * forces * rng.normal(1.0, 0.3, forces.shape)
         taught.append(replace(item, teacher={"energy": np.asarray(energy), "forces": noisy}))
     return taught
@@ -146,7 +146,7 @@ def test_no_unit_is_found_with_a_half_trained_teacher(teachers: Named) -> None:
 def test_a_warning_names_the_unit_and_what_contradicts_it(teachers: Named) -> None:
     """And with what speaks against it."""
     learning = shrunk(teachers["EMT, copper"], 1 / KCAL, 0)
-    found = {one.code: one for one in examine(learning)}
+    found = {one.code: one for one in compare_with_labels(learning)}
     assert "total energies agree as they are" in found["energy-scale"].text
     assert "the label energies are in kcal/mol" in found["energy-scale"].text
     assert "hardly trained" in found["forces-scale"].text
