@@ -1,4 +1,4 @@
-"""What must be right before the first step: loaders, student, and the targets themselves."""
+"""Checks before the first step: loaders, what trains, and targets beside the student."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ from kd_plugins.chgnet.data import DataError, DistillData, GraphSample, check_di
 from kd_plugins.chgnet.loss import PREFIX, DistillLoss, Ratios
 from kd_plugins.chgnet.student import HEAD, count_trainable
 from kd_plugins.chgnet.validation import other_zero
-from kd_plugins.doctor.examine import check_allow, examine, split_allowed
-from kd_plugins.doctor.inputs import DoctorInput, Finding, paired
+from kd_plugins.doctor.examine import check_allow
+from kd_plugins.doctor.inputs import DoctorInput, Finding, collect_pairs
+from kd_plugins.preflight import PreflightPart, evenly_spaced, preflight
 
-logger = logging.getLogger(__name__)
+# A CPU predicts three small structures a second.
 EXAMINED = 32
-"""Structures on which the student is asked, at most."""
+"""Structures of each data set that the student predicts, at most."""
+
+# Pretrained CHGNet is 0.03 eV/atom off MPtrj's organic structures; other element references, or
+# energies of another number of atoms, are off by eV/atom.
 OFFSET = 0.5
 """eV/atom by which the student's mean energy may be off its targets' before training."""
+
 OWN = ("energy_zero", "same_validation", "validation_zero")
 """Names of errors that are found here, beside the doctor's."""
+
+_INFO = logging.INFO
 
 
 def checked_allow(allow: object) -> tuple[str, ...]:
@@ -45,10 +52,10 @@ def check_loaders(
 ) -> None:
     """Refuse loaders that yield nothing, or not what the loss needs.
 
-    One to learn from must fill a batch, as otherwise the steps are not those that you asked for.
+    A training loader must fill a batch, or the steps are smaller than those that were asked for.
 
     Raises:
-        DataError: saying which.
+        DataError: naming the loader.
     """
     for name, loader in (("train_loader", train), ("val_loader", validation)):
         if not isinstance(loader, DataLoader):
@@ -56,10 +63,10 @@ def check_loaders(
                 f"{name}: expected a DataLoader, got a {type(loader).__name__}; make one with "
                 "DataLoader(data, batch_size, shuffle=True, collate_fn=collate_graphs)"
             )
-    _check_loader(train, loss.ratios, learns=True)
+    _check_loader(train, loss.ratios, is_training=True)
     for loader in (validation, test):
         if loader is not None:
-            _check_loader(loader, loss.ratios, learns=False)
+            _check_loader(loader, loss.ratios, is_training=False)
     data = getattr(validation.dataset, "data", validation.dataset)
     if isinstance(data, DistillData):
         _check_selection(data, loss)
@@ -68,10 +75,10 @@ def check_loaders(
 def check_data(
     loss: DistillLoss, train: DistillData, validation: DistillData, batch_size: int
 ) -> None:
-    """Refuse what `check_loaders` does, without loaders.
+    """Refuse data sets for the reasons of `check_loaders`, where there are no loaders.
 
     Raises:
-        DataError: saying what.
+        DataError: naming the data set.
     """
     for name, data in (("train", train), ("validation", validation)):
         check_distill_data(name, data)
@@ -90,11 +97,12 @@ def _check_batch(n_structures: int, batch_size: int) -> None:
         )
 
 
-def _check_loader(loader: DataLoader[Any], ratios: Ratios, *, learns: bool) -> None:
+def _check_loader(loader: DataLoader[Any], ratios: Ratios, *, is_training: bool) -> None:
     dataset: Any = loader.dataset
-    size, batch = len(dataset), loader.batch_size or 1
-    if not len(loader) or learns:
-        _check_batch(size, batch)
+
+    # A loader with drop_last and too few structures yields nothing, in validation as well.
+    if is_training or not len(loader):
+        _check_batch(len(dataset), loader.batch_size or 1)
     held = dataset.keys if isinstance(dataset, DistillData) else tuple(dataset[0][1])
     check_targets_held(held, ratios)
 
@@ -102,8 +110,12 @@ def _check_loader(loader: DataLoader[Any], ratios: Ratios, *, learns: bool) -> N
 def check_targets_held(held: Sequence[str], ratios: Ratios) -> None:
     """Refuse data that lack a target which the loss needs.
 
+    Args:
+        held: keys of the data's targets, by CHGNet's letters.
+        ratios: weights of the loss.
+
     Raises:
-        DataError: naming it.
+        DataError: naming the target.
     """
     for source, names in ratios.weighted.items():
         for name in names:
@@ -120,19 +132,21 @@ def _check_selection(data: DistillData, loss: DistillLoss) -> None:
     names = [PREFIX[loss.select] + name.rpartition("_")[2] for name in loss.scored]
     held = (row.targets[name] for row in data.samples for name in names if name in row.targets)
     if not any(bool(target.isfinite().any()) for target in held):
-        whose = "the teacher's targets" if loss.select == "soft" else "the labels"
+        compared = "the teacher's targets" if loss.select == "soft" else "the labels"
         raise DataError(
-            f"select: {loss.select}: the best model is chosen by its errors against {whose} of "
+            f"select: {loss.select}: the best model is chosen by its errors against {compared} of "
             f"{', '.join(names)}, of "
             "which the validation data have none; give them such data or another select"
         )
 
 
 def check_magmoms(model: CHGNet, ratios: Ratios) -> None:
-    """Refuse to teach magnetic moments to weights that do not decide them.
+    """Refuse a loss of magnetic moments if none of the weights that train changes them.
+
+    CHGNet reads the moments before its last convolution, so later weights do not count.
 
     Raises:
-        ValueError: if none of those that train does.
+        ValueError: if only such weights train.
     """
     later = (*HEAD, "readout_norm.", "composition_model.", f"atom_conv_layers.{model.n_conv - 1}.")
     if "magmoms" in ratios.weighted["hard"] and all(
@@ -151,71 +165,38 @@ def check_student(
     validation: DistillData | None = None,
     allow: Sequence[str] = (),
 ) -> None:
-    """Compare targets with what the student says before training, and with each other.
+    """Compare targets with the student's predictions before training, and with each other.
 
-    Of what is wrong for certain with a quantity that has a weight (unit, sign, per atom for total,
-    mixed up ids) the run ends; all else is logged. A student that has seen chemistry, such as
-    pretrained CHGNet, tells these; `EXAMINED` structures at most of each data set are looked at.
+    What is certainly wrong with a quantity that has a weight (unit, sign, per atom for total,
+    shuffled ids) ends the run; all else is logged. A student that was trained before, such as
+    pretrained CHGNet, is good enough to show these. `EXAMINED` structures at most of each data set
+    are looked at.
 
     Args:
         model: the student.
-        train: to learn from.
-        ratios: which targets count.
-        validation: that chooses the best epoch; looked at in the same way, and beside ``train``.
+        train: training data.
+        ratios: weights of hard and soft targets.
+        validation: data by which the best epoch is chosen; checked in the same way, and against
+            ``train``.
         allow: names of errors to overrule, which are then logged as warnings.
 
     Raises:
         DataError: with the findings, for an energy zero that is not the student's or not that of
             the training data, or for graphs of another cutoff.
     """
-    parts = {"training": train}
+    data_sets = {"training": train}
     if validation is not None and validation is not train:
-        parts["validation"] = validation
-    for data in parts.values():
+        data_sets["validation"] = validation
+    for data in data_sets.values():
         _check_cutoffs(model, data)
 
-    rows = {part: _spread(data.samples) for part, data in parts.items()}
-    said = {part: _predictions(model, of_part) for part, of_part in rows.items()}
-    complaints: list[str] = []
-    for source, names in ratios.weighted.items():
-        cases = {
-            part: [_case(*pair, source) for pair in zip(rows[part], said[part], strict=True)]
-            for part in parts
-        }
-        for part in parts:
-            head = (
-                f"in the {part} data, the {source} targets cannot be right ('labels': what the "
-                "student says of them):"
-            )
-            found = [*_errors(cases[part], names, source), *_offset(cases[part], names)]
-            complaints += _refused(found, allow, head)
-        if "energy" in names and "validation" in parts:
-            found = other_zero(cases["training"], cases["validation"])
-            complaints += _refused(found, allow, f"the {source} targets cannot be right:")
-
-    for part in parts:
-        head = f"in the {part} data, labels and teacher contradict each other:"
-        complaints += _refused(_contradictions(rows[part], ratios), allow, head)
-    if complaints:
-        raise DataError("\n  ".join(complaints))
-
-
-def _refused(found: Sequence[Finding], allow: Sequence[str], head: str) -> list[str]:
-    """Return the errors that stop the run, under a headline; log those that are overruled."""
-    refused, overruled = split_allowed(found, allow)
-    for finding in overruled:
-        logger.warning(f"{head} {finding.message}")
-    return [head, *(finding.message for finding in refused)] if refused else []
-
-
-def _contradictions(rows: Sequence[GraphSample], ratios: Ratios) -> list[Finding]:
-    """Return what is wrong between labels and teacher, where both are there."""
-    both = [
-        DoctorInput(case.structure_id, case.structure, _there(case.labels), case.teacher)
-        for case in (row.doctor_input for row in rows)
-        if _there(case.labels) and case.teacher
+    samples = {name: _choose_samples(data) for name, data in data_sets.items()}
+    predictions = {name: _predict(model, chosen) for name, chosen in samples.items()}
+    parts = [
+        *_student_parts(samples, predictions, ratios),
+        *_contradiction_parts(samples, ratios),
     ]
-    return list(_errors(both, ratios.weighted["soft"], "soft")) if both else []
+    preflight(parts, allow, DataError)
 
 
 def _check_cutoffs(model: CHGNet, data: DistillData) -> None:
@@ -228,55 +209,120 @@ def _check_cutoffs(model: CHGNet, data: DistillData) -> None:
             )
 
 
-def _spread(rows: Sequence[GraphSample]) -> list[GraphSample]:
-    places = np.linspace(0, len(rows) - 1, min(EXAMINED, len(rows))).round().astype(int)
-    return [rows[place] for place in places]
+def _choose_samples(data: DistillData) -> list[GraphSample]:
+    return [data.samples[place] for place in evenly_spaced(EXAMINED, len(data.samples))]
 
 
-def _predictions(model: CHGNet, rows: Sequence[GraphSample]) -> list[dict[str, Any]]:
-    training = model.training
-    graphs = [row.graph for row in rows]
-    said = [model.predict_graph(graph, task="efs") for graph in graphs]
-    for graph in graphs:
-        graph.atom_frac_coord.requires_grad_(False)
-    model.train(training)
+def _predict(model: CHGNet, samples: Sequence[GraphSample]) -> list[dict[str, Any]]:
+    """Return the student's energy, forces and stress of each structure, in our units."""
+    was_training = model.training
+    predictions = [model.predict_graph(sample.graph, task="efs") for sample in samples]
+    model.train(was_training)
+
+    # CHGNet has made the graphs' own coordinates require gradients, which training expects of no
+    # graph that it is given.
+    for sample in samples:
+        sample.graph.atom_frac_coord.requires_grad_(False)
+
     return [
         {
-            "energy": np.float64(one["e"]) * row.doctor_input.n_atoms,
-            "forces": one["f"],
-            "stress": full_3x3_to_voigt_6_stress(one["s"].astype(float)) / GPA,
+            "energy": np.float64(predicted["e"]) * sample.n_atoms,  # CHGNet's are per atom
+            "forces": predicted["f"],
+            "stress": full_3x3_to_voigt_6_stress(predicted["s"].astype(float)) / GPA,
         }
-        for row, one in zip(rows, said, strict=True)
+        for sample, predicted in zip(samples, predictions, strict=True)
     ]
 
 
-def _case(row: GraphSample, prediction: Mapping[str, Any], source: str) -> DoctorInput:
-    values = row.doctor_input.teacher if source == "soft" else _there(row.doctor_input.labels)
-    return DoctorInput(row.structure_id, row.doctor_input.structure, prediction, values)
-
-
-def _there(labels: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the labels that are not missing."""
-    return {name: value for name, value in labels.items() if np.isfinite(value).all()}
-
-
-def _errors(cases: Sequence[DoctorInput], names: Sequence[str], source: str) -> Iterator[Finding]:
-    for finding in examine(cases) if names else ():
-        if finding.code == "missing":  # which DistillData has allowed
+def _student_parts(
+    samples: Mapping[str, Sequence[GraphSample]],
+    predictions: Mapping[str, Sequence[Mapping[str, Any]]],
+    ratios: Ratios,
+) -> Iterator[PreflightPart]:
+    """Yield hard and soft targets beside the student, which takes the labels' place."""
+    for source, quantities in ratios.weighted.items():
+        if not quantities:
             continue
-        if finding.severity == "error" and finding.quantity in names:
-            yield finding
-        elif finding.code != "energy-too-few":
-            logger.info(f"{source} targets and student: {finding.message}")
+
+        inputs = {
+            name: [
+                DoctorInput(
+                    sample.structure_id,
+                    sample.doctor_input.structure,
+                    predicted,
+                    _targets(sample.doctor_input, source),
+                )
+                for sample, predicted in zip(chosen, predictions[name], strict=True)
+            ]
+            for name, chosen in samples.items()
+        }
+        for name, of_data in inputs.items():
+            yield PreflightPart(
+                of_data,
+                quantities,
+                heading=(
+                    f"in the {name} data, the {source} targets cannot be right ('labels': the "
+                    "student's predictions):"
+                ),
+                subject=f"{source} targets and student, {name} data",
+                found_by_host=list(_energy_zero(of_data)) if "energy" in quantities else (),
+                ignored=("missing",),  # DistillData has accepted these
+                log_level=_INFO,  # a student may well be poor before it is trained
+            )
+
+        if "energy" in quantities and "validation" in inputs:
+            yield PreflightPart(
+                (),
+                heading=f"the {source} targets cannot be right:",
+                subject=f"{source} targets",
+                found_by_host=other_zero(inputs["training"], inputs["validation"]),
+            )
 
 
-def _offset(cases: Sequence[DoctorInput], names: Sequence[str]) -> Iterator[Finding]:
-    kept, there, here = paired(cases, "energy") if "energy" in names else ([], [], [])
-    sizes = np.array([case.n_atoms for case in kept])
-    offsets = (np.array(there) - np.array(here)) / sizes if kept else np.zeros(1)
-    if abs(np.mean(offsets)) > OFFSET:
+def _contradiction_parts(
+    samples: Mapping[str, Sequence[GraphSample]], ratios: Ratios
+) -> Iterator[PreflightPart]:
+    """Yield labels beside the teacher's targets, where a structure has both."""
+    if not ratios.weighted["soft"]:
+        return
+    for name, chosen in samples.items():
+        inputs = [
+            DoctorInput(item.structure_id, item.structure, labels, item.teacher)
+            for item in (sample.doctor_input for sample in chosen)
+            if item.teacher and (labels := _targets(item, "hard"))
+        ]
+        yield PreflightPart(
+            inputs,
+            ratios.weighted["soft"],
+            heading=f"in the {name} data, labels and teacher contradict each other:",
+            subject=f"labels and teacher, {name} data",
+            ignored=("missing",),
+            log_level=_INFO,
+        )
+
+
+def _targets(item: DoctorInput, source: str) -> Mapping[str, Any]:
+    """Return the teacher's values, or the labels that are not missing (NaN)."""
+    if source == "soft":
+        return item.teacher
+    return {name: value for name, value in item.labels.items() if np.isfinite(value).all()}
+
+
+def _energy_zero(inputs: Sequence[DoctorInput]) -> Iterator[Finding]:
+    """Yield an error if targets have another zero of energy than the student.
+
+    The doctor only warns of that, since a store can be aligned; a fine-tuned student would first
+    unlearn its own zero.
+    """
+    kept, targets, predictions = collect_pairs(inputs, "energy")
+    if not kept:
+        return
+
+    n_atoms = np.array([item.n_atoms for item in kept])
+    mean = float(np.mean((np.array(targets) - np.array(predictions)) / n_atoms))
+    if abs(mean) > OFFSET:
         text = (
-            f"their energies are {np.mean(offsets):.2f} eV/atom above the student's on average; "
+            f"their energies are {mean:.2f} eV/atom above the student's on average; "
             "are they of the whole structure, and with the same element references? If only the "
             "references differ, call align_references(model, data) first (student.align: true in "
             "a YAML)"

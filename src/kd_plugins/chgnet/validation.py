@@ -1,4 +1,4 @@
-"""Validation data beside the training data: other structures, of the same energy zero."""
+"""Validation data compared with training data: other structures, with the same energy zero."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from kd_plugins.store.structure import POSITION_TOLERANCE, Structure
 
 logger = logging.getLogger(__name__)
 
+# Another zero, as of isolated atoms in the place of pseudopotentials, is off by eV/atom.
 SHIFT = 0.25
-"""eV/atom by which validation energies may be off, beyond what training energies are off."""
+"""eV/atom that validation energies may differ from the student's beyond what training ones do."""
+
 SCATTER = 5.0
-"""Standard deviations of the energies of either, within which they may be off as well."""
+"""Standard deviations of either data set's energies, by which they may differ as well."""
 
 
 def check_apart(train: DistillData, validation: DistillData, allow: Sequence[str] = ()) -> None:
-    """Refuse validation data that are the training data; say so of a few structures.
+    """Refuse validation structures that are training structures; warn if some are.
 
     Errors on structures that were learned choose the most overfitted epoch.
 
@@ -34,21 +36,20 @@ def check_apart(train: DistillData, validation: DistillData, allow: Sequence[str
         allow: names of errors to overrule, here ``same_validation``.
 
     Raises:
-        DataError: if all structures of one are in the other.
+        DataError: if all validation structures are in the training data.
     """
-    known = _twins(
-        [row.doctor_input for row in train.samples],
-        [row.doctor_input for row in validation.samples],
-    )
-    if not known:
+    parts = ([sample.doctor_input for sample in data.samples] for data in (train, validation))
+    shared = _find_shared(*parts)
+    if not shared:
         return
 
-    ids = first_ids(known)
-    n_known, n_all = len(known), len(validation)
-    if n_known < n_all:
+    ids = first_ids(shared)
+    n_shared, n_all = len(shared), len(validation)
+    if n_shared < n_all:
         logger.warning(
-            f"{n_known} of {n_all} validation structures are in the training data, too, such as "
-            f"{', '.join(ids)}: their errors say nothing of other structures; take them out of one"
+            f"{n_shared} of {n_all} validation structures are in the training data, too, such as "
+            f"{', '.join(ids)}: their errors tell nothing about other structures; take them out of "
+            "one"
         )
         return
 
@@ -66,30 +67,36 @@ def check_apart(train: DistillData, validation: DistillData, allow: Sequence[str
 
 
 def other_zero(train: Sequence[DoctorInput], validation: Sequence[DoctorInput]) -> list[Finding]:
-    """Return whether the energies of the validation data have another zero.
+    """Return an error if the energies of the validation data have another zero.
 
-    Energies are compared with the student's, less what the training data's elements are off: a
-    constant that is large beside the scatter of both is another zero, as of another teacher.
+    Energies are compared with the student's, after the element references have been fitted to the
+    training data. A constant that is large beside the scatter of both data sets is another zero, as
+    of another teacher.
 
     Args:
         train: training structures, with the student's values as labels and targets as teacher.
         validation: the same of validation structures.
     """
-    cases, targets, student = collect_pairs(train, "energy")
+    inputs, targets, student = collect_pairs(train, "energy")
     others, their_targets, their_student = collect_pairs(validation, "energy")
-    if not cases or not others:
+    if not inputs or not others:
         return []
-    numbers = [case.structure.atomic_numbers for case in cases]
+
+    numbers = [one.structure.atomic_numbers for one in inputs]
     references = fit_references(numbers, np.array(targets), np.array(student))
 
-    off = [
-        (target - said - references.total(case.structure.atomic_numbers)) / case.n_atoms
-        for case, target, said in zip(others, their_targets, their_student, strict=True)
-        if references.covers(case.structure.atomic_numbers)
+    differences = [
+        (target - predicted - references.total(one.structure.atomic_numbers)) / one.n_atoms
+        for one, target, predicted in zip(others, their_targets, their_student, strict=True)
+        if references.covers(one.structure.atomic_numbers)
     ]
-    mean = float(np.mean(off)) if off else 0.0
-    if abs(mean) <= max(SHIFT, SCATTER * references.std, SCATTER * float(np.std(off or [0.0]))):
+    if not differences:
         return []
+
+    mean, scatter = float(np.mean(differences)), max(references.std, float(np.std(differences)))
+    if abs(mean) <= max(SHIFT, SCATTER * scatter):
+        return []
+
     text = (
         f"the energies of the validation data are {mean:+.2f} eV/atom off those of the training "
         "data (both against the student, element references aside), so they have another zero; "
@@ -98,28 +105,39 @@ def other_zero(train: Sequence[DoctorInput], validation: Sequence[DoctorInput]) 
     return [Finding("validation-zero", "error", "energy", text)]
 
 
-def _twins(train: Sequence[DoctorInput], validation: Sequence[DoctorInput]) -> list[DoctorInput]:
-    """Return the validation structures that are in the training data, whatever their ids."""
+def _find_shared(
+    train: Sequence[DoctorInput], validation: Sequence[DoctorInput]
+) -> list[DoctorInput]:
+    """Return the validation structures that are in the training data, whatever their ids.
+
+    Comparing all pairs would take the product of both sizes. So structures are grouped by their
+    atomic numbers and sorted by a hash that changes little with the positions; only neighbours in
+    that order are compared.
+    """
     groups: dict[bytes, list[tuple[float, int]]] = defaultdict(list)
-    for index, case in enumerate(train):
-        groups[case.structure.atomic_numbers.tobytes()].append((_mark(case.structure), index))
+    for index, one in enumerate(train):
+        groups[one.structure.atomic_numbers.tobytes()].append((_hash(one.structure), index))
     for group in groups.values():
         group.sort()
 
     found = []
-    for case in validation:
-        group = groups.get(case.structure.atomic_numbers.tobytes(), [])
-        mark, slack = _mark(case.structure), 20 * POSITION_TOLERANCE
-        first = bisect_left(group, (mark - slack, -1))
-        last = bisect_right(group, (mark + slack, len(train)))
+    for one in validation:
+        group = groups.get(one.structure.atomic_numbers.tobytes(), [])
+        value, slack = _hash(one.structure), 20 * POSITION_TOLERANCE
+        first = bisect_left(group, (value - slack, -1))
+        last = bisect_right(group, (value + slack, len(train)))
+
         near = (train[index].structure for _, index in group[first:last])
-        if any(structure.difference(case.structure) is None for structure in near):
-            found.append(case)
+        if any(structure.difference(one.structure) is None for structure in near):
+            found.append(one)
     return found
 
 
-def _mark(structure: Structure) -> float:
-    """Return a number that a structure shares with itself, for sorting: few others have it."""
-    inverse = np.linalg.pinv(structure.cell)
-    turns = np.cos(2 * np.pi * (structure.positions @ inverse))
-    return float(np.linalg.norm(structure.cell) + turns.mean(axis=0).sum())
+def _hash(structure: Structure) -> float:
+    """Return a number that equal structures share, wrapped into the cell or not.
+
+    A cosine of fractional coordinates does not change when an atom moves by a lattice vector.
+    """
+    fractions = structure.positions @ np.linalg.pinv(structure.cell)
+    waves = np.cos(2 * np.pi * fractions)
+    return float(np.linalg.norm(structure.cell) + waves.mean(axis=0).sum())
