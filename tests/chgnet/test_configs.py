@@ -1,4 +1,4 @@
-"""The YAML files of paper 004 are trainings that can be read, and say what the paper says."""
+"""The YAML files of Taniguchi 2024 can be read, and hold the paper's settings."""
 
 from __future__ import annotations
 
