@@ -1,4 +1,4 @@
-"""Which structures a teacher could not label, and why."""
+"""The log of structures that a teacher could not label, with the reasons: failures.jsonl."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from kd_plugins.store import StoreError
 from kd_plugins.store.store import TargetStore
 
 FAILURES = "failures.jsonl"
+
 BEGINNING = b'{"structure_id": "'
+"""First bytes of every line, by which a line that a kill cut off is told from another file's."""
 
 
 class FailureLog:
-    """Appends to ``failures.jsonl`` in a store's folder; a line torn by a kill does no harm.
+    """Appends to ``failures.jsonl`` in a store's folder; a last line cut off by a kill is ignored.
 
     Args:
         folder: of the store.
@@ -27,11 +29,11 @@ class FailureLog:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FAILURES
-        self._known = _read(self.path)
-        self._torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+        self._known = _read_log(self.path)
+        self._is_cut_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
 
     def add(self, reasons: dict[str, str]) -> None:
-        """Write structure id to reason durably, but for what stands there already.
+        """Append structures with their reasons, and sync the file; known ones are left out.
 
         Raises:
             StoreError: naming the file, if it cannot be written.
@@ -39,10 +41,13 @@ class FailureLog:
         new = {name: why for name, why in reasons.items() if self._known.get(name) != why}
         if not new:
             return
+
         lines = [json.dumps({"structure_id": name, "reason": why}) for name, why in new.items()]
+        if self._is_cut_off:
+            lines.insert(0, "")  # ends the line that a kill cut off
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n" * self._torn + "\n".join(lines) + "\n")
+                file.write("\n".join(lines) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -50,12 +55,12 @@ class FailureLog:
                 f"{self.path}: why {next(iter(new))!r} failed could not be written "
                 f"({error.strerror}); what was labelled is kept: make room and go on"
             ) from error
-        self._torn = False
+        self._is_cut_off = False
         self._known.update(new)
 
 
 def failures(store: TargetStore) -> dict[str, str]:
-    """Return structure id to reason, of those that failed and have not been labelled since.
+    """Return structure id to reason of the structures that failed and are still not labelled.
 
     Raises:
         StoreError: if the file holds something else, or cannot be read.
@@ -64,10 +69,16 @@ def failures(store: TargetStore) -> dict[str, str]:
         raise ValueError(
             f"store: expected a TargetStore, got {shown(store)}; open it with TargetStore.open"
         )
-    return {name: why for name, why in _read(store.folder / FAILURES).items() if name not in store}
+    logged = _read_log(store.folder / FAILURES)
+    return {name: why for name, why in logged.items() if name not in store}
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read_log(path: Path) -> dict[str, str]:
+    """Return structure id to its last reason.
+
+    Raises:
+        StoreError: naming the line, if it is not one of ours.
+    """
     try:
         lines = path.read_bytes().splitlines() if path.exists() else []
     except OSError as error:
@@ -75,9 +86,10 @@ def _read(path: Path) -> dict[str, str]:
 
     reasons: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
-        entry = _parsed(line)
+        entry = _parse_line(line)
         if entry is None:
             continue
+
         name, why = entry.get("structure_id"), entry.get("reason")
         if not isinstance(name, str) or not isinstance(why, str):
             raise StoreError(
@@ -88,14 +100,15 @@ def _read(path: Path) -> dict[str, str]:
     return reasons
 
 
-def _parsed(line: bytes) -> Mapping[str, object] | None:
-    """Return what a line holds, nothing of it if it is none of ours, None if a kill has torn it."""
+def _parse_line(line: bytes) -> Mapping[str, object] | None:
+    """Return the object of a line: None if a kill cut the line off, empty if it is not ours."""
     try:
         entry = json.loads(line)
     except RecursionError:
         return {}
     except ValueError:
-        torn = line.rstrip(b"\0")  # which a power cut can leave
-        is_beginning = torn.startswith(BEGINNING) or BEGINNING.startswith(torn)
-        return None if is_beginning and torn.isascii() and not torn.endswith(b"}") else {}
+        rest = line.rstrip(b"\0")  # zeros are left where a power cut came before the data
+        is_beginning = rest.startswith(BEGINNING) or BEGINNING.startswith(rest)
+        is_cut_off = is_beginning and rest.isascii() and not rest.endswith(b"}")
+        return None if is_cut_off else {}
     return entry if isinstance(entry, Mapping) else {}

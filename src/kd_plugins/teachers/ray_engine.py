@@ -38,10 +38,14 @@ class RayEngine:
             raise TeacherError(
                 f"engine 'ray' needs Ray ({error}): pip install 'kd_plugins[ray]'"
             ) from error
+
         self.n_workers, self._ray = n_workers, ray
+        # A cluster that the caller has connected to is the caller's to shut down.
         self._started = not ray.is_initialized()
         if self._started:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+
+        # Ray shows an actor only the GPUs that it has reserved, so each reserves its share.
         gpus = min(1, ray.cluster_resources().get("GPU", 0) / n_workers)
         self._actor = ray.remote(num_cpus=1, num_gpus=gpus)(_RayWorker)
         self._job = (teacher, device, folder.resolve(), sys.path)
@@ -73,7 +77,7 @@ class RayEngine:
         worker = self._pending.pop(reference)
         try:
             return worker, self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
+        except self._ray.exceptions.RayTaskError as error:  # the worker's exception, wrapped
             raise error.cause from None
         except self._ray.exceptions.RayActorError:
             self._actors[worker] = self._start(worker)
@@ -84,11 +88,16 @@ class RayEngine:
 
 
 class _RayWorker:
-    """A worker as Ray runs it, made with its first batch: what then fails, fails as a task."""
+    """A worker as Ray runs it.
+
+    The teacher is made with the first batch and not with the actor: an exception of a task reaches
+    the caller with its type and message, one of an actor's constructor only as a dead actor.
+    """
 
     def __init__(
         self, teacher: str, device: str, folder: Path, path: list[str], shard: str
     ) -> None:
+        # The caller's modules, such as a teacher's, may lie in folders that Ray does not know.
         sys.path.extend(entry for entry in path if entry not in sys.path)
         self._job = (teacher, device, folder, shard)
         self._worker: Worker | None = None
