@@ -161,7 +161,9 @@ def main() -> int:
 
     for name in arguments.parts:
         print(f"{name} ...", flush=True)
-        report["parts"][name] = rounded(run(PARTS[name][0], setup, PARTS[name][1]))
+        part, limit = PARTS[name]
+        # a machine without a GPU may be slow, or busy
+        report["parts"][name] = rounded(run(part, setup, 3 * limit if arguments.dry else limit))
         arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
         arguments.out.with_suffix(".md").write_text(tables(report))
 
