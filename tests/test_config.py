@@ -118,7 +118,7 @@ WRONG = [
     ({"steps": 10**400}, "run.steps: expected a whole number up to 2^63, got a whole number of"),
     ({"steps": 2**63}, "run.steps: expected a whole number up to 2^63, got a whole number of 64"),
     ({"frozen": "embedding"}, "run.frozen: expected a list, got 'embedding'"),
-    ({"frozen": ["a", 1]}, "run.frozen: expected a string, got 1"),
+    ({"frozen": ["a", 1]}, "run.frozen[1]: expected a string, got 1"),
     ({"bath": 300}, "run.bath: expected a mapping, got 300"),
     ({"bath": None}, "run.bath: expected a mapping, got None"),
     ({"bath": {}}, "run.bath.temperature: missing; expected a number"),

@@ -1,4 +1,4 @@
-"""Read YAML into strict frozen dataclasses, and report all errors at once."""
+"""Read YAML and JSON into strict frozen dataclasses, and report all errors at once."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 
-from kd_plugins.core.distances import DISTANCES, Distance, Huber
-from kd_plugins.core.schedules import SCHEDULES, Constant, Schedule
 from kd_plugins.files import LARGEST_WHOLE
 from kd_plugins.names import suggestion
 from kd_plugins.numbers import LARGEST
 from kd_plugins.numbers import shown as shown
+
+if TYPE_CHECKING:
+    from kd_plugins.core.distances import Distance
+    from kd_plugins.core.schedules import Schedule
 
 T = TypeVar("T")
 
@@ -166,10 +168,11 @@ def read_config(kind: type[T], raw: object, path: str) -> T:
     """Build the dataclass ``kind`` from a mapping, and check every field.
 
     Args:
-        kind: a dataclass whose fields are numbers, strings, booleans, Literals, tuples of strings,
-            other such dataclasses, or have a reader (`reader`).
-        raw: the value in the YAML.
-        path: its place in the YAML for messages, such as ``"task.distill"``.
+        kind: a dataclass whose fields are numbers, strings, booleans, Literals, other such
+            dataclasses, tuples or mappings of these, or have a reader (`reader`). A mapping's
+            keys are strings or Literals; an entry that is null is left out.
+        raw: the value in the YAML or JSON.
+        path: its place for messages, such as ``"task.distill"`` or the name of the file.
 
     Raises:
         ConfigError: with every unknown or missing key, wrong type and value out of range.
@@ -186,7 +189,11 @@ def read_config(kind: type[T], raw: object, path: str) -> T:
       bath.temperature: missing; expected a number
     """
     errors: list[str] = []
-    instance = _read_dataclass(kind, raw, path, errors)
+    try:
+        instance = _read_value(kind, raw, path, errors)
+    except ValueError as error:
+        errors.append(f"{path}: {error.args[0]}")
+        instance = None
 
     if errors:
         plural = "errors" if len(errors) > 1 else "error"
@@ -213,6 +220,9 @@ def weight(raw: object) -> Schedule:
     >>> weight(10)(0)
     10.0
     """
+    # Imported here, since distances load torch, and most settings have neither.
+    from kd_plugins.core.schedules import SCHEDULES, Constant
+
     if not isinstance(raw, Mapping):
         return Constant(_read_number(raw))
 
@@ -227,7 +237,7 @@ def weight(raw: object) -> Schedule:
     schedule = _read_dataclass(SCHEDULES[name], settings, name, errors)
     if errors:
         raise ValueError("; ".join(errors))
-    return typing.cast(Schedule, schedule)
+    return typing.cast("Schedule", schedule)
 
 
 def distance(raw: object) -> Distance:
@@ -239,6 +249,8 @@ def distance(raw: object) -> Distance:
     >>> distance("norm").__name__
     'norm'
     """
+    from kd_plugins.core.distances import DISTANCES, Huber
+
     if isinstance(raw, Mapping) and set(raw) == {"huber"}:
         return Huber(_read_number(raw["huber"]))
     if raw == "huber":
@@ -313,6 +325,10 @@ def _read_value(hint: Any, raw: Any, path: str, errors: list[str]) -> object:
         return _read_number(raw)
     if typing.get_origin(hint) is tuple:
         return _read_list(typing.get_args(hint)[0], raw, path, errors)
+    if typing.get_origin(hint) is Mapping:
+        return _read_mapping(*typing.get_args(hint), raw, path, errors)
+    if hint in (object, Any):
+        return raw
 
     if type(raw) is not hint:  # not isinstance: True is an int to Python, and no number to us
         raise ValueError(f"expected {_expectation(hint)}, got {shown(raw)}")
@@ -330,7 +346,37 @@ def _read_choice(choices: tuple[str, ...], raw: object) -> object:
 def _read_list(hint: Any, raw: object, path: str, errors: list[str]) -> tuple[object, ...]:
     if not isinstance(raw, (list, tuple)):
         raise ValueError(f"expected a list, got {shown(raw)}")
-    return tuple(_read_value(hint, item, path, errors) for item in raw)
+    return tuple(
+        _read_item(hint, item, f"{path}[{place}]", errors) for place, item in enumerate(raw)
+    )
+
+
+def _read_mapping(
+    key_hint: Any, hint: Any, raw: object, path: str, errors: list[str]
+) -> dict[str, object]:
+    if raw is None:
+        return {}
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"expected a mapping, got {shown(raw)}")
+
+    known = typing.get_args(key_hint)  # those of a Literal; none for any string
+    items = {}
+    for key, value in raw.items():
+        if not isinstance(key, str) or (known and key not in known):
+            near = suggestion(str(key), known) if known else "; expected a string"
+            errors.append(f"{path}.{key}: unknown key{near}")
+        elif value is not None:
+            items[key] = _read_item(hint, value, f"{path}.{key}", errors)
+    return items
+
+
+def _read_item(hint: Any, raw: object, path: str, errors: list[str]) -> object:
+    """Read an item of a list or mapping, and add its error to the others."""
+    try:
+        return _read_value(hint, raw, path, errors)
+    except (ValueError, KeyError) as error:
+        errors.append(f"{path}: {error.args[0]}")
+        return None
 
 
 def _read_number(raw: object) -> float:

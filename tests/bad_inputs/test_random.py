@@ -27,7 +27,7 @@ from tests.bad_inputs.records import (
     VERIFY,
 )
 
-READ = "from kd_plugins.report import read_experiment; read_experiment(__import__('pathlib').Path("
+READ = "from kd_plugins.report import read_results; read_results(__import__('pathlib').Path("
 """What report does before it draws, which takes seconds."""
 
 FEW = settings(

@@ -19,8 +19,8 @@ from kd_plugins.chgnet.__main__ import main
 from kd_plugins.chgnet.settings import read_training
 from kd_plugins.compare import Comparison, read_experiment
 from kd_plugins.report.results import read_results
-from tests.chgnet import small
-from tests.chgnet.small import Labelled
+from tests.chgnet import fixtures
+from tests.chgnet.fixtures import Labelled
 
 
 @pytest.fixture
@@ -36,18 +36,18 @@ def config(salts: Labelled, tmp_path: Path) -> Path:
     settings = {
         "train": data,
         "validation": data,
-        "loss": {"soft": dict(small.ALL_SOFT)},
+        "loss": {"soft": dict(fixtures.ALL_SOFT)},
         "optim": {"learning_rate": 0.01, "batch_size": 2, "epochs": 1, "seed": 0},
         "out": str(tmp_path / "run"),
         "cache": str(tmp_path / "trunk"),
-        "allow": list(small.ALLOW),
+        "allow": list(fixtures.ALLOW),
     }
     path = tmp_path / "training.yml"
     path.write_text(yaml.safe_dump(settings))
     return path
 
 
-def test_it_trains_and_says_where_the_student_is(
+def test_command_trains_and_prints_the_path_of_the_student(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(config), "optim.steps=3", "optim.epochs=null", "student.align=true"]) == 0
@@ -56,11 +56,14 @@ def test_it_trains_and_says_where_the_student_is(
     assert said.splitlines()[-1] == f"the best student is {best}"
     assert "val_soft_f" in said.splitlines()[-2]
     model = CHGNet.from_file(str(best))
-    assert {name.split(".")[0] for name in small.has_changed(model)} <= {"mlp", "composition_model"}
-    assert any(name.startswith("mlp.") for name in small.has_changed(model))
+    assert {name.split(".")[0] for name in fixtures.has_changed(model)} <= {
+        "mlp",
+        "composition_model",
+    }
+    assert any(name.startswith("mlp.") for name in fixtures.has_changed(model))
 
 
-def test_hard_labels_a_subset_and_a_checkpoint_by_overrides(
+def test_changes_on_the_command_line_set_labels_subset_and_checkpoint(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = ["train.size=2", "loss.hard.energy=0.5", "loss.soft.stress=0", "loss.select=hard"]
@@ -105,7 +108,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_said_at_once(
+def test_errors_in_the_yaml_are_reported_before_training(
     config: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -122,7 +125,7 @@ def test_what_is_wrong_is_said_at_once(
     assert not list((tmp_path).glob("run/*.tar"))
 
 
-def test_a_yaml_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_yaml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text, message in (
         ("a: [", "no YAML"),
         ("[1]", "expected a mapping, key: value, got a list: [1]"),
@@ -134,7 +137,7 @@ def test_a_yaml_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "nowhere.yml" in capsys.readouterr().err
 
 
-def test_an_interrupt_says_that_it_goes_on(
+def test_an_interrupt_names_the_way_to_resume(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(*arguments: Any, **settings: Any) -> None:
@@ -146,7 +149,7 @@ def test_an_interrupt_says_that_it_goes_on(
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.5])
-def test_an_early_interrupt_is_no_traceback(config: Path, seconds: float) -> None:
+def test_an_interrupt_during_imports_prints_no_traceback(config: Path, seconds: float) -> None:
     """While torch and CHGNet are imported, too."""
     words = [sys.executable, "-W", "ignore", "-m", "kd_plugins.chgnet", str(config)]
     # what is asked for is the answer to Ctrl-C, of which a shell's background job has none
@@ -160,9 +163,7 @@ def test_an_early_interrupt_is_no_traceback(config: Path, seconds: float) -> Non
     assert "Traceback" not in said
 
 
-def test_where_an_error_comes_from_is_shown_on_request(
-    config: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_debug_prints_the_traceback(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, shown in (([], False), (["--debug"], True)):
         assert main([str(config), "train.store=nowhere", *words]) == 2
         said = capsys.readouterr().err
@@ -210,7 +211,7 @@ def test_settings_are_refused_before_structures_are_read(
     assert not (config.parent / "trunk").exists()
 
 
-def test_validation_that_is_training_is_seen_in_other_words(
+def test_validation_structures_listed_otherwise_are_recognised_as_training_structures(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another list of the same structures."""
@@ -218,7 +219,9 @@ def test_validation_that_is_training_is_seen_in_other_words(
     assert "all 3 validation structures are in the training data" in capsys.readouterr().err
 
 
-def test_home_in_paths(config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_home_is_expanded_in_paths(
+    config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = read_training(
         config,
@@ -229,7 +232,7 @@ def test_home_in_paths(config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert settings.train.store == str(tmp_path / "c")
 
 
-def test_compare_trains_arms_of_it(config: Path, tmp_path: Path) -> None:
+def test_compare_trains_arms_of_a_yaml(config: Path, tmp_path: Path) -> None:
     """Arms are changes of the YAML; curves and terms of the training come along."""
     experiment = {
         "title": "salts",

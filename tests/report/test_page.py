@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 from kd_plugins.files import write_json
 from kd_plugins.report import write_report
 from kd_plugins.report.figures import GREY, INK, PALETTE, Plot, looks, panels, styled
-from kd_plugins.report.records import Series
+from kd_plugins.report.results import Series
 from kd_plugins.report.training_plots import Band, band, crossings
 from tests.report.samples import plan, write_experiment
 

@@ -40,7 +40,7 @@ def test_markdown_needs_rows_as_long_as_the_head() -> None:
     [(0.05, "0.05"), (1234567, "1 234 567"), (-12.345, "−12.3"), (99.99, "100"), (3e-9, "3e-09")],
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
-    assert tables.number(value).replace(tables.THIN, " ") == text
+    assert tables.format_number(value).replace(tables.THIN, " ") == text
 
 
 @pytest.mark.parametrize(

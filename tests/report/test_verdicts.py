@@ -4,30 +4,34 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from kd_plugins.report.records import Evaluation, Experiment
+from kd_plugins.report.results import ExperimentResults, RunResults
 from kd_plugins.report.statistics import Difference
-from kd_plugins.report.verdicts import sentence, verdict
+from kd_plugins.report.verdicts import compare_in_words, verdict
 
 LOWER = Difference(-9.34, 5, (-13.0, -5.0), (-14.0, -4.1))
 HIGHER = Difference(120.4, 5, (101.0, 130.0), (100.0, 140.0))
 UNSURE = Difference(-2.0, 5, (-9.0, 3.0), (-12.0, 8.0))
 
 
-def experiment(values: Mapping[str, Sequence[float]], metric: str = "force_rmse") -> Experiment:
+def experiment(
+    values: Mapping[str, Sequence[float]], metric: str = "force_rmse"
+) -> ExperimentResults:
     """Arms with one number a seed; the control takes 100 s, the others 104 s."""
     runs = {
-        (arm, seed): Evaluation(
+        (arm, seed): RunResults(
             arm, train_cpu_seconds=100.0 if arm == "control" else 104.0, metrics={metric: value}
         )
         for arm, found in values.items()
         for seed, value in enumerate(found)
     }
     seeds = tuple(range(max(map(len, values.values()))))
-    return Experiment("title", tuple(values), seeds, runs, "host", "control", (metric,))
+    return ExperimentResults("title", tuple(values), seeds, runs, "host", "control", (metric,))
 
 
 def test_a_sentence_says_it_in_words() -> None:
-    found = sentence("student", "control", {"force_rmse": LOWER, "stress_rmse": UNSURE}, 1.04)
+    found = compare_in_words(
+        "student", "control", {"force_rmse": LOWER, "stress_rmse": UNSURE}, 1.04
+    )
     assert found == (
         "student against control: force RMSE 9.3 % lower (5 seeds, 95 % between 14.0 and 4.1 % "
         "lower); stress RMSE: no difference shown (5 seeds, 95 % from 12.0 % lower to 8.0 % "
@@ -45,7 +49,7 @@ def test_a_sentence_says_it_in_words() -> None:
     ],
 )
 def test_every_outcome_has_its_words(difference: Difference | None, says: str) -> None:
-    assert says in sentence("a", "b", {"force_rmse": difference}, None)
+    assert says in compare_in_words("a", "b", {"force_rmse": difference}, None)
 
 
 CONTROL = [1.00, 1.01, 0.99, 1.02]
@@ -79,14 +83,16 @@ def test_only_seeds_that_both_have_count() -> None:
 def test_better_and_worse_is_mixed() -> None:
     ours, theirs = ({"force_rmse": v, "stress_rmse": 1 / v} for v in (0.8, 1.0))
     runs = {
-        (arm, seed): Evaluation(arm, metrics={k: v * (1 + 0.001 * seed) for k, v in m.items()})
+        (arm, seed): RunResults(arm, metrics={k: v * (1 + 0.001 * seed) for k, v in m.items()})
         for arm, m in (("control", theirs), ("student", ours))
         for seed in range(4)
     }
     names = ("force_rmse", "stress_rmse")
-    found = Experiment("t", ("control", "student"), (0, 1, 2, 3), runs, "h", "control", names)
+    found = ExperimentResults(
+        "t", ("control", "student"), (0, 1, 2, 3), runs, "h", "control", names
+    )
     assert verdict(found)[0].outcome == "mixed"
 
 
 def test_a_model_alone_has_no_verdict() -> None:
-    assert verdict(Experiment("t", ("m",), (0,), {})) == []
+    assert verdict(ExperimentResults("t", ("m",), (0,), {})) == []

@@ -170,7 +170,7 @@ def _exit_code(requirements: Sequence[str], metrics: Mapping[str, float]) -> int
 
 def _compare(arguments: argparse.Namespace) -> int:
     from kd_plugins.compare import Comparison, read_experiment
-    from kd_plugins.report.reading import read_experiment as read_results
+    from kd_plugins.report.results import read_results
     from kd_plugins.report.verdicts import verdict
 
     experiment = read_experiment(arguments.experiment)

@@ -22,7 +22,7 @@ import yaml
 from kd_plugins.config import read_yaml, shown
 from kd_plugins.files import FolderInUse, folder_lock, write_bytes
 from kd_plugins.names import suggestion
-from kd_plugins.report.reading import read_curves
+from kd_plugins.report.results import read_curves
 
 Settings = Mapping[str, Any]
 Curves = Mapping[str, Mapping[str, Any]]

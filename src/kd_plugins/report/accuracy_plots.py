@@ -20,7 +20,7 @@ from kd_plugins.report.figures import (
     styled,
 )
 from kd_plugins.report.metrics import metric
-from kd_plugins.report.records import Pairs
+from kd_plugins.report.results import Pairs
 from kd_plugins.report.statistics import Difference
 
 SHOWN = {"forces": ("force", "meV/Å"), "energy_per_atom": ("energy", "meV/atom")}
@@ -162,7 +162,7 @@ def _whisker(axes: Axes, place: float, found: Difference, look: Look, label: str
         look.marker,
         color=look.colour,
         markersize=8,
-        markerfacecolor=look.colour if found.shown else "none",
+        markerfacecolor=look.colour if found.is_significant else "none",
         markeredgewidth=1.6,
         label=label,
     )
@@ -174,7 +174,7 @@ def _forest(differences: Mapping[str, Mapping[str, Difference]]) -> list[list[ob
         [*head, "t low", "t high", "shown"],
         *(
             [arm, name, d.percent, d.pairs, *(d.bootstrap or ("", "")), *(d.student or ("", ""))]
-            + [d.shown]
+            + [d.is_significant]
             for arm, found in differences.items()
             for name, d in found.items()
         ),

@@ -22,7 +22,7 @@ from kd_plugins.report.figures import (
     styled,
 )
 from kd_plugins.report.metrics import metric
-from kd_plugins.report.records import Cell
+from kd_plugins.report.results import Cell
 
 COSTS = {"microseconds": "microseconds_per_atom", "bytes": "bytes_per_atom"}
 """A cost of a cell and the metric that is the same for one cell."""

@@ -12,8 +12,7 @@ from urllib.parse import quote
 from kd_plugins.files import check_folder, write_bytes
 from kd_plugins.report import tables
 from kd_plugins.report.metrics import metric
-from kd_plugins.report.reading import read_experiment
-from kd_plugins.report.records import Experiment
+from kd_plugins.report.results import ExperimentResults, read_results
 from kd_plugins.report.verdicts import Verdict, verdict
 
 FIGURE_FILES = (".png", ".svg", ".csv")
@@ -42,7 +41,7 @@ class Chapter:
     """What the page tells of one experiment."""
 
     key: str
-    experiment: Experiment
+    experiment: ExperimentResults
     verdicts: Sequence[Verdict]
     summary: str
     note: str
@@ -78,7 +77,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     if len({Path(folder).resolve() for folder in folders}) < len(folders):
         raise ValueError(f"expected each folder once, got {', '.join(map(str, folders))}")
     check_folder(out.parent)
-    experiments = [read_experiment(Path(folder)) for folder in folders]
+    experiments = [read_results(Path(folder)) for folder in folders]
     figures = out.with_name(f"{out.stem}_figures")
     written: set[Path] = set()
     chapters = [
@@ -102,7 +101,7 @@ def render(chapters: Sequence[Chapter]) -> str:
     return template.render(chapters=chapters, title=title)
 
 
-def _chapter(key: str, experiment: Experiment, figures: Path, written: set[Path]) -> Chapter:
+def _chapter(key: str, experiment: ExperimentResults, figures: Path, written: set[Path]) -> Chapter:
     verdicts = verdict(experiment) if experiment.runs else []
     shown = [("Arms", *tables.arms(experiment))]
     if verdicts:
@@ -130,7 +129,9 @@ def _markdown(key: str, shown: Sequence[Table], figures: Path, written: set[Path
     return quote(f"{figures.name}/{path.name}")
 
 
-def _drawings(key: str, experiment: Experiment, figures: Path, written: set[Path]) -> list[Drawing]:
+def _drawings(
+    key: str, experiment: ExperimentResults, figures: Path, written: set[Path]
+) -> list[Drawing]:
     from kd_plugins.report.figures import inline
     from kd_plugins.report.plots import all_plots
 
@@ -152,20 +153,20 @@ def _tidy(figures: Path, written: set[Path]) -> None:
             path.unlink()
 
 
-def _summary(experiment: Experiment) -> str:
+def _summary(experiment: ExperimentResults) -> str:
     """Say what there is to say without a control."""
     if not experiment.runs:
         return "Nothing has been run yet."
     arm = experiment.arms[0]
     known = [name for name in tables.decisive(experiment) if experiment.values(arm, name)]
-    numbers = [
-        f"{metric(name).label} {tables.shown(experiment, arm, name)} {metric(name).unit}".strip()
-        for name in known
-    ]
+    numbers = []
+    for name in known:
+        value = tables.mean_and_spread(experiment, arm, name)
+        numbers.append(f"{metric(name).label} {value} {metric(name).unit}".strip())
     return f"{arm}, measured alone: {'; '.join(numbers) or 'no errors measured'}."
 
 
-def _note(experiment: Experiment) -> str:
+def _note(experiment: ExperimentResults) -> str:
     missing = experiment.missing
     if not missing:
         return ""

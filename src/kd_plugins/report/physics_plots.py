@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from kd_plugins.report.figures import GREY, INK, Looks, Plot, legend, panels, plain, styled
-from kd_plugins.report.records import MODULI, Rdf, Stiffness, Volume
+from kd_plugins.report.results import MODULI, RdfResults, Stiffness, Volume
 
 LABELS: dict[str, str] = dict(
     zip(
@@ -26,7 +26,7 @@ Values = Mapping[str, Mapping[str, float]]
 
 
 @styled
-def packing(found: Mapping[str, Rdf], looks: Looks) -> Plot:
+def packing(found: Mapping[str, RdfResults], looks: Looks) -> Plot:
     """Draw radial distribution functions.
 
     Args:
@@ -118,7 +118,7 @@ def _away(distance: float | None) -> str:
     return "" if distance is None else f" ({distance:.3g} Å from the teacher)"
 
 
-def _floor(found: Rdf) -> str:
+def _floor(found: RdfResults) -> str:
     return "teacher" if found.floor is None else f"teacher (noise floor {found.floor:.3g} Å)"
 
 

@@ -10,21 +10,21 @@ from kd_plugins.report import accuracy_plots, cost_plots, physics_plots, trainin
 from kd_plugins.report.cost_plots import COSTS, Spot
 from kd_plugins.report.figures import Looks, Plot, looks
 from kd_plugins.report.metrics import metric
-from kd_plugins.report.records import Cell, Evaluation, Experiment, Series, Stiffness
+from kd_plugins.report.results import Cell, ExperimentResults, RunResults, Series, Stiffness
 from kd_plugins.report.training_plots import HARD, SOFT
 from kd_plugins.report.verdicts import verdict
 
 T = TypeVar("T")
 
 
-def all_plots(experiment: Experiment) -> list[Plot]:
+def all_plots(experiment: ExperimentResults) -> list[Plot]:
     """Draw everything there is data for, no two with the same name."""
     look = looks(experiment.arms, experiment.control)
     draws = (_accuracy, _cost, _training, _physics)
     return _renamed([plot for draw in draws for plot in draw(experiment, look)])
 
 
-def _accuracy(experiment: Experiment, look: Looks) -> Iterator[Plot]:
+def _accuracy(experiment: ExperimentResults, look: Looks) -> Iterator[Plot]:
     found = {
         one.arm: {name: d for name, d in one.differences.items() if d is not None}
         for one in verdict(experiment)
@@ -44,7 +44,7 @@ def _accuracy(experiment: Experiment, look: Looks) -> Iterator[Plot]:
         yield accuracy_plots.embeddings({name: _values(experiment, name) for name in names}, look)
 
 
-def _cost(experiment: Experiment, look: Looks) -> Iterator[Plot]:
+def _cost(experiment: ExperimentResults, look: Looks) -> Iterator[Plot]:
     for cost in COSTS:
         for error in experiment.metrics:
             spots = _spots(experiment, cost, error)
@@ -59,7 +59,7 @@ def _cost(experiment: Experiment, look: Looks) -> Iterator[Plot]:
             yield cost_plots.growth(cost, known, look)
 
 
-def _training(experiment: Experiment, look: Looks) -> Iterator[Plot]:
+def _training(experiment: ExperimentResults, look: Looks) -> Iterator[Plot]:
     names = dict.fromkeys(name for run in experiment.runs.values() for name in run.curves)
     for name in names:
         series = {
@@ -77,7 +77,7 @@ def _training(experiment: Experiment, look: Looks) -> Iterator[Plot]:
         yield training_plots.crossover(both)
 
 
-def _physics(experiment: Experiment, look: Looks) -> Iterator[Plot]:
+def _physics(experiment: ExperimentResults, look: Looks) -> Iterator[Plot]:
     found = {arm: run.rdf for arm, run in _first(experiment).items() if run.rdf is not None}
     if found:
         yield physics_plots.packing(found, look)
@@ -92,21 +92,21 @@ def _physics(experiment: Experiment, look: Looks) -> Iterator[Plot]:
             yield plot
 
 
-def _seeds(experiment: Experiment, arm: str) -> list[Evaluation]:
+def _seeds(experiment: ExperimentResults, arm: str) -> list[RunResults]:
     return list(experiment.of(arm).values())
 
 
-def _first(experiment: Experiment) -> dict[str, Evaluation]:
+def _first(experiment: ExperimentResults) -> dict[str, RunResults]:
     runs = {arm: _seeds(experiment, arm) for arm in experiment.arms}
     return {arm: seeds[0] for arm, seeds in runs.items() if seeds}
 
 
-def _values(experiment: Experiment, name: str) -> dict[str, list[float]]:
+def _values(experiment: ExperimentResults, name: str) -> dict[str, list[float]]:
     values = {arm: list(experiment.values(arm, name).values()) for arm in experiment.arms}
     return {arm: found for arm, found in values.items() if found}
 
 
-def _parities(experiment: Experiment) -> list[tuple[str, str]]:
+def _parities(experiment: ExperimentResults) -> list[tuple[str, str]]:
     runs = experiment.runs.values()
     found = {
         (against, name) for run in runs for against in run.parity for name in run.parity[against]
@@ -114,7 +114,7 @@ def _parities(experiment: Experiment) -> list[tuple[str, str]]:
     return sorted(found, key=lambda one: (one[1] != "forces", one))
 
 
-def _spots(experiment: Experiment, cost: str, error: str) -> dict[str, Spot]:
+def _spots(experiment: ExperimentResults, cost: str, error: str) -> dict[str, Spot]:
     spots = {}
     for arm in experiment.arms:
         runs = [(_run_cost(run, cost), run.metrics.get(error)) for run in _seeds(experiment, arm)]
@@ -124,7 +124,7 @@ def _spots(experiment: Experiment, cost: str, error: str) -> dict[str, Spot]:
     return spots
 
 
-def _run_cost(run: Evaluation, cost: str) -> float | None:
+def _run_cost(run: RunResults, cost: str) -> float | None:
     """Return the cost in the largest cell or, without cells, the metric; in the unit shown."""
     cells = cost_plots.averaged(cost, run.speed.get("student", ()))
     if cells:
@@ -133,20 +133,20 @@ def _run_cost(run: Evaluation, cost: str) -> float | None:
     return None if value is None else value * metric(COSTS[cost]).factor
 
 
-def _teacher_cost(experiment: Experiment, cost: str) -> float | None:
+def _teacher_cost(experiment: ExperimentResults, cost: str) -> float | None:
     cells = cost_plots.averaged(cost, _cells(list(experiment.runs.values()), "teacher"))
     return cells[-1][1] if cells else None
 
 
-def _cells(runs: Sequence[Evaluation], side: str) -> list[Cell]:
+def _cells(runs: Sequence[RunResults], side: str) -> list[Cell]:
     return [cell for run in runs for cell in run.speed.get(side, ())]
 
 
-def _terms(runs: Sequence[Evaluation]) -> dict[str, list[Series]]:
+def _terms(runs: Sequence[RunResults]) -> dict[str, list[Series]]:
     return _by_key([run.terms for run in runs])
 
 
-def _stiffness(experiment: Experiment) -> dict[str, dict[str, list[Stiffness]]]:
+def _stiffness(experiment: ExperimentResults) -> dict[str, dict[str, list[Stiffness]]]:
     found: dict[str, dict[str, list[Stiffness]]] = {}
     for arm in experiment.arms:
         for run in _seeds(experiment, arm):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
 from kd_plugins.report.metrics import TEACHER, metric
-from kd_plugins.report.records import Evaluation, Experiment
+from kd_plugins.report.results import ExperimentResults, RunResults
 from kd_plugins.report.statistics import Difference
 from kd_plugins.report.verdicts import difference
 
@@ -48,10 +48,10 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([text[0], "|" + "---|" * len(head), *text[1:]])
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number with three significant digits.
 
-    >>> number(1234.5), number(0.012345), number(-2e-7), number(0)
+    >>> format_number(1234.5), format_number(0.012345), format_number(-2e-7), format_number(0)
     ('1234', '0.0123', '−2e-07', '0')
     """
     size = abs(value)
@@ -74,10 +74,10 @@ def spread(values: Sequence[float]) -> str:
     deviation = stdev(values) if len(values) > 1 else 0.0
     mean = fmean(values)
     if deviation <= 1e-12 * abs(mean):
-        return number(mean)
+        return format_number(mean)
     decimals = max(0, 1 - math.floor(math.log10(deviation)))
     if decimals > 6:
-        return f"{number(mean)} ± {number(deviation)}"
+        return f"{format_number(mean)} ± {format_number(deviation)}"
     return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}".replace("-", "−")
 
 
@@ -93,7 +93,7 @@ def interval(found: Difference | None) -> str:
     return text.replace("-", "−")
 
 
-def arms(experiment: Experiment) -> tuple[list[str], Rows]:
+def arms(experiment: ExperimentResults) -> tuple[list[str], Rows]:
     """Return head and rows: an arm a row, the metrics that decide, weights, the training's cost."""
     names = decisive(experiment)
     head = ["arm", "runs", *(metric(name).title for name in names), "weights", "training (CPU min)"]
@@ -101,7 +101,7 @@ def arms(experiment: Experiment) -> tuple[list[str], Rows]:
         [
             arm,
             f"{len(experiment.of(arm))} of {len(experiment.seeds)}",
-            *(shown(experiment, arm, name) for name in names),
+            *(mean_and_spread(experiment, arm, name) for name in names),
             _of_runs(experiment, arm, lambda run: run.weights),
             _of_runs(experiment, arm, _minutes),
         ]
@@ -110,7 +110,7 @@ def arms(experiment: Experiment) -> tuple[list[str], Rows]:
     return head, rows
 
 
-def differences(experiment: Experiment) -> tuple[list[str], Rows]:
+def differences(experiment: ExperimentResults) -> tuple[list[str], Rows]:
     """Return head and rows: an arm a row, its differences from the control in percent."""
     head = ["arm", *(metric(name).label for name in experiment.metrics)]
     others = [arm for arm in experiment.arms if arm != experiment.control]
@@ -120,14 +120,14 @@ def differences(experiment: Experiment) -> tuple[list[str], Rows]:
     ]
 
 
-def measurements(experiment: Experiment) -> tuple[list[str], Rows]:
+def measurements(experiment: ExperimentResults) -> tuple[list[str], Rows]:
     """Return head and rows: a metric a row, an arm a column, with everything that was measured.
 
     The last column has what was measured of the teacher itself, if anything was.
     """
     found = dict.fromkeys(name for run in experiment.runs.values() for name in run.metrics)
     rows = [
-        [metric(name).title, *(shown(experiment, arm, name) for arm in experiment.arms)]
+        [metric(name).title, *(mean_and_spread(experiment, arm, name) for arm in experiment.arms)]
         for name in found
     ]
     teacher = [_of_the_teacher(experiment, name) for name in found]
@@ -138,13 +138,13 @@ def measurements(experiment: Experiment) -> tuple[list[str], Rows]:
     ]
 
 
-def _of_the_teacher(experiment: Experiment, name: str) -> str:
+def _of_the_teacher(experiment: ExperimentResults, name: str) -> str:
     """Return what was measured of it, beside whichever arm; the same number counts once."""
     values = {run.teacher[name] for run in experiment.runs.values() if name in run.teacher}
     return spread([metric(name).factor * value for value in sorted(values)])
 
 
-def decisive(experiment: Experiment) -> list[str]:
+def decisive(experiment: ExperimentResults) -> list[str]:
     """Return the metrics that decide; of a model measured alone, errors and `ALONE`.
 
     Errors are those from the labels, or else from the teacher.
@@ -157,20 +157,22 @@ def decisive(experiment: Experiment) -> list[str]:
     return list(experiment.metrics) or alone
 
 
-def shown(experiment: Experiment, arm: str, name: str) -> str:
+def mean_and_spread(experiment: ExperimentResults, arm: str, name: str) -> str:
     """Return an arm's mean ± standard deviation of a metric, in the unit that is shown."""
     factor = metric(name).factor
     return spread([factor * value for value in experiment.values(arm, name).values()])
 
 
-def _has(experiment: Experiment, name: str) -> bool:
+def _has(experiment: ExperimentResults, name: str) -> bool:
     return any(name in run.metrics for run in experiment.runs.values())
 
 
-def _minutes(run: Evaluation) -> float | None:
+def _minutes(run: RunResults) -> float | None:
     return None if run.train_cpu_seconds is None else run.train_cpu_seconds / 60
 
 
-def _of_runs(experiment: Experiment, arm: str, value: Callable[[Evaluation], float | None]) -> str:
+def _of_runs(
+    experiment: ExperimentResults, arm: str, value: Callable[[RunResults], float | None]
+) -> str:
     values = [value(run) for run in experiment.of(arm).values()]
     return spread([float(found) for found in values if found is not None])

@@ -22,7 +22,7 @@ from kd_plugins.report.figures import (
     slug,
     styled,
 )
-from kd_plugins.report.records import Series
+from kd_plugins.report.results import Series
 
 Floats = NDArray[np.float64]
 Terms = Mapping[str, Sequence[Series]]
