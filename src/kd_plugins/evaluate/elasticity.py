@@ -33,11 +33,11 @@ class ElasticTensor:
         fit_residual: root mean square distance of the stresses from the straight lines, in GPa.
         residual_stress: (6,) in GPa, the stress without strain according to the fit, tension
             positive. Stiffness by stresses is that by energies only where it is 0.
-        not_relaxed: the strains, such as ``xy +0.010``, in which the atoms found no rest.
+        not_relaxed: the strains, such as ``xy +0.010``, in which the relaxation did not converge.
         unstable: the strains, such as ``xy 0.010``, of which both signs together lower the energy
             by more than `NOISE`: the crystal was not at rest, or its atoms fell into another
-            minimum, and the numbers are not its stiffness. Against a mixture of strains a crystal
-            may be unstable all the same, which `ElasticAverages` tells.
+            minimum, and the numbers are not its stiffness. A crystal may still be unstable
+            against a combination of strains, which `ElasticAverages` refuses.
     """
 
     stiffness: NDArray[np.float64]
@@ -59,7 +59,7 @@ def elastic_tensor(
 ) -> ElasticTensor:
     """Return the stiffness of a crystal, C_ij = d stress_i / d strain_j.
 
-    Paper 004 (Experimental) has it as the second derivative of the energy, which is the same in a
+    Taniguchi 2024 (Experimental) takes the second derivative of the energy, which is the same in a
     crystal without stress. So relax the crystal first, at least as tightly as ``force_tolerance``
     says. It gives neither strains nor tolerance; these defaults reproduce central differences of
     the energy of EMT copper to 1 %. A soft crystal needs a look at the strains and the tolerance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,176 +23,91 @@ from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure
 from kd_plugins.teachers.calculator import count_weights
 
+logger = logging.getLogger(__name__)
+
+Values = dict[str, dict[str, NDArray[np.float64]]]
+"""Structure id to quantity to values."""
+ERRORS = {"energy_per_atom": "energy_per_atom", "forces": "force", "stress": "stress"}
+"""Quantity to the first word of its metrics' names."""
+MOST_POINTS = 2000
+"""Points of a parity plot."""
+PACKAGES = ("kd_plugins", "torch", "ase", "numpy", "fairchem-core", "hippynn", "chgnet")
+"""Packages whose versions are recorded."""
+
 
 def evaluation(student: Evaluator, teacher: Evaluator | None = None) -> dict[str, Any]:
-    """Measure what is still missing and return all of it, ready to be written as JSON.
+    """Measure what is still missing, and return all results, ready to be written as JSON.
 
     Args:
-        student: what is judged.
-        teacher: measured with the same settings, on the same machine.
+        student: potential to evaluate.
+        teacher: potential to compare with, measured with the same settings on the same machine.
 
     Returns:
         ``model``, ``fingerprint``, ``weights`` and, as far as measured, ``metrics`` (name to
         number), ``teacher`` (the teacher's own costs and drift, by the same names), ``parity``,
-        ``speed``, ``rdf``, ``volumes`` and ``elasticity``. Metrics against
-        labels are called ``force_rmse`` and so on, those against the teacher
-        ``teacher_force_rmse``; errors of energies are per atom, eV/atom; units are ASE's, drift
-        meV/atom/ps.
+        ``speed``, ``rdf``, ``volumes`` and ``elasticity``. Metrics against labels are called
+        ``force_rmse`` and so on, those against the teacher ``teacher_force_rmse``. Errors of
+        energies are per atom, in eV/atom. Units are ASE's; drift is in meV/atom/ps.
 
     Raises:
         ValueError: if a potential fails on a structure.
     """
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "model": student.potential,
         "fingerprint": student.model.fingerprint,
         "metrics": {},
         "teacher": {},
     }
-    weights = count_weights(getattr(student.model, "calculator", None))
-    if weights:
-        found["weights"] = weights
+    n_weights = count_weights(getattr(student.model, "calculator", None))
+    if n_weights:
+        results["weights"] = n_weights
+
     if student.settings.structures:
-        add_accuracy(found, student, teacher)
+        _add_accuracy(results, student, teacher)
     if student.settings.dynamics:
-        _add_speed(found, student, teacher)
-        _add_runs(found, student, teacher)
+        _add_speed(results, student, teacher)
+        _add_runs(results, student, teacher)
     if student.settings.crystals:
-        _add_crystals(found, student, teacher)
-    return found
+        _add_crystals(results, student, teacher)
+    return results
 
 
-def _add_speed(found: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
-    found["speed"] = {"student": student.speed()}
-    found["metrics"] |= _costs(found["speed"]["student"])
-    if teacher is not None:
-        found["speed"]["teacher"] = teacher.speed()
-        found["teacher"] |= _costs(found["speed"]["teacher"])
-        slow, fast = (one["microseconds_per_atom"] for one in (found["teacher"], found["metrics"]))
-        found["metrics"]["speedup"] = slow / fast
+# --- Accuracy -----------------------------------------------------------------------------------
 
 
-def _costs(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return what a step costs in the largest cell."""
-    names = {
-        "microseconds_per_atom": "microseconds",
-        "nanoseconds_per_day": "nanoseconds_per_day",
-        "bytes_per_atom": "bytes",
-    }
-    return {name: cells[-1][key] for name, key in names.items() if cells[-1][key] is not None}
-
-
-def _add_runs(found: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
-    runs = student.runs()
-    if not runs:
-        return
-    found["metrics"]["drift"] = _drift(runs)
-    found["rdf"] = {"distances": runs[0]["distances"], "student": _mean(runs).values.tolist()}
-    if teacher is None:
-        return
-    theirs = teacher.runs()
-    distance = _mean(runs).distance(_mean(theirs))
-    found["teacher"]["drift"] = _drift(theirs)
-    found["rdf"] |= {
-        "teacher": _mean(theirs).values.tolist(),
-        "distance": distance,
-        "floor": _floor(theirs),
-    }
-    found["metrics"]["rdf_distance"] = distance
-
-
-def _drift(runs: Sequence[Mapping[str, Any]]) -> float:
-    return float(np.mean([abs(run["drift"]) for run in runs]))
-
-
-def _mean(runs: Sequence[Mapping[str, Any]]) -> Rdf:
-    values = np.mean([run["values"] for run in runs], axis=0)
-    return Rdf(np.array(runs[0]["distances"]), values)
-
-
-def _floor(runs: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return how far one potential's own runs are apart, on average."""
-    each = [_mean([run]) for run in runs]
-    apart = [one.distance(two) for i, one in enumerate(each) for two in each[:i]]
-    return float(np.mean(apart)) if apart else None
-
-
-def _add_crystals(found: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
-    ours, theirs = student.crystals(), {} if teacher is None else teacher.crystals()
-    found["volumes"] = {name: _volumes(one, theirs.get(name)) for name, one in ours.items()}
-    failed = [name for name, one in found["volumes"].items() if "student" in one["failures"]]
-    found["metrics"]["unrelaxed_crystals"] = float(len(failed))
-    for prefix, side in (("", "reference"), ("teacher_", "teacher")):
-        errors = list(_volume_errors(found["volumes"].values(), side))
-        if errors:
-            found["metrics"][f"{prefix}volume_error_percent"] = float(np.mean(errors))
-    if any("elasticity" in one for one in ours.values()):
-        found["elasticity"] = {
-            name: {"student": _moduli(one), "teacher": _moduli(theirs.get(name, {}))}
-            for name, one in ours.items()
-        }
-
-
-def _volumes(student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a crystal's volumes, also where a relaxation failed, and why it did."""
-    sides = {"student": student} | ({"teacher": teacher} if teacher else {})
-    reasons = {who: one["reason"] for who, one in sides.items()}
-    return {
-        "reference": student["reference"],
-        **{who: one["volume"] for who, one in sides.items()},
-        "failures": {who: why for who, why in reasons.items() if why != "converged"},
-    }
-
-
-def _moduli(crystal: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the averages, or why there are none, without the tensor."""
-    found = crystal.get("elasticity")
-    return found and {name: value for name, value in found.items() if name != "stiffness"}
-
-
-def _volume_errors(volumes: Any, side: str) -> Iterator[float]:
-    """Yield absolute errors; a crystal without a volume counts as lost, 100 %."""
-    for one in volumes:
-        if one.get(side) is not None:
-            volume = one["student"]
-            yield 100.0 if volume is None else abs(volume_error_percent(volume, one[side]))
-
-
-logger = logging.getLogger(__name__)
-ERRORS = {"energy_per_atom": "energy_per_atom", "forces": "force", "stress": "stress"}
-"""Quantity to the beginning of its metrics' names."""
-MOST = 2000
-"""Numbers of a parity plot."""
-Values = dict[str, dict[str, NDArray[np.float64]]]
-
-
-def add_accuracy(found: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
+def _add_accuracy(results: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
     """Add ``parity``, and to ``metrics`` the errors against labels and against the teacher.
 
     Forces count on atoms that no ``FixAtoms`` holds, as in fairchem.
     """
-    frames = student.frames
-    free = {frame.structure_id: free_atoms(frame.atoms) for frame in frames}
-    sizes = {frame.structure_id: len(frame.atoms) for frame in frames}
-    said, found["parity"] = _values(student.predictions, sizes), {}
-    sides = {"": _labels(frames)}
+    structures = student.structures
+    free = {one.structure_id: _free_atoms(one.atoms) for one in structures}
+    n_atoms = {one.structure_id: len(one.atoms) for one in structures}
+
+    student_values = _stored_values(student.predictions, n_atoms)
+    references = {"": _label_values(structures)}
     if teacher is not None:
-        sides["teacher_"] = _values(teacher.predictions, sizes)
-    for prefix, reference in sides.items():
-        guesses, targets = _both(said, reference)
+        references["teacher_"] = _stored_values(teacher.predictions, n_atoms)
+
+    results["parity"] = {}
+    for prefix, reference in references.items():
+        predicted, targets = _shared_quantities(student_values, reference)
         if not targets:
             continue
-        scored = {key: value for key, value in _without_embeddings(targets).items() if value}
-        accuracy = compare(guesses, scored, sizes, free)
-        found["metrics"] |= dict(_named(accuracy, prefix))
-        found["metrics"] |= dict(_embedding_metrics(guesses, targets))
-        found["parity"]["teacher" if prefix else "labels"] = _parity(guesses, scored, sizes, free)
+
+        scored = {key: values for key, values in _without_embeddings(targets).items() if values}
+        accuracy = compare(predicted, scored, n_atoms, free)
+        results["metrics"] |= dict(_accuracy_metrics(accuracy, prefix))
+        results["metrics"] |= dict(_embedding_metrics(predicted, targets))
+        name = "teacher" if prefix else "labels"
+        results["parity"][name] = _parity(predicted, scored, n_atoms, free)
 
 
-def free_atoms(atoms: Atoms) -> NDArray[np.bool_]:
+def _free_atoms(atoms: Atoms) -> NDArray[np.bool_]:
     """Return (N,), which atoms no ``FixAtoms`` holds.
 
     >>> from ase.constraints import FixAtoms
-    >>> free_atoms(Atoms("CuO", constraint=FixAtoms([0]))).tolist()
+    >>> _free_atoms(Atoms("CuO", constraint=FixAtoms([0]))).tolist()
     [False, True]
     """
     free = np.ones(len(atoms), dtype=bool)
@@ -202,42 +117,46 @@ def free_atoms(atoms: Atoms) -> NDArray[np.bool_]:
     return free
 
 
-def _labels(frames: Sequence[LabelledStructure]) -> Values:
-    return {frame.structure_id: dict(frame.labels) for frame in frames}
+def _label_values(structures: Sequence[LabelledStructure]) -> Values:
+    return {one.structure_id: dict(one.labels) for one in structures}
 
 
-def _values(store: TargetStore, sizes: Mapping[str, int]) -> Values:
+def _stored_values(store: TargetStore, structure_ids: Iterable[str]) -> Values:
     return {
         key: {name: value.double().numpy() for name, value in store.record(key).values.items()}
-        for key in sizes
+        for key in structure_ids
     }
 
 
-def _both(said: Values, reference: Values) -> tuple[Values, Values]:
-    """Keep the quantities that both sides have of every structure that has any."""
+def _shared_quantities(predicted: Values, reference: Values) -> tuple[Values, Values]:
+    """Keep the quantities that both sides have for every structure.
+
+    A quantity that only some structures have is left out with a warning. Node embeddings of
+    different widths cannot be compared and are left out.
+    """
     shared = set()
     for name in (*ERRORS, "energy", "node_embeddings"):
-        have = [all(name in side[key] for side in (said, reference)) for key in reference]
-        if all(have):
+        present = [name in predicted[key] and name in reference[key] for key in reference]
+        if all(present):
             shared.add(name)
-        elif any(have):
+        elif any(present):
             logger.warning(
-                f"{name} is not compared: {have.count(False)} of {len(have)} structures lack it"
+                f"{name} is not compared: {present.count(False)} of {len(present)} structures lack "
+                "it"
             )
-    widths = {
-        values["node_embeddings"].shape[-1]
-        for values in (*said.values(), *reference.values())
-        if "node_embeddings" in shared
-    }
-    if len(widths) > 1:
-        shared.remove("node_embeddings")
+
+    if "node_embeddings" in shared:
+        sides = (*predicted.values(), *reference.values())
+        if len({values["node_embeddings"].shape[-1] for values in sides}) > 1:
+            shared.remove("node_embeddings")
     if not shared:
         return {}, {}
-    kept = [
+
+    kept_predicted, kept_reference = (
         {key: {name: values[name] for name in sorted(shared)} for key, values in side.items()}
-        for side in (said, reference)
-    ]
-    return kept[0], kept[1]
+        for side in (predicted, reference)
+    )
+    return kept_predicted, kept_reference
 
 
 def _without_embeddings(values: Values) -> Values:
@@ -247,7 +166,7 @@ def _without_embeddings(values: Values) -> Values:
     }
 
 
-def _named(accuracy: Accuracy, prefix: str) -> Iterator[tuple[str, float]]:
+def _accuracy_metrics(accuracy: Accuracy, prefix: str) -> Iterator[tuple[str, float]]:
     for quantity, error in accuracy.errors.items():
         yield f"{prefix}{ERRORS[quantity]}_mae", error.mae
         yield f"{prefix}{ERRORS[quantity]}_rmse", error.rmse
@@ -255,60 +174,201 @@ def _named(accuracy: Accuracy, prefix: str) -> Iterator[tuple[str, float]]:
         yield f"{prefix}force_cosine", accuracy.force_cosine
 
 
-def _embedding_metrics(guesses: Values, targets: Values) -> Iterator[tuple[str, float]]:
+def _embedding_metrics(predicted: Values, targets: Values) -> Iterator[tuple[str, float]]:
     if not all("node_embeddings" in values for values in targets.values()):
         return
-    ours, theirs = (
-        np.concatenate([values["node_embeddings"] for values in side.values()])
-        for side in ({key: guesses[key] for key in targets}, targets)
-    )
-    yield "embedding_mae", float(np.abs(ours - theirs).mean())
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    products = (ours * theirs).sum(axis=1)
-    yield "embedding_cosine", float((products[lengths > 0] / lengths[lengths > 0]).mean())
+
+    student = np.concatenate([predicted[key]["node_embeddings"] for key in targets])
+    teacher = np.concatenate([values["node_embeddings"] for values in targets.values()])
+    yield "embedding_mae", float(np.abs(student - teacher).mean())
+
+    lengths = np.linalg.norm(student, axis=1) * np.linalg.norm(teacher, axis=1)
+    products = (student * teacher).sum(axis=1)
+    has_direction = lengths > 0
+    yield "embedding_cosine", float((products[has_direction] / lengths[has_direction]).mean())
 
 
 def _parity(
-    guesses: Values,
+    predicted: Values,
     targets: Values,
-    sizes: Mapping[str, int],
+    n_atoms: Mapping[str, int],
     free: Mapping[str, NDArray[np.bool_]],
 ) -> dict[str, dict[str, list[float]]]:
-    """Return quantity to reference and student, a sample of numbers that is always the same."""
-    both, drawn = (targets, guesses), {}
+    """Return points of parity plots: quantity to reference and student, a fixed random sample."""
+    plots = {}
     for name in next(iter(targets.values())):
         if name == "energy":
-            sides = [[side[key][name].ravel() / sizes[key] for key in targets] for side in both]
+            sides = [
+                [side[key][name].ravel() / n_atoms[key] for key in targets]
+                for side in (targets, predicted)
+            ]
         elif name == "forces":
-            sides = [[side[key][name][free[key]].ravel() for key in targets] for side in both]
+            sides = [
+                [side[key][name][free[key]].ravel() for key in targets]
+                for side in (targets, predicted)
+            ]
         else:
             continue
-        pairs = np.stack([np.concatenate(side) for side in sides])
-        chosen = np.random.default_rng(0).permutation(pairs.shape[1])[:MOST]
-        reference, student = pairs[:, np.sort(chosen)].tolist()
+
+        points = np.stack([np.concatenate(side) for side in sides])
+        # The seed is fixed, so that the page of one evaluation is the same each time.
+        chosen = np.random.default_rng(0).permutation(points.shape[1])[:MOST_POINTS]
+        reference, student = points[:, np.sort(chosen)].tolist()
         title = "energy_per_atom" if name == "energy" else name
-        drawn[title] = {"reference": reference, "student": student}
-    return drawn
+        plots[title] = {"reference": reference, "student": student}
+    return plots
 
 
-PACKAGES = ("kd_plugins", "torch", "ase", "numpy", "fairchem-core", "hippynn", "chgnet")
+# --- Dynamics -----------------------------------------------------------------------------------
+
+
+def _add_speed(results: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
+    results["speed"] = {"student": student.speed()}
+    results["metrics"] |= _step_costs(results["speed"]["student"])
+    if teacher is None:
+        return
+
+    results["speed"]["teacher"] = teacher.speed()
+    results["teacher"] |= _step_costs(results["speed"]["teacher"])
+    teacher_time = results["teacher"]["microseconds_per_atom"]
+    student_time = results["metrics"]["microseconds_per_atom"]
+    results["metrics"]["speedup"] = teacher_time / student_time
+
+
+def _step_costs(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the costs of a step in the largest cell."""
+    names = {
+        "microseconds_per_atom": "microseconds",
+        "nanoseconds_per_day": "nanoseconds_per_day",
+        "bytes_per_atom": "bytes",
+    }
+    largest = cells[-1]
+    return {name: largest[key] for name, key in names.items() if largest[key] is not None}
+
+
+def _add_runs(results: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
+    """Add drift and radial distribution function, averaged over the seeds of the runs."""
+    student_runs = student.runs()
+    if not student_runs:
+        return
+
+    student_rdf = _mean_rdf(student_runs)
+    results["metrics"]["drift"] = _mean_drift(student_runs)
+    results["rdf"] = {
+        "distances": student_rdf.distances.tolist(),
+        "student": student_rdf.values.tolist(),
+    }
+    if teacher is None:
+        return
+
+    teacher_runs = teacher.runs()
+    teacher_rdf = _mean_rdf(teacher_runs)
+    distance = student_rdf.distance(teacher_rdf)
+    results["teacher"]["drift"] = _mean_drift(teacher_runs)
+    results["rdf"] |= {
+        "teacher": teacher_rdf.values.tolist(),
+        "distance": distance,
+        "floor": _distance_between_runs(teacher_runs),
+    }
+    results["metrics"]["rdf_distance"] = distance
+
+
+def _mean_drift(runs: Sequence[Mapping[str, Any]]) -> float:
+    return float(np.mean([abs(run["drift"]) for run in runs]))
+
+
+def _mean_rdf(runs: Sequence[Mapping[str, Any]]) -> Rdf:
+    values = np.mean([run["values"] for run in runs], axis=0)
+    return Rdf(np.array(runs[0]["distances"]), values)
+
+
+def _distance_between_runs(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean distance between runs of one potential; None for a single run.
+
+    Below it, a distance between two potentials shows no difference.
+    """
+    rdfs = [_mean_rdf([run]) for run in runs]
+    distances = [one.distance(two) for i, one in enumerate(rdfs) for two in rdfs[:i]]
+    return float(np.mean(distances)) if distances else None
+
+
+# --- Crystals -----------------------------------------------------------------------------------
+
+
+def _add_crystals(results: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
+    student_crystals = student.crystals()
+    teacher_crystals = {} if teacher is None else teacher.crystals()
+
+    results["volumes"] = {
+        name: _volumes(crystal, teacher_crystals.get(name))
+        for name, crystal in student_crystals.items()
+    }
+    volumes = list(results["volumes"].values())
+    failed = [one for one in volumes if "student" in one["failures"]]
+    results["metrics"]["unrelaxed_crystals"] = float(len(failed))
+    for prefix, side in (("", "reference"), ("teacher_", "teacher")):
+        errors = list(_volume_errors(volumes, side))
+        if errors:
+            results["metrics"][f"{prefix}volume_error_percent"] = float(np.mean(errors))
+
+    if any("elasticity" in crystal for crystal in student_crystals.values()):
+        results["elasticity"] = {
+            name: {"student": _moduli(crystal), "teacher": _moduli(teacher_crystals.get(name, {}))}
+            for name, crystal in student_crystals.items()
+        }
+
+
+def _volumes(student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a crystal's volumes in Å³, and why a relaxation failed if one did."""
+    potentials = {"student": student} | ({"teacher": teacher} if teacher else {})
+    failures = {
+        name: crystal["reason"]
+        for name, crystal in potentials.items()
+        if crystal["reason"] != "converged"
+    }
+    volumes = {name: crystal["volume"] for name, crystal in potentials.items()}
+    return {"reference": student["reference"], **volumes, "failures": failures}
+
+
+def _volume_errors(volumes: Iterable[Mapping[str, Any]], side: str) -> Iterator[float]:
+    """Yield absolute errors in percent; a crystal without a volume counts 100 %."""
+    for crystal in volumes:
+        reference, volume = crystal.get(side), crystal["student"]
+        if reference is None:
+            continue
+        yield 100.0 if volume is None else abs(volume_error_percent(volume, reference))
+
+
+def _moduli(crystal: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the averaged moduli without the tensor, or the reason why there are none."""
+    elasticity = crystal.get("elasticity")
+    if not elasticity:
+        return elasticity
+    return {name: value for name, value in elasticity.items() if name != "stiffness"}
+
+
+# --- Provenance ---------------------------------------------------------------------------------
 
 
 def provenance(
     settings: Measure, teacher: str | None, fingerprint: str | None, command: str | None
 ) -> dict[str, Any]:
-    """Return what a page tells about the origin of its numbers.
+    """Return the origin of an evaluation's numbers, for the report.
 
     Args:
-        settings: what was measured, with the structures' files.
-        teacher: by name.
+        settings: of the measurements, with the files of structures.
+        teacher: its name, if there is one.
         fingerprint: the teacher's, if it is known.
-        command: that measured.
+        command: the command line.
     """
-    said = {"command": command, "teacher": teacher or "none", "teacher fingerprint": fingerprint}
-    files = {name: file_hash(Path(name)) for name in settings.files}
-    found = {**said, "structures (SHA-256)": files, "versions": dict(_versions())}
-    return {name: value for name, value in found.items() if value is not None}
+    origin = {
+        "command": command,
+        "teacher": teacher or "none",
+        "teacher fingerprint": fingerprint,
+        "structures (SHA-256)": {name: file_hash(Path(name)) for name in settings.files},
+        "versions": dict(_versions()),
+    }
+    return {name: value for name, value in origin.items() if value is not None}
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -21,10 +21,10 @@ from kd_plugins.evaluate.measurements import (
     Part,
     RunPart,
     SpeedPart,
-    claim,
     crystal_files,
     planned,
     read_part,
+    write_settings,
 )
 from kd_plugins.evaluate.memory import peak_bytes
 from kd_plugins.evaluate.rdf import rdf
@@ -38,25 +38,25 @@ from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import Teacher
 
 COMPARED = ("energy", "forces", "stress", "node_embeddings")
-"""Quantities that are compared, as far as a potential gives them."""
-TIMED, EVERY = 20, 10
-"""Steps that are timed on each cell, and steps between two notes of a run."""
+"""Quantities that are compared, as far as a potential predicts them."""
+TIMED_STEPS, RECORD_EVERY = 20, 10
+"""Steps that are timed in each cell, and steps between two records of a run."""
 
 
 class Evaluator:
-    """A folder with what was measured of one potential.
+    """A folder with the measurements of one potential.
 
     Args:
         potential: as `kd_plugins.teachers.load_teacher` takes it, such as ``chgnet model=PATH``.
-        folder: where it is kept; made if it is not there.
+        folder: of the measurements; made if it is not there.
         settings: what to measure, beside what has been measured there.
         progress: show bars.
 
     Raises:
         TeacherError: if the potential cannot be made.
         ValueError: if the folder holds another potential, measurements with other settings or of
-            files that were changed since, or if structures or potential do not allow what is to be
-            measured.
+            files that have changed since, or if structures or potential do not allow a
+            measurement.
     """
 
     def __init__(
@@ -65,34 +65,14 @@ class Evaluator:
         self.potential, self.folder, self.progress = potential, folder, progress
         self.model: Teacher = load_teacher(potential)
         if settings.dynamics or settings.crystals:
-            self.calculator()
+            self.calculator()  # refuses a potential that cannot move atoms
+
         self.settings = planned(folder, settings, self.model.fingerprint)
         if self.settings.dynamics and not (folder / "measured.json").exists():
-            self._check_moves(self.settings.dynamics.structure)
-
-    @cached_property
-    def _claimed(self) -> bool:
-        """Write whose measurements they are with the first of them, not before all is checked."""
-        claim(self.folder, self.model.fingerprint, self.settings)
-        return True
-
-    def _part(self, path: Path, kind: Part, make: Callable[..., Any], *given: Any) -> Any:
-        """Return a part, made of what is given unless it is there."""
-        if not path.exists():
-            found = make(*given)
-            _ = self._claimed
-            write_json(path, found)
-        return read_part(path, kind)
-
-    def _check_moves(self, structure: str) -> None:
-        """Refuse a structure that the potential cannot compute, before anything is written."""
-        atoms = one_structure(structure)
-        atoms.calc = self.calculator()
-        with self._moving(structure):
-            atoms.get_forces()
+            self._check_forces(self.settings.dynamics.structure)
 
     def all_but_speed(self) -> None:
-        """Measure what does not depend on the clock."""
+        """Measure everything that other processes on this machine cannot disturb."""
         if self.settings.structures:
             _ = self.predictions
         if self.settings.dynamics:
@@ -100,107 +80,120 @@ class Evaluator:
         if self.settings.crystals:
             self.crystals()
 
+    def calculator(self) -> Any:
+        """Return the potential as an ASE calculator.
+
+        Raises:
+            ValueError: if the potential is not one, so that it can move no atoms.
+        """
+        calculator = getattr(self.model, "calculator", None)
+        if calculator is None:
+            raise ValueError(
+                f"{self.potential} labels structures but is no ASE calculator, so there is no "
+                "dynamics and no relaxation with it; of fairchem's checkpoints take 'fairchem "
+                "checkpoint=PATH'"
+            )
+        return calculator
+
+    # --- Accuracy ---
+
     @cached_property
-    def frames(self) -> list[LabelledStructure]:
-        """The structures whose values are compared, with the labels that they hold."""
+    def structures(self) -> list[LabelledStructure]:
+        """The structures whose values are compared, with their labels."""
         return list(read_structures(self.settings.structures, self.settings.ids))
 
     @cached_property
     def predictions(self) -> TargetStore:
-        """What the potential says of the structures."""
-        _ = self._claimed
+        """The potential's predictions for the structures, in a target store."""
+        _ = self._settings_written
         folder = self.folder / "predictions"
         names = [name for name in COMPARED if name in self.model.quantities]
-        frames = self.frames
+
+        structures = self.structures
+        total = len(structures)
         report = label(
-            frames, self.potential, folder, names, total=len(frames), progress=self.progress
+            structures, self.potential, folder, names, total=total, progress=self.progress
         )
         if report.failed:
             first, reason = next(iter(report.failed.items()))
             raise ValueError(
-                f"{self.potential} fails on {len(report.failed)} of {len(frames)} structures, "
+                f"{self.potential} fails on {len(report.failed)} of {total} structures, "
                 f"{first}: {reason}; why others failed stands in {folder}/failures.jsonl"
             )
         return TargetStore.open(folder)
 
+    # --- Dynamics ---
+
     def speed(self) -> list[dict[str, Any]]:
         """Return time per step, simulated time per day and memory of growing cells."""
-        settings = _needed(self.settings.dynamics, "dynamics")
-        start = one_structure(settings.structure)
-        bar = tqdm(settings.repeats, "speed", disable=not self.progress, unit=" cells")
+        settings = _required(self.settings.dynamics, "dynamics")
+        cell = one_structure(settings.structure)
         return [
             self._part(
                 self.folder / f"speed-{repeat}.json",
                 SpeedPart,
-                self._costs,
-                start * (repeat, 1, 1),
+                self._measure_speed,
+                cell * (repeat, 1, 1),
                 settings,
             )
-            for repeat in bar
+            for repeat in tqdm(settings.repeats, "speed", disable=not self.progress, unit=" cells")
         ]
 
-    def _costs(self, atoms: Atoms, settings: DynamicsSettings) -> dict[str, Any]:
+    def _measure_speed(self, atoms: Atoms, settings: DynamicsSettings) -> dict[str, Any]:
         calculator = self.calculator()
-        with self._moving(settings.structure):
+        with self._named_errors(settings.structure):
             run = nve(
                 atoms,
                 calculator,
-                TIMED,
+                TIMED_STEPS,
                 temperature=settings.temperature,
                 seed=0,
                 timestep=settings.timestep,
                 progress=False,
             )
-            most = _bytes(atoms, calculator)
+            bytes_per_atom = _bytes_per_atom(atoms, calculator)
         return {
             "atoms": len(atoms),
             "microseconds": run.microseconds_per_atom,
             "nanoseconds_per_day": run.nanoseconds_per_day,
-            "bytes": most,
+            "bytes": bytes_per_atom,
         }
 
-    @contextmanager
-    def _moving(self, structure: str) -> Iterator[None]:
-        """Name potential and structure in what a foreign calculator raises, as of an element."""
-        try:
-            yield
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{self.potential} fails in dynamics of {structure}: {why}") from error
-
     def runs(self) -> list[dict[str, Any]]:
-        """Return each long run's drift, temperature and radial distribution function."""
-        settings = _needed(self.settings.dynamics, "dynamics")
+        """Return drift, temperature and radial distribution function of each long run."""
+        settings = _required(self.settings.dynamics, "dynamics")
         if not settings.steps:
             return []
         return [
-            self._part(self.folder / f"run-{seed}.json", RunPart, self._run, settings, seed)
+            self._part(self.folder / f"run-{seed}.json", RunPart, self._measure_run, settings, seed)
             for seed in settings.seeds
         ]
 
-    def _run(self, settings: DynamicsSettings, seed: int) -> dict[str, Any]:
-        with self._moving(settings.structure):
+    def _measure_run(self, settings: DynamicsSettings, seed: int) -> dict[str, Any]:
+        with self._named_errors(settings.structure):
             run = nve(
-                self._start(settings, seed),
+                self._start_of_run(settings, seed),
                 self.calculator(),
                 settings.steps,
+                # An equilibrated structure has its velocities already.
                 temperature=None if settings.equilibration else settings.temperature,
                 seed=seed,
                 timestep=settings.timestep,
-                every=EVERY,
+                every=RECORD_EVERY,
                 progress=self.progress,
             )
-        later = run.frames[len(run.frames) // 2 :]
-        found = rdf(later, settings.cutoff, settings.bins)
+
+        # The first half may still be on its way to equilibrium.
+        half = len(run.frames) // 2
+        function = rdf(run.frames[half:], settings.cutoff, settings.bins)
         return {
             "drift": run.drift,
-            "temperature": float(run.temperatures[len(run.frames) // 2 :].mean()),
-            "distances": found.distances.tolist(),
-            "values": found.values.tolist(),
+            "temperature": float(run.temperatures[half:].mean()),
+            "distances": function.distances.tolist(),
+            "values": function.values.tolist(),
         }
 
-    def _start(self, settings: DynamicsSettings, seed: int) -> Atoms:
-        """Return the structure that a run starts from, at its temperature if that is wanted."""
+    def _start_of_run(self, settings: DynamicsSettings, seed: int) -> Atoms:
         atoms = one_structure(settings.structure)
         if not settings.equilibration:
             return atoms
@@ -214,62 +207,84 @@ class Evaluator:
             progress=self.progress,
         )
 
+    def _check_forces(self, structure: str) -> None:
+        """Refuse a structure that the potential cannot compute, before anything is written."""
+        atoms = one_structure(structure)
+        atoms.calc = self.calculator()
+        with self._named_errors(structure):
+            atoms.get_forces()
+
+    @contextmanager
+    def _named_errors(self, structure: str) -> Iterator[None]:
+        """Add potential and structure to what a foreign calculator raises, as of an element."""
+        try:
+            yield
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"{self.potential} fails in dynamics of {structure}: {reason}"
+            ) from error
+
+    # --- Crystals ---
+
     def crystals(self) -> dict[str, dict[str, Any]]:
-        """Return crystal to volume, whether it relaxed, and stiffness if that was asked for."""
-        settings = _needed(self.settings.crystals, "crystals")
-        frames = list(read_structures(settings.structures))
-        files = crystal_files(self.folder / "crystals", [one.structure_id for one in frames])
-        bar = tqdm(frames, "crystals", disable=not self.progress, unit="")
+        """Return volume, reason of a failed relaxation and, if wanted, stiffness by crystal."""
+        settings = _required(self.settings.crystals, "crystals")
+        structures = list(read_structures(settings.structures))
+        files = crystal_files(self.folder / "crystals", [one.structure_id for one in structures])
+        bar = tqdm(structures, "crystals", disable=not self.progress, unit="")
         return {
             one.structure_id: self._part(
-                files[one.structure_id], CrystalPart, self._crystal, one.atoms, settings
+                files[one.structure_id], CrystalPart, self._measure_crystal, one.atoms, settings
             )
             for one in bar
         }
 
-    def _crystal(self, atoms: Atoms, settings: CrystalSettings) -> dict[str, Any]:
+    def _measure_crystal(self, atoms: Atoms, settings: CrystalSettings) -> dict[str, Any]:
         calculator = self.calculator()
         relaxed = relax(atoms, calculator, settings.force_tolerance, settings.max_steps)
-        made = {
+        crystal: dict[str, Any] = {
             "reference": abs(float(atoms.get_volume())),
             "volume": relaxed.volume if np.isfinite(relaxed.volume) else None,
             "reason": relaxed.reason,
         }
         if settings.elasticity:
-            made["elasticity"] = _stiffness(relaxed.atoms, calculator)
-        return made
+            crystal["elasticity"] = _elasticity(relaxed.atoms, calculator)
+        return crystal
 
-    def calculator(self) -> Any:
-        """Return the potential as an ASE calculator.
+    # --- The folder ---
 
-        Raises:
-            ValueError: if it is none, so that nothing can be moved with it.
-        """
-        found = getattr(self.model, "calculator", None)
-        if found is None:
-            raise ValueError(
-                f"{self.potential} labels structures but is no ASE calculator, so there is no "
-                "dynamics and no relaxation with it; of fairchem's checkpoints take 'fairchem "
-                "checkpoint=PATH'"
-            )
-        return found
+    def _part(self, path: Path, kind: Part, measure: Callable[..., Any], *arguments: Any) -> Any:
+        """Return a part from its file, which is measured and written if it is not there."""
+        if not path.exists():
+            measured = measure(*arguments)
+            _ = self._settings_written
+            write_json(path, measured)
+        return read_part(path, kind)
+
+    @cached_property
+    def _settings_written(self) -> bool:
+        """Lock the folder to potential and settings with its first result, not before."""
+        write_settings(self.folder, self.model.fingerprint, self.settings)
+        return True
 
 
-def _needed(settings: Any, name: str) -> Any:
+def _required(settings: Any, name: str) -> Any:
     if settings is None:
         raise ValueError(f"{name} are not among what is to be measured")
     return settings
 
 
-def _bytes(atoms: Atoms, calculator: Any) -> float | None:
-    """Return the most bytes of tensors at once, an atom; none without torch."""
+def _bytes_per_atom(atoms: Atoms, calculator: Any) -> float | None:
+    """Return the peak memory of tensors; None for a calculator without torch."""
     try:
         return peak_bytes(atoms, calculator) / len(atoms)
     except ValueError:
         return None
 
 
-def _stiffness(atoms: Atoms, calculator: Any) -> Mapping[str, Any]:
+def _elasticity(atoms: Atoms, calculator: Any) -> Mapping[str, Any]:
+    """Return the moduli of a relaxed crystal, or the reason why it has none."""
     try:
         tensor = elastic_tensor(atoms, calculator)
         averages = ElasticAverages.of(tensor.stiffness)

@@ -1,4 +1,4 @@
-"""The files of an evaluation: what was measured of which potential, checked when read."""
+"""The files of an evaluation: its settings and its parts, checked when they are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kd_plugins.config import ConfigError, read_config, reader, shown
+from kd_plugins.config import ConfigError, read_config, reader
 from kd_plugins.evaluate.inputs import check_inputs
 from kd_plugins.evaluate.settings import Measure
 from kd_plugins.files import (
@@ -24,80 +24,18 @@ from kd_plugins.files import (
     read_json,
     write_json,
 )
+from kd_plugins.numbers import shown
 
 PARTS = {"structures": ("structures", "ids"), "dynamics": ("dynamics",), "crystals": ("crystals",)}
-"""What may be measured one after another, and its settings."""
+"""What can be added to a folder later, each with its settings."""
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+"""Ids that are safe as names of files."""
+LONGEST_NAME = 255
+"""Bytes of a file's name on Linux."""
+MODULI = ("bulk", "shear", "young", "poisson_ratio", "anisotropy")
 
 
-def _hashes(raw: object) -> Mapping[str, str]:
-    if not isinstance(raw, Mapping) or not all(isinstance(one, str) for one in raw.values()):
-        raise ValueError(f"expected files, each with its hash, got {shown(raw)}")
-    return raw
-
-
-@dataclass(frozen=True)
-class Held:
-    """What ``measured.json`` says of its folder.
-
-    Args:
-        fingerprint: of the potential.
-        settings: what has been measured, or begun to be.
-        files: of structures, each with its hash.
-    """
-
-    fingerprint: str
-    settings: Measure
-    files: Mapping[str, str] = reader(_hashes)
-
-
-def read_held(folder: Path) -> Held | None:
-    """Return whose measurements a folder holds; None if it holds none.
-
-    Raises:
-        ValueError: naming the file, if it is damaged.
-    """
-    path = folder / "measured.json"
-    if not path.exists():
-        return None
-    try:
-        held = read_config(Held, read_json(path), path.name)
-        if set(held.files) != set(held.settings.files):
-            raise ConfigError(
-                f"files: expected {sorted(held.settings.files)}, got {sorted(held.files)}"
-            )
-        return held
-    except ValueError as error:
-        said = f"{path} is no record of ours: {error}" if isinstance(error, ConfigError) else error
-        raise ValueError(f"{said}; choose another folder, or remove this one") from None
-
-
-def planned(folder: Path, settings: Measure, fingerprint: str | None = None) -> Measure:
-    """Return all that is measured in a folder after what is to be measured now; write nothing.
-
-    Structures, dynamics or crystals that were not measured before are added to those that were.
-
-    Args:
-        folder: of the measurements.
-        settings: what is to be measured, beside what was.
-        fingerprint: of the potential; not looked at if left out.
-
-    Raises:
-        ValueError: if the folder holds another potential, measurements with other settings, or of
-            a file that was changed since; and for what `check_inputs` refuses.
-    """
-    check_folder(folder)
-    held = read_held(folder)
-    if held is None:
-        check_inputs(settings)
-        return settings
-    if fingerprint not in (None, held.fingerprint):
-        raise _taken(folder, "measurements of another potential")
-    measure = _joined(folder, held.settings, settings)
-    check_inputs(measure)
-    for name, content in held.files.items():
-        if file_hash(Path(name)) != content:
-            raise _taken(folder, f"measurements of {name} as it was before it was changed")
-    return measure
+# --- The folder and its settings ----------------------------------------------------------------
 
 
 @contextmanager
@@ -128,38 +66,116 @@ def alone(folder: Path, command: str) -> Iterator[None]:
         yield
 
 
-def claim(folder: Path, fingerprint: str, measure: Measure) -> None:
-    """Note of which potential a folder is, and what is measured in it, as `planned` returns it."""
-    files = {name: file_hash(Path(name)) for name in measure.files}
-    content = {"fingerprint": fingerprint, "settings": _plain(measure), "files": files}
+def _read_hashes(raw: object) -> Mapping[str, str]:
+    if not isinstance(raw, Mapping) or not all(isinstance(value, str) for value in raw.values()):
+        raise ValueError(f"expected files, each with its hash, got {shown(raw)}")
+    return raw
+
+
+@dataclass(frozen=True)
+class FolderSettings:
+    """Content of ``measured.json``.
+
+    Args:
+        fingerprint: of the potential.
+        settings: what has been measured, or begun.
+        files: of structures, each with its hash.
+    """
+
+    fingerprint: str
+    settings: Measure
+    files: Mapping[str, str] = reader(_read_hashes)
+
+
+def read_settings(folder: Path) -> FolderSettings | None:
+    """Return the settings of a folder; None for a folder without measurements.
+
+    Raises:
+        ValueError: naming the file, if it is damaged.
+    """
+    path = folder / "measured.json"
+    if not path.exists():
+        return None
+
+    try:
+        stored = read_config(FolderSettings, read_json(path), path.name)
+        if set(stored.files) != set(stored.settings.files):
+            raise ConfigError(
+                f"files: expected {sorted(stored.settings.files)}, got {sorted(stored.files)}"
+            )
+    except ConfigError as error:
+        raise ValueError(
+            f"{path} is no record of ours: {error}; choose another folder, or remove this one"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{error}; choose another folder, or remove this one") from None
+    return stored
+
+
+def write_settings(folder: Path, fingerprint: str, settings: Measure) -> None:
+    """Write ``measured.json``, which locks a folder to a potential and its settings.
+
+    Args:
+        folder: of the measurements.
+        fingerprint: of the potential.
+        settings: as `planned` returns them.
+    """
+    files = {name: file_hash(Path(name)) for name in settings.files}
+    content = {"fingerprint": fingerprint, "settings": _as_json(settings), "files": files}
     write_json(folder / "measured.json", content)
 
 
-def _plain(settings: Measure) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(settings)))
+def planned(folder: Path, settings: Measure, fingerprint: str | None = None) -> Measure:
+    """Return what a folder will hold: what it holds already, and what is to be measured now.
+
+    Structures, dynamics or crystals that were not measured before are added. Nothing is written.
+
+    Args:
+        folder: of the measurements.
+        settings: what is to be measured now.
+        fingerprint: of the potential; not checked if left out.
+
+    Raises:
+        ValueError: if the folder holds another potential, measurements with other settings, or of
+            a file that has changed since; and for what `check_inputs` refuses.
+    """
+    check_folder(folder)
+    stored = read_settings(folder)
+    if stored is None:
+        check_inputs(settings)
+        return settings
+
+    if fingerprint not in (None, stored.fingerprint):
+        raise _other_folder(folder, "measurements of another potential")
+    merged = _merge(folder, stored.settings, settings)
+    check_inputs(merged)
+    for name, content in stored.files.items():
+        if file_hash(Path(name)) != content:
+            raise _other_folder(folder, f"measurements of {name} as it was before it was changed")
+    return merged
 
 
-def _joined(folder: Path, held: Measure, ours: Measure) -> Measure:
-    """Return the settings of all parts, of both."""
-    there, here = _plain(held), _plain(ours)
-    changes: dict[str, Any] = {}
+def _merge(folder: Path, stored: Measure, new: Measure) -> Measure:
+    """Return the settings of all parts of both."""
+    stored_json, new_json = _as_json(stored), _as_json(new)
+    kept: dict[str, Any] = {}
     for part, names in PARTS.items():
-        if not there.get(part):
+        if not stored_json.get(part):
             continue
-        if here[part] and (said := _difference(there, here, names)):
-            raise _taken(folder, f"measurements with other settings, {said}")
-        changes |= {name: getattr(held, name) for name in names}
-    return replace(ours, **changes)
+        if new_json[part] and (difference := _difference(stored_json, new_json, names)):
+            raise _other_folder(folder, f"measurements with other settings, {difference}")
+        kept |= {name: getattr(stored, name) for name in names}
+    return replace(new, **kept)
 
 
-def _difference(held: Mapping[str, Any], ours: Mapping[str, Any], names: tuple[str, ...]) -> str:
+def _difference(stored: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]) -> str:
     """Return the first setting that differs, with both values.
 
     >>> _difference({"dynamics": {"steps": 1}}, {"dynamics": {"steps": 2}}, ("dynamics",))
     'dynamics: steps: 1 there, 2 here'
     """
     for name in names:
-        one, two = held[name], ours[name]
+        one, two = stored[name], new[name]
         if isinstance(one, dict) and one != two:
             return f"{name}: {_difference(one, two, tuple(one))}"
         if one != two:
@@ -167,29 +183,31 @@ def _difference(held: Mapping[str, Any], ours: Mapping[str, Any], names: tuple[s
     return ""
 
 
-def _taken(folder: Path, what: str) -> ValueError:
-    return ValueError(f"{folder} holds {what}; choose another folder, or remove it")
+def _as_json(settings: Measure) -> dict[str, Any]:
+    """Return settings as JSON stores them: tuples become lists."""
+    return json.loads(json.dumps(asdict(settings)))
 
 
-PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
-"""Ids that are the names of their files."""
-LONGEST_NAME = 255
-"""Bytes of a file's name."""
-MODULI = ("bulk", "shear", "young", "poisson_ratio", "anisotropy")
+def _other_folder(folder: Path, content: str) -> ValueError:
+    return ValueError(f"{folder} holds {content}; choose another folder, or remove it")
 
 
-def _positive(raw: object) -> float:
+# --- Parts: a file each -------------------------------------------------------------------------
+
+
+def _read_positive(raw: object) -> float:
     if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not 0 < raw < math.inf:
         raise ValueError(f"expected a number above 0, got {shown(raw)}")
     return float(raw)
 
 
-def _read_stiffness(raw: object) -> Mapping[str, Any] | None:
-    """Return the moduli of a crystal, or why it has none."""
+def _read_elasticity(raw: object) -> Mapping[str, Any] | None:
+    """Return the moduli of a crystal, or the reason why it has none."""
     if raw is None:
         return None
     if not isinstance(raw, Mapping):
         raise ValueError(f"expected a mapping, got {shown(raw)}")
+
     if "unstable" in raw:
         if not isinstance(raw["unstable"], str) or len(raw) > 1:
             raise ValueError(f"expected unstable with a reason, got {shown(raw)}")
@@ -203,11 +221,11 @@ def _read_stiffness(raw: object) -> Mapping[str, Any] | None:
 
 @dataclass(frozen=True)
 class SpeedPart:
-    """What a step costs in one cell, see `kd_plugins.report.records.Cell`."""
+    """Costs of a step in one cell: µs per atom, ns of simulation per day, bytes per atom."""
 
     atoms: int
-    microseconds: float = reader(_positive)
-    nanoseconds_per_day: float = reader(_positive)
+    microseconds: float = reader(_read_positive)
+    nanoseconds_per_day: float = reader(_read_positive)
     bytes: float | None = None
 
     def __post_init__(self) -> None:
@@ -234,12 +252,12 @@ class RunPart:
 
 @dataclass(frozen=True)
 class CrystalPart:
-    """One crystal: its own volume and the relaxed one in Å³, why it stopped, its stiffness."""
+    """One crystal: reference and relaxed volume in Å³, how the relaxation ended, its moduli."""
 
     reason: str
-    reference: float = reader(_positive)
+    reference: float = reader(_read_positive)
     volume: float | None = None
-    elasticity: Mapping[str, Any] | None = reader(_read_stiffness, default=None)
+    elasticity: Mapping[str, Any] | None = reader(_read_elasticity, default=None)
 
     def __post_init__(self) -> None:
         if self.volume is not None and self.volume <= 0:
@@ -250,49 +268,51 @@ Part = type[SpeedPart] | type[RunPart] | type[CrystalPart]
 
 
 def read_part(path: Path, kind: Part) -> Mapping[str, Any]:
-    """Return a part that was measured before.
+    """Read a part that was measured before.
 
     Raises:
-        ValueError: naming the file, if it is damaged or not as `kind` says.
+        ValueError: naming the file, if it is damaged or not of this kind.
     """
+    remedy = f"remove {path.name} and run the same command, which measures it again"
     try:
         raw = read_json(path)
         read_config(kind, raw, path.name)
     except ConfigError as error:
-        raise ValueError(f"{path} is no measurement of ours: {error}; {_remedy(path)}") from None
+        raise ValueError(f"{path} is no measurement of ours: {error}; {remedy}") from None
     except ValueError as error:
-        raise ValueError(f"{error}; {_remedy(path)}") from None
+        raise ValueError(f"{error}; {remedy}") from None
     return raw
 
 
-def _remedy(path: Path) -> str:
-    return f"remove {path.name} and run the same command, which measures it again"
-
-
 def crystal_files(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
-    """Return the file of each crystal, none of them another's.
+    """Return a file of its own for each crystal.
 
-    An id that is no name for a file gets one with a digest. Earlier versions wrote ``a/b`` as
-    ``a_b``, which is still read where no other crystal would have had that name; where one would,
-    whose file it is cannot be told, and both get another.
+    An id that is not safe as a file's name gets one with a digest. Version 0.1.0 wrote ``a/b`` as
+    ``a_b``. Such a file is read where no other crystal would have had that name; where one would,
+    the file's crystal is unknown, and both crystals get another file.
 
     >>> [path.name for path in crystal_files(Path("crystals"), ["a_b", "a/b"]).values()]
     ['a-b-648fa9b31bc7.json', 'a-b-c14cddc033f6.json']
     >>> [path.name for path in crystal_files(Path("crystals"), ["a_b", "c"]).values()]
     ['a_b.json', 'c.json']
     """
-    before = {one: one.replace("/", "_") for one in ids}
-    shared = Counter(before.values())
-    found = {}
+    old_names = {one: one.replace("/", "_") for one in ids}
+    n_sharing = Counter(old_names.values())
+
+    files = {}
     for one in ids:
-        if PLAIN.fullmatch(one) and shared[before[one]] == 1:
-            found[one] = folder / f"{one}.json"
+        is_unique = n_sharing[old_names[one]] == 1
+        if PLAIN_NAME.fullmatch(one) and is_unique:
+            files[one] = folder / f"{one}.json"
             continue
+
+        old_file = f"{old_names[one]}.json"
+        fits = len(old_file.encode("utf-8", "surrogatepass")) <= LONGEST_NAME
+        if fits and is_unique and (folder / old_file).is_file():
+            files[one] = folder / old_file
+            continue
+
         digest = hashlib.sha256(one.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         words = re.sub(r"[^A-Za-z0-9]+", "-", one).strip("-")[:60] or "crystal"
-        found[one] = folder / f"{words}-{digest}.json"
-        old = f"{before[one]}.json"
-        short = len(old.encode("utf-8", "surrogatepass")) <= LONGEST_NAME
-        if short and shared[before[one]] == 1 and (folder / old).is_file():
-            found[one] = folder / old
-    return found
+        files[one] = folder / f"{words}-{digest}.json"
+    return files

@@ -1,4 +1,4 @@
-"""The structure of least energy near a given one, with whatever went wrong on the way."""
+"""Relax a structure and its cell; every failure is a result with its reason."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ase.calculators.abc import GetPropertiesMixin
 from ase.filters import FrechetCellFilter
 from ase.optimize import LBFGS
 
-from kd_plugins.evaluate.dynamics import check_moved
+from kd_plugins.evaluate.dynamics import check_dynamics
 from kd_plugins.numbers import check_number, check_whole
 
 LARGEST_GROWTH, LARGEST_SHRINKAGE = 2.0, 0.5
-"""Volumes, relative to the start, beyond which a crystal counts as blown up or collapsed."""
+"""Volumes relative to the start beyond which a crystal has exploded or collapsed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Relaxation:
-    """A relaxed structure, or how far it came.
+    """A relaxed structure, or the last one before a failure.
 
     Args:
-        atoms: the last structure that could be computed, without calculator; its atoms are in the
-            same order as at the start, and none was wrapped.
+        atoms: the last structure that could be computed, without calculator. Its atoms have the
+            order of the start, and none is wrapped into the cell.
         converged: whether all forces fell below the tolerance.
         steps: steps taken.
         reason: ``converged``, or why it stopped.
@@ -53,15 +53,15 @@ def relax(
     max_steps: int = 2000,
     cell: bool = True,
 ) -> Relaxation:
-    """Relax atoms and cell by L-BFGS, and always come back with a result.
+    """Relax atoms and cell by L-BFGS, and always return a result.
 
-    Paper 004 (Experimental) does so with this tolerance and number of steps. ASE's
+    Taniguchi 2024 (Experimental) relaxes with this tolerance and number of steps. ASE's
     ``FrechetCellFilter`` puts the cell's gradient beside the forces as three more rows, -V stress
     / N for N atoms, so that the stress may be as large as ``force_tolerance`` N / V: some 0.5 GPa
     for an organic crystal, which is so soft that its volume is then open to a few percent. See
     the result's ``pressure``, and lower the tolerance where that matters.
 
-    A blown-up or collapsed crystal, a calculator's error, a number that is not finite and too many
+    An exploded or collapsed crystal, a calculator's error, a number that is not finite and too many
     steps are reasons in the result, not exceptions.
 
     Args:
@@ -75,15 +75,19 @@ def relax(
         ValueError: for a tolerance or number of steps that is not positive, or a cell to relax
             in a structure that is not periodic in three directions.
     """
-    check_moved("relax", atoms, calculator, timestep=1.0)
+    check_dynamics("relax", atoms, calculator, timestep=1.0)
     _check(atoms, force_tolerance, max_steps, cell)
+
     path = _Path(atoms, calculator, cell)
-    started = time.perf_counter()
+    start = time.perf_counter()
     try:
         reason = path.follow(force_tolerance, max_steps)
-    except Exception as error:  # whatever a foreign calculator, or linear algebra of NaN, leads to
+    except (
+        Exception
+    ) as error:  # calculators raise what they like, and so does linear algebra of NaN
         reason = f"{type(error).__name__}: {error}"
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - start
+
     return Relaxation(
         atoms=path.last,
         converged=reason == "converged",
@@ -97,7 +101,7 @@ def relax(
 
 
 class _Path:
-    """The way of a relaxation, and its last point that could be computed."""
+    """The steps of a relaxation, and the last structure that could be computed."""
 
     def __init__(self, atoms: Atoms, calculator: GetPropertiesMixin, cell: bool) -> None:
         self.last, self.steps = _bare(atoms), 0
@@ -108,12 +112,13 @@ class _Path:
         self._start = abs(float(np.linalg.det(atoms.cell.array)))
 
     def follow(self, force_tolerance: float, max_steps: int) -> str:
-        """Walk on and return why it stopped."""
-        for converged in self._walk(force_tolerance, max_steps):
+        """Relax, and return why it stopped."""
+        for converged in self._steps(force_tolerance, max_steps):
             energy = float(self._atoms.get_potential_energy())
             forces = self._atoms.get_forces()
             if not (np.isfinite(energy) and np.isfinite(forces).all()):
                 return f"the calculator gave a number that is not finite (energy {energy} eV)"
+
             self._keep(energy)
             growth = self.volume / self._start if self._cell else 1.0
             if not LARGEST_SHRINKAGE <= growth <= LARGEST_GROWTH:
@@ -122,7 +127,7 @@ class _Path:
                 return "converged"
         return f"not converged in {max_steps} steps"
 
-    def _walk(self, force_tolerance: float, max_steps: int) -> Iterator[bool]:
+    def _steps(self, force_tolerance: float, max_steps: int) -> Iterator[bool]:
         moved = FrechetCellFilter(self._atoms) if self._cell else self._atoms
         optimizer = LBFGS(moved, logfile=None)
         for converged in optimizer.irun(fmax=force_tolerance, steps=max_steps):

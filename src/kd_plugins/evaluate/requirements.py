@@ -18,12 +18,14 @@ OPERATORS = {
     "<": operator.lt,
     ">": operator.gt,
 }
-WORDS = re.compile(r"^\s*([a-z]\w*)\s*(<=|>=|<|>)\s*(\S+)\s*$")
+REQUIREMENT = re.compile(r"^\s*([a-z]\w*)\s*(<=|>=|<|>)\s*(\S+)\s*$")
+LABEL = {"energy_per_atom": "energy", "forces": "forces", "stress": "stress"}
+"""Quantity that is compared to the label that it comes from."""
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """A bar, such as ``force_mae<0.05``.
+    """A limit for a metric, such as ``force_mae<0.05``.
 
     >>> Requirement.parse("force_mae<0.05").fault({"force_mae": 0.06})
     'force_mae is 0.06; required: < 0.05'
@@ -31,34 +33,50 @@ class Requirement:
 
     metric: str
     comparison: str
-    bar: float
+    limit: float
 
     @classmethod
     def parse(cls, text: str) -> Requirement:
-        """Read a bar.
+        """Read a requirement.
 
         Raises:
-            ValueError: if it is none.
+            ValueError: for anything but a metric, a comparison and a number.
         """
-        found = WORDS.match(text) if isinstance(text, str) else None
-        if found is None or not math.isfinite(bar := _number(found[3])):
+        match = REQUIREMENT.match(text) if isinstance(text, str) else None
+        if match is None or not math.isfinite(limit := _number(match[3])):
             raise ValueError(
                 f"requirement {text!r}: expected a metric, one of < <= > >=, and a number, such as "
                 "force_mae<0.05"
             )
-        return cls(found[1], found[2], bar)
+        return cls(match[1], match[2], limit)
 
     def fault(self, metrics: Mapping[str, float]) -> str | None:
-        """Return why the bar is not cleared, if it is not; one that was not measured is not."""
+        """Return why the requirement is not met, or None; a missing metric does not meet it."""
         if self.metric not in metrics:
             return (
                 f"{self.metric} was not measured{suggestion(self.metric, metrics)}; required: "
-                f"{self.comparison} {self.bar:g}"
+                f"{self.comparison} {self.limit:g}"
             )
+
         value = metrics[self.metric]
-        if OPERATORS[self.comparison](value, self.bar):
+        if OPERATORS[self.comparison](value, self.limit):
             return None
-        return f"{self.metric} is {value:.6g}; required: {self.comparison} {self.bar:g}"
+        return f"{self.metric} is {value:.6g}; required: {self.comparison} {self.limit:g}"
+
+
+def faults(requirements: Sequence[str], metrics: Mapping[str, float]) -> list[str]:
+    """Return a line for each requirement that is not met.
+
+    Args:
+        requirements: such as ``force_mae<0.05``.
+        metrics: name to measured value.
+
+    Raises:
+        ValueError: for a requirement that cannot be read.
+    """
+    parsed = [Requirement.parse(text) for text in requirements]
+    found = [requirement.fault(metrics) for requirement in parsed]
+    return [fault for fault in found if fault is not None]
 
 
 def _number(text: str) -> float:
@@ -68,86 +86,74 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def faults(requirements: Sequence[str], metrics: Mapping[str, float]) -> list[str]:
-    """Return a line for each bar that is not cleared.
-
-    Args:
-        requirements: such as ``force_mae<0.05``.
-        metrics: name to what was measured.
-
-    Raises:
-        ValueError: for a requirement that cannot be read.
-    """
-    read = [Requirement.parse(text) for text in requirements]
-    return [fault for one in read if (fault := one.fault(metrics)) is not None]
-
-
-QUANTITY = {"energy_per_atom": "energy", "forces": "forces", "stress": "stress"}
-
-
 def check_metrics(
     where: str,
     names: Collection[str],
     settings: Measure,
     teacher: bool,
     labels: Collection[str] | None = None,
-    gives: Collection[str] | None = None,
+    teacher_quantities: Collection[str] | None = None,
 ) -> None:
-    """Refuse a metric that there is none of, or that nothing is going to measure.
+    """Refuse an unknown metric, or one that nothing is going to measure, before a measurement.
 
     Args:
         where: the key that names them, for the message.
         names: of metrics.
-        settings: what is going to be measured.
+        settings: of the measurement.
         teacher: whether there is one.
-        labels: quantities that all structures are labelled with; any if left out.
-        gives: quantities that the teacher gives; any if left out.
+        labels: quantities with which all structures are labelled; not checked if left out.
+        teacher_quantities: quantities that the teacher predicts; not checked if left out.
 
     Raises:
         ValueError: naming the first one, and what it needs.
     """
-    needs = dict(_missing_inputs(settings, teacher, labels, gives))
+    lacking = dict(_metrics(settings, teacher, labels, teacher_quantities))
     for name in names:
-        if name not in needs:
-            raise ValueError(f"{where}: unknown metric {name!r}{suggestion(name, needs)}")
-        if needs[name]:
-            measured = sorted(one for one, lacking in needs.items() if not lacking)
+        if name not in lacking:
+            raise ValueError(f"{where}: unknown metric {name!r}{suggestion(name, lacking)}")
+        if lacking[name]:
+            measured = sorted(metric for metric, lack in lacking.items() if not lack)
             raise ValueError(
-                f"{where}: nothing here measures {name!r}, which needs {needs[name]}; measured "
+                f"{where}: nothing here measures {name!r}, which needs {lacking[name]}; measured "
                 f"are: {', '.join(measured)}"
             )
 
 
-def _missing_inputs(
+def _metrics(
     settings: Measure,
     teacher: bool,
     labels: Collection[str] | None,
-    gives: Collection[str] | None,
+    teacher_quantities: Collection[str] | None,
 ) -> Iterator[tuple[str, str]]:
-    """Yield each metric and what it lacks; nothing of one that will be measured."""
-    structures = "" if settings.structures else "structures to compare on"
-    for quantity, start in ERRORS.items():
-        bare = QUANTITY[quantity]
-        named = "" if labels is None or {bare, quantity} & set(labels) else f"labels of {bare}"
-        given = "" if gives is None or {bare, quantity} & set(gives) else f"a teacher with {bare}"
-        ends = ("mae", "rmse", "cosine") if quantity == "forces" else ("mae", "rmse")
-        for end in ends:
-            yield f"{start}_{end}", structures or named
-            yield f"teacher_{start}_{end}", structures or _without_teacher(teacher) or given
+    """Yield each metric with what is lacking to measure it; an empty string if nothing is."""
+    no_teacher = "" if teacher else "a teacher"
+
+    no_structures = "" if settings.structures else "structures to compare on"
+    for quantity, word in ERRORS.items():
+        label = LABEL[quantity]
+        no_label = no_prediction = ""
+        if labels is not None and not {label, quantity} & set(labels):
+            no_label = f"labels of {label}"
+        if teacher_quantities is not None and not {label, quantity} & set(teacher_quantities):
+            no_prediction = f"a teacher with {label}"
+
+        kinds = ("mae", "rmse", "cosine") if quantity == "forces" else ("mae", "rmse")
+        for kind in kinds:
+            yield f"{word}_{kind}", no_structures or no_label
+            yield f"teacher_{word}_{kind}", no_structures or no_teacher or no_prediction
     for name in ("embedding_mae", "embedding_cosine"):
-        yield name, structures
-    dynamics = "" if settings.dynamics else "dynamics"
+        yield name, no_structures
+
+    no_dynamics = "" if settings.dynamics else "dynamics"
     for name in ("microseconds_per_atom", "nanoseconds_per_day", "bytes_per_atom"):
-        yield name, dynamics
-    yield "speedup", dynamics or _without_teacher(teacher)
-    steps = "" if settings.dynamics and settings.dynamics.steps else "dynamics with steps"
-    yield "drift", steps
-    yield "rdf_distance", steps or _without_teacher(teacher)
-    crystals = "" if settings.crystals else "crystals"
-    yield "unrelaxed_crystals", crystals
-    yield "volume_error_percent", crystals
-    yield "teacher_volume_error_percent", crystals or _without_teacher(teacher)
+        yield name, no_dynamics
+    yield "speedup", no_dynamics or no_teacher
 
+    no_runs = "" if settings.dynamics and settings.dynamics.steps else "dynamics with steps"
+    yield "drift", no_runs
+    yield "rdf_distance", no_runs or no_teacher
 
-def _without_teacher(there: bool) -> str:
-    return "" if there else "a teacher"
+    no_crystals = "" if settings.crystals else "crystals"
+    yield "unrelaxed_crystals", no_crystals
+    yield "volume_error_percent", no_crystals
+    yield "teacher_volume_error_percent", no_crystals or no_teacher

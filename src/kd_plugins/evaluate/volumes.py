@@ -18,7 +18,7 @@ from kd_plugins.sampling.volume_scan import LINEAR_SCALES, Minimum, minimum_volu
 
 
 def volume_error_percent(relaxed: float, reference: float) -> float:
-    """Return how much larger a volume is than its reference, in percent.
+    """Return the error of a volume in percent of its reference, positive if it is too large.
 
     Raises:
         ValueError: for a volume that is not above 0.
@@ -35,12 +35,12 @@ def volume_error_percent(relaxed: float, reference: float) -> float:
 class VolumeErrors:
     """Volume errors of several crystals, in percent; Taniguchi 2024 gives the mean absolute one.
 
-    All with a volume count, also those that did not converge or blew up. What has no volume at all
-    counts in no mean; ``failures`` names both.
+    All crystals with a volume count, also those that did not converge or exploded. A crystal
+    without a volume is left out of the means. ``failures`` names both.
 
     Args:
         errors: crystal to error; NaN if not even its start could be computed.
-        failures: crystal to the reason for which its relaxation is no good.
+        failures: crystal to the reason why its relaxation failed.
 
     >>> VolumeErrors({"a": -1.0, "b": 3.0, "c": 7.0}, {"c": "not converged in 9 steps"}).mean
     3.0
@@ -91,7 +91,7 @@ class VolumeErrors:
 
     @property
     def converged(self) -> VolumeErrors:
-        """The same of those crystals alone whose relaxation converged."""
+        """The errors of the crystals whose relaxation converged."""
         kept = {name: error for name, error in self.errors.items() if name not in self.failures}
         return VolumeErrors(kept, {})
 
@@ -116,7 +116,7 @@ def energies(structures: Sequence[Atoms], calculator: GetPropertiesMixin) -> NDA
     """Return the energy of each structure in eV; the structures are not changed.
 
     Raises:
-        ValueError: for what is no calculator.
+        ValueError: for anything but a calculator.
     """
     check_calculator("energies", calculator)
     found = []
@@ -135,8 +135,8 @@ def scanned_volume(
 ) -> Minimum:
     """Return the volume of least energy nearest to a crystal's own, its molecules kept rigid.
 
-    A stand-in for a relaxation in sweeps over many students: fourteen energies instead of forty
-    steps or more.
+    It replaces a relaxation in sweeps over many students: fourteen energies instead of forty steps
+    or more.
 
     Args:
         atoms: the crystal, say of the experiment.
