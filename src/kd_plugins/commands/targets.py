@@ -1,4 +1,4 @@
-"""The commands that make teacher targets and examine them."""
+"""The commands that make teacher targets and check them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     _add_label(commands)
     _add_import(commands)
     _add_doctor(commands)
+
     command = commands.add_parser("export", help="write a store as extended xyz")
     command.add_argument("store")
     command.add_argument("file", help="to write, such as targets.extxyz")
     command.set_defaults(run=_export)
-    command = commands.add_parser("verify", help="read everything and say what is damaged")
+
+    command = commands.add_parser("verify", help="read everything and report what is damaged")
     command.add_argument("store")
     command.set_defaults(run=_verify)
+
     command = commands.add_parser("merge", help="copy stores of one teacher into one")
     command.add_argument("stores", nargs="+")
     command.add_argument("--into", required=True, metavar="DIR")
@@ -41,11 +44,11 @@ def _label(arguments: argparse.Namespace) -> int:
 
     specs = [spec for words in arguments.teacher for spec in parse_teachers(words)]
     check_different(specs)
-    name = teacher_name(specs)
-    frames, total = _to_label(arguments)
+    structures, total = _structures_to_label(arguments)
+
     report = teachers.label(
-        frames,
-        name,
+        structures,
+        teacher_name(specs),
         arguments.store,
         _quantities(arguments.quantities),
         device=arguments.device,
@@ -53,6 +56,7 @@ def _label(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         total=total,
     )
+
     print(
         f"labelled {report.labelled}, there already {report.skipped}, failed {len(report.failed)}"
         f" in {report.seconds:.1f} s on {report.device}: {arguments.store}"
@@ -62,7 +66,9 @@ def _label(arguments: argparse.Namespace) -> int:
     return 1 if report.failed else 0
 
 
-def _to_label(arguments: argparse.Namespace) -> tuple[Iterable[LabelledStructure], int | None]:
+def _structures_to_label(
+    arguments: argparse.Namespace,
+) -> tuple[Iterable[LabelledStructure], int | None]:
     """Return the structures with their ids, and how many there are if that is known."""
     if arguments.fairchem and (arguments.structures or arguments.ids != "auto"):
         raise ValueError(
@@ -73,8 +79,8 @@ def _to_label(arguments: argparse.Namespace) -> tuple[Iterable[LabelledStructure
         # fairchem may be missing, and needs its stand-ins before anything of it is imported.
         from kd_plugins.fairchem import read_datasets
 
-        found = read_datasets(arguments.fairchem, arguments.trust_pickle)
-        return found, len(found)
+        datasets = read_datasets(arguments.fairchem, arguments.trust_pickle)
+        return datasets, len(datasets)
 
     if not arguments.structures:
         raise ValueError("no structures to label; name files with structures, or --fairchem X.yml")
@@ -82,23 +88,25 @@ def _to_label(arguments: argparse.Namespace) -> tuple[Iterable[LabelledStructure
         raise ValueError(
             "--trust-pickle is for data sets of fairchem; give them as --fairchem DATA"
         )
+
     from kd_plugins.structures import read_structures
     from kd_plugins.structures.readers import count_structures
 
-    frames = read_structures(arguments.structures, arguments.ids)
-    return frames, count_structures(arguments.structures)
+    structures = read_structures(arguments.structures, arguments.ids)
+    return structures, count_structures(arguments.structures)
 
 
 def _quantities(words: Sequence[str] | None) -> dict[str, str] | None:
-    """Read ``energy node_embeddings:float16``."""
+    """Read ``energy node_embeddings:float16`` as quantity to dtype; None for all quantities."""
     from kd_plugins.core.quantities import quantity
     from kd_plugins.store.manifest import DEFAULT_DTYPES
 
     pairs = [word.partition(":") for word in words or ()]
     names = [name for name, _, _ in pairs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"--quantities: {twice[0]!r} is named twice; name each once")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"--quantities: {repeated[0]!r} is named twice; name each once")
+
     chosen = {name: dtype or DEFAULT_DTYPES[quantity(name).name] for name, _, dtype in pairs}
     return chosen or None
 
@@ -133,21 +141,25 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     store = TargetStore.open(arguments.store)
     manifest, faults = store.manifest, store.verify()
-    print(f"teacher:     {manifest.teacher}\nfingerprint: {manifest.fingerprint}")
-    print(
-        f"quantities:  {', '.join(f'{name} ({dtype})' for name, dtype in manifest.dtypes.items())}"
-    )
+    quantities = ", ".join(f"{name} ({dtype})" for name, dtype in manifest.dtypes.items())
+    print(f"teacher:     {manifest.teacher}")
+    print(f"fingerprint: {manifest.fingerprint}")
+    print(f"quantities:  {quantities}")
+
     try:
         print(f"structures:  {len(store)}, failed to be labelled: {len(failures(store))}")
         for shard in store.uncounted():
             print(f"{shard}: how many records it should hold was not kept by its version")
-    except StoreError as error:  # a damaged shard stands among the faults already
-        faults += [] if str(error) in faults else [str(error)]
+    except StoreError as error:
+        if str(error) not in faults:  # a damaged shard is among the faults already
+            faults.append(str(error))
+
     if not faults and not any(True for _ in store.ids()):
         faults.append(
             f"{arguments.store} holds no record: nothing was labelled yet, or its shards, *.lmdb, "
             "were removed; restore them from a copy, or label its structures again"
         )
+
     print("\n".join(faults) or "every record is whole")
     return 1 if faults else 0
 
@@ -161,12 +173,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from kd_plugins.teachers import load_teacher
 
     store = TargetStore.open(arguments.store)
-    teacher = _asked(arguments.ask_teacher, store.manifest.teacher)
-    labels = (
-        read_structures(arguments.labels, arguments.ids)
-        if arguments.labels
-        else stored_structures(store)
-    )
+    teacher = _teacher_to_load(arguments.ask_teacher, store.manifest.teacher)
+    if arguments.labels:
+        labels = read_structures(arguments.labels, arguments.ids)
+    else:
+        labels = stored_structures(store)
+
     diagnosis = diagnose(
         labels,
         store,
@@ -178,6 +190,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     print(format_diagnosis(diagnosis), end="")
     if arguments.fix is None:
         return diagnosis.exit_code
+
     diagnosis.check_fixable()
     aligned = align(store, diagnosis.references, arguments.fix)
     print(f"{arguments.fix} holds the same targets with the labels' energy zero")
@@ -185,10 +198,14 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return diagnosis.exit_code
 
 
-def _asked(words: Sequence[str] | None, made_by: str) -> str | None:
-    """Return the teacher to ask; of what a store says, only installed names without arguments.
+def _teacher_to_load(words: Sequence[str] | None, stored_name: str) -> str | None:
+    """Return the name of the teacher to load; None if there is none to load.
 
-    Anything else would import a module or open a file that whoever made the store has chosen.
+    Args:
+        words: of ``--ask-teacher``; None without it, empty for the teacher that the store names.
+        stored_name: the store's teacher. Only an installed short name without arguments is taken
+            from there: anything else would import a module or open a file that whoever made the
+            store has chosen.
     """
     from kd_plugins.teachers.registry import is_bare, parse_teachers, teacher_name
     from kd_plugins.teachers.teacher import TeacherError
@@ -197,21 +214,23 @@ def _asked(words: Sequence[str] | None, made_by: str) -> str | None:
         return None
     if words:
         return teacher_name(parse_teachers(words))
-    shown = made_by if made_by.isprintable() else repr(made_by)
+
+    shown = stored_name if stored_name.isprintable() else repr(stored_name)
     try:
-        specs = parse_teachers(made_by)
+        specs = parse_teachers(stored_name)
     except TeacherError:
         raise ValueError(
             f"the store says that its teacher is {shown}, which is no name of a teacher here; name "
             "the one to ask: --ask-teacher NAME key=value"
         ) from None
+
     if not all(is_bare(spec) for spec in specs):
         typed = shown if len(specs) == 1 else shlex.quote(shown)
         raise ValueError(
             f"the store says that its teacher is {shown}, and what a store names is neither "
             f"imported nor opened unless you name it; if you trust it: --ask-teacher {typed}"
         )
-    return made_by
+    return stored_name
 
 
 def _merge(arguments: argparse.Namespace) -> int:
@@ -221,7 +240,8 @@ def _merge(arguments: argparse.Namespace) -> int:
     stores = [TargetStore.open(folder) for folder in arguments.stores]
     for store in stores:
         check_same_teacher(store.manifest, stores[0].manifest, store.folder)
-        _ = next(store.ids(), None)  # a damaged one is refused before anything is written
+        next(store.ids(), None)  # refuses a damaged store before anything is written
+
     merged = TargetStore.create(arguments.into, stores[0].manifest)
     merged.merge(stores)
     print(f"{arguments.into} holds {len(merged)} structures")
@@ -231,7 +251,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "label",
-        help="let a teacher label structures",
+        help="label structures with a teacher",
         description="Label structures into a store. Run it again to go on after a stop.",
     )
     command.add_argument("structures", nargs="*", help="any file ASE reads, or an MPtrj JSON")
