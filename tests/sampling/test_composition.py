@@ -1,4 +1,4 @@
-"""The three kinds of crystals of paper 004, at their borders."""
+"""Kinds of crystals (Taniguchi 2024), at the borders between them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FORMULAS = [
 
 
 @pytest.mark.parametrize(("formula", "expected"), FORMULAS)
-def test_kinds(formula: str, expected: str) -> None:
+def test_kind_of_a_formula(formula: str, expected: str) -> None:
     numbers = Atoms(formula).numbers
     assert kind(numbers) == expected
     assert kind(numbers[::-1].tolist()) == expected
 
 
-def test_frames_of_one_kind_keep_their_order() -> None:
+def test_structures_of_one_kind_keep_their_order() -> None:
     frames = [LabelledStructure(formula, Atoms(formula)) for formula, _ in FORMULAS]
     for wanted in ("organic", "complex", "inorganic"):
         found = [frame.structure_id for frame in of_kind(frames, wanted)]
@@ -39,7 +39,7 @@ def test_frames_of_one_kind_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize("bad", [[], [0, 6], [119], [[6, 6]]])
-def test_what_is_no_atom_is_refused(bad: list[int]) -> None:
+def test_numbers_of_no_element_are_refused(bad: list[int]) -> None:
     with pytest.raises(ValueError, match=r"atomic_numbers: expected \(N,\) numbers of elements"):
         kind(bad)
 

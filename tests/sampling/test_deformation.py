@@ -51,7 +51,7 @@ def test_molecules_stay_rigid_and_their_centroids_scale(shared_file: SharedFile,
     assert np.isclose(scaled.get_volume(), atoms.get_volume() * np.linalg.det(SKEW))
 
 
-def test_no_deformation_is_the_same_crystal(shared_file: SharedFile) -> None:
+def test_zero_deformation_changes_nothing(shared_file: SharedFile) -> None:
     atoms = rewrapped(crystal(shared_file, "urea"), seed=1)
     molecules = find_molecules(atoms)
     same = scale_rigidly(atoms, molecules, np.eye(3))
@@ -61,7 +61,7 @@ def test_no_deformation_is_the_same_crystal(shared_file: SharedFile) -> None:
     assert same.positions is not atoms.positions
 
 
-def test_one_crystal_written_twice_deforms_alike(shared_file: SharedFile) -> None:
+def test_deformation_does_not_depend_on_wrapping(shared_file: SharedFile) -> None:
     atoms = crystal(shared_file, "urea")
     one, other = (
         deformed(structure, np.random.default_rng(3))
@@ -86,7 +86,7 @@ def test_random_deformations_keep_to_their_settings(shared_file: SharedFile) -> 
     assert np.abs(np.corrcoef(np.transpose(strains)) - np.eye(3)).max() < 0.4
 
 
-def test_molecules_turn_by_no_more_than_asked(shared_file: SharedFile) -> None:
+def test_rotation_stays_below_its_limit(shared_file: SharedFile) -> None:
     atoms = crystal(shared_file, "co2")
     molecules = find_molecules(atoms)
     settings = Deformation((0.0, 0.0), shear_std=0.0, rotation_degrees=5.0, rattle=0.0)
@@ -106,7 +106,7 @@ def bond_directions(positions: NDArray[np.float64], bonds: NDArray[np.int64]) ->
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def test_the_rattle_has_its_size(shared_file: SharedFile) -> None:
+def test_rattle_has_its_standard_deviation(shared_file: SharedFile) -> None:
     atoms = crystal(shared_file, "anthracene")
     still = deformed(atoms, np.random.default_rng(0), STILL).positions
     settings = Deformation((0.0, 0.0), shear_std=0.0, rotation_degrees=0.0, rattle=0.05)
@@ -118,7 +118,7 @@ def test_the_rattle_has_its_size(shared_file: SharedFile) -> None:
     assert np.mean(spreads) == pytest.approx(0.025, abs=0.008)
 
 
-def test_molecules_survive_their_deformation(shared_file: SharedFile) -> None:
+def test_deformed_crystal_has_the_same_molecules(shared_file: SharedFile) -> None:
     frames = [frame(shared_file, name) for name in NAMES[::2]]
     for made in deformed_frames(frames, count=1, seed=5):
         original = crystal(shared_file, made.structure_id.partition("/")[0])
@@ -127,7 +127,7 @@ def test_molecules_survive_their_deformation(shared_file: SharedFile) -> None:
         assert not found.offsets.any()
 
 
-def test_each_deformation_depends_on_its_own_name_alone(shared_file: SharedFile) -> None:
+def test_deformation_depends_on_seed_crystal_and_number_only(shared_file: SharedFile) -> None:
     urea, co2 = frame(shared_file, "urea"), frame(shared_file, "co2")
     both = {made.structure_id: made.atoms for made in deformed_frames([urea, co2], 3, seed=1)}
     assert list(both) == [f"{name}/{number:03d}" for name in ("urea", "co2") for number in range(3)]
@@ -141,7 +141,7 @@ def test_each_deformation_depends_on_its_own_name_alone(shared_file: SharedFile)
     assert not np.allclose(renamed.cell.array, both["co2/000"].cell.array)
 
 
-def test_frames_are_read_as_they_are_needed(shared_file: SharedFile) -> None:
+def test_structures_are_read_as_they_are_needed(shared_file: SharedFile) -> None:
     def endless():
         while True:
             yield frame(shared_file, "co2")
@@ -149,7 +149,7 @@ def test_frames_are_read_as_they_are_needed(shared_file: SharedFile) -> None:
     assert len(list(islice(deformed_frames(endless(), 2, seed=0), 5))) == 5
 
 
-def test_a_drawn_contact_is_drawn_anew(
+def test_draw_with_a_contact_is_repeated(
     shared_file: SharedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     atoms = crystal(shared_file, "urea")
@@ -164,8 +164,8 @@ def test_a_drawn_contact_is_drawn_anew(
 
 def test_molecules_that_always_touch_are_named(shared_file: SharedFile) -> None:
     crush = Deformation((-0.4, -0.4), shear_std=0.0, rotation_degrees=0.0, rattle=0.0)
-    says = r"urea: C2H8N4O2: none of 50 .* of different molecules are 0\.\d\d Å apart"
-    with pytest.raises(ValueError, match=says):
+    message = r"urea: C2H8N4O2: none of 50 .* of different molecules are 0\.\d\d Å apart"
+    with pytest.raises(ValueError, match=message):
         list(deformed_frames([frame(shared_file, "urea")], 1, 0, crush))
 
 
@@ -176,7 +176,7 @@ def test_a_molecule_that_touches_its_own_image_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"linear_strain": (0.1, -0.1)}, r"linear_strain: expected .* got \(0.1, -0.1\)"),
         ({"linear_strain": (-1.0, 0.0)}, "above -1"),
@@ -185,13 +185,13 @@ def test_a_molecule_that_touches_its_own_image_is_seen() -> None:
         ({"rattle": -1.0}, "rattle: expected"),
     ],
 )
-def test_settings_out_of_range_are_refused(arguments: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_settings_out_of_range_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Deformation(**arguments)
 
 
 @pytest.mark.parametrize("bad", [np.eye(2), -np.eye(3), np.zeros((3, 3)), np.full((3, 3), np.nan)])
-def test_a_deformation_that_is_none_is_refused(bad: NDArray[np.float64]) -> None:
+def test_matrix_without_positive_determinant_is_refused(bad: NDArray[np.float64]) -> None:
     atoms = Atoms("Ar", cell=[5, 5, 5], pbc=True)
     with pytest.raises(ValueError, match=r"expected a \(3, 3\) matrix with a positive determinant"):
         scale_rigidly(atoms, find_molecules(atoms), bad)

@@ -48,7 +48,7 @@ def test_molecules_are_whole(shared_file: SharedFile, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["urea", "pyrazole", "hexamine"])
 @pytest.mark.parametrize("seed", range(3))
-def test_neither_wrapping_nor_rolling_changes_them(
+def test_molecules_do_not_depend_on_wrapping_or_order(
     shared_file: SharedFile, name: str, seed: int
 ) -> None:
     atoms = crystal(shared_file, name)
@@ -82,7 +82,7 @@ def test_molecules_without_a_box_and_atoms_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("atoms", "says"),
+    ("atoms", "message"),
     [
         (bulk("Cu"), r"Cu: expected separate molecules, but Cu0 are bound to their own"),
         (bulk("NaCl", "rocksalt", 5.64), r"Na0, Cl1 are bound"),
@@ -91,12 +91,12 @@ def test_molecules_without_a_box_and_atoms_alone() -> None:
     ],
     ids=["metal", "salt", "polymer", "nothing"],
 )
-def test_what_has_no_molecules_is_refused(atoms: Atoms, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_periodic_networks_are_refused(atoms: Atoms, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         find_molecules(atoms)
 
 
-def test_a_large_network_is_named_in_short() -> None:
+def test_message_names_six_atoms_of_a_large_network() -> None:
     with pytest.raises(ValueError, match=r"Cu5 and 21 more are bound .* lower the tolerance"):
         find_molecules(bulk("Cu") * (3, 3, 3))
 

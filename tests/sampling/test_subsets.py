@@ -43,7 +43,7 @@ def test_groups_of_unequal_size_fill_the_parts_evenly() -> None:
             assert abs(len(parts[name]) - share * len(ids)) < 30
 
 
-def test_frames_are_grouped_as_asked() -> None:
+def test_structures_are_split_by_a_group_of_their_info() -> None:
     frames = [
         LabelledStructure(str(number), Atoms("H", info={"mp_id": f"mp-{number // 5}"}))
         for number in range(50)
@@ -82,7 +82,7 @@ def test_a_subset_hardly_changes_as_the_data_grow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "says"),
+    ("shares", "message"),
     [
         ({"a": 0.5, "b": 0.4}, "sum to 1, got .* with sum 0.9"),
         ({"a": 1.0, "b": 0.0}, "above 0"),
@@ -91,8 +91,8 @@ def test_a_subset_hardly_changes_as_the_data_grow() -> None:
         ({}, "got {} with sum 0"),
     ],
 )
-def test_wrong_shares_are_refused(shares: dict[str, float], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_wrong_shares_are_refused(shares: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         split(IDS, shares, 0)
 
 
@@ -110,6 +110,6 @@ def test_ids_come_once() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 4, -1])
-def test_a_size_that_there_is_not_is_refused(size: int) -> None:
+def test_size_out_of_range_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"size: expected 1 to 3, .* got {size}"):
         nested_subset("abc", size, 0)

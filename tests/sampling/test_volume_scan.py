@@ -47,14 +47,14 @@ def test_the_minimum_of_a_binding_curve_is_found(best: float) -> None:
     assert again == found
 
 
-def test_of_two_minima_the_nearest_counts_and_not_the_lowest() -> None:
+def test_nearest_of_two_minima_is_found_not_the_lowest() -> None:
     energies = morse(VOLUMES, 120.0) - 20 * np.exp(-(((VOLUMES - 92.0) / 8) ** 2))
     assert minimum_volume(VOLUMES, energies, 125.0).volume == pytest.approx(120.0, abs=3.0)
     assert minimum_volume(VOLUMES, energies, 90.0).volume == pytest.approx(92.0, abs=4.0)
 
 
 @pytest.mark.parametrize(("best", "where", "end"), [(60.0, "below", 80.0), (300.0, "above", 160.0)])
-def test_a_minimum_outside_is_said_to_be_outside(best: float, where: str, end: float) -> None:
+def test_minimum_outside_the_scan_is_reported(best: float, where: str, end: float) -> None:
     energies = (np.cbrt(VOLUMES) - np.cbrt(best)) ** 2
     found = minimum_volume(VOLUMES, energies, 100.0)
     assert (found.where, found.volume) == (where, end)
@@ -66,14 +66,14 @@ def test_a_maximum_is_no_minimum() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
-def test_scales_that_are_none_are_refused(scale: float) -> None:
+def test_scales_of_zero_or_below_are_refused(scale: float) -> None:
     atoms = Atoms("Ar", cell=[5, 5, 5], pbc=True)
     with pytest.raises(ValueError, match="linear_scales: expected factors above 0"):
         volume_scan(atoms, find_molecules(atoms), [1.0, scale])
 
 
 @pytest.mark.parametrize(
-    ("volumes", "energies", "reference", "says"),
+    ("volumes", "energies", "reference", "message"),
     [
         ([1, 2, 3, 4], [1, 2, 3, 4], 2, r"at least 5 of each, got \(4,\) and \(4,\)"),
         ([1, 2, 3, 4, 5], [1, 2, 3, 4], 2, r"got \(5,\) and \(4,\)"),
@@ -84,7 +84,7 @@ def test_scales_that_are_none_are_refused(scale: float) -> None:
     ],
 )
 def test_bad_scans_are_refused(
-    volumes: list[float], energies: list[float], reference: float, says: str
+    volumes: list[float], energies: list[float], reference: float, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         minimum_volume(volumes, energies, reference)

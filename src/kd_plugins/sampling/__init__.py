@@ -1,4 +1,4 @@
-"""Molecular crystals: their molecules, random and scaled copies of them, kinds and subsets."""
+"""Sampling of training structures: deformed molecular crystals, kinds of crystals, subsets."""
 
 from kd_plugins.sampling.composition import kind as kind
 from kd_plugins.sampling.composition import of_kind as of_kind

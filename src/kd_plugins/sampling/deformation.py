@@ -1,4 +1,4 @@
-"""Strained crystals of molecules that keep their shape, as training structures for soft targets."""
+"""Strain crystals and rotate and rattle their molecules, as training structures for a teacher."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from kd_plugins.names import renamed_argument
 from kd_plugins.numbers import check_number, check_seed, check_whole, is_number
 from kd_plugins.sampling.molecules import Molecules, find_molecules
 from kd_plugins.structures.readers import LabelledStructure
 
 NEAREST = 1.4
-"""Atoms of different molecules stay apart by this times the sum of their covalent radii, which is
-more than a bond has and less than the shortest hydrogen bonds."""
+"""The least distance of atoms of different molecules, over the sum of their covalent radii.
+
+A bond has about 1.0 and the shortest hydrogen bonds 1.5."""
+
 TRIALS = 50
-"""How often a deformation is drawn anew before it is given up."""
+"""How often a deformation is drawn before the crystal is given up."""
 
 
 @dataclass(frozen=True)
 class Deformation:
-    """How far random structures go; each draw is uniform unless it says otherwise.
+    """The ranges of random deformations; each draw is uniform unless noted otherwise.
 
     The defaults are those of this project's study on the X23 crystals; no paper gives any.
 
@@ -61,7 +64,7 @@ class Deformation:
 
 
 def scale_rigidly(atoms: Atoms, molecules: Molecules, deformation: NDArray[np.float64]) -> Atoms:
-    """Return a structure with another cell, in which the molecules have moved but not changed.
+    """Return a structure with another cell, in which each molecule is moved as a rigid body.
 
     Args:
         atoms: the crystal.
@@ -72,7 +75,7 @@ def scale_rigidly(atoms: Atoms, molecules: Molecules, deformation: NDArray[np.fl
         The structure with whole molecules; without constraints, info and calculator.
 
     Raises:
-        ValueError: for a deformation of another shape or one that turns space inside out.
+        ValueError: for a deformation of another shape or without a positive determinant.
     """
     deformation = np.asarray(deformation, dtype=np.float64)
     is_matrix = deformation.shape == (3, 3) and np.isfinite(deformation).all()
@@ -82,6 +85,7 @@ def scale_rigidly(atoms: Atoms, molecules: Molecules, deformation: NDArray[np.fl
             f"{deformation.tolist()} of shape {deformation.shape}; a strain needs the identity "
             "added"
         )
+
     positions = molecules.positions(atoms)
     centroids = molecules.centroids(positions)
     moves = centroids @ deformation.T - centroids
@@ -94,14 +98,14 @@ def deformed(
     settings: Deformation = Deformation(),  # noqa: B008 - frozen
     molecules: Molecules | None = None,
 ) -> Atoms:
-    """Return a randomly strained crystal with randomly turned and rattled molecules.
+    """Return a randomly strained crystal with randomly rotated and rattled molecules.
 
-    A draw in which molecules come too near (`NEAREST`) is thrown away, up to `TRIALS` times.
+    A draw in which molecules come too near (`NEAREST`) is rejected, up to `TRIALS` times.
 
     Args:
         atoms: the crystal.
         generator: of the random numbers.
-        settings: how far it goes.
+        settings: ranges of the deformation.
         molecules: of this crystal, if they are known already.
 
     Raises:
@@ -114,14 +118,16 @@ def deformed(
         contact = _contact(trial, molecules)
         if contact is None:
             return trial
+
     raise ValueError(
         f"{atoms.get_chemical_formula()}: none of {TRIALS} random deformations keeps its molecules "
         f"apart; in the last, {contact}. Check the crystal itself, or lower {settings}"
     )
 
 
+@renamed_argument("frames", "structures")
 def deformed_frames(
-    frames: Iterable[LabelledStructure],
+    structures: Iterable[LabelledStructure],
     count: int,
     seed: int,
     settings: Deformation = Deformation(),  # noqa: B008 - frozen
@@ -132,55 +138,67 @@ def deformed_frames(
     on how many deformations there are.
 
     Args:
-        frames: the crystals; their labels are not passed on, since they would be wrong.
+        structures: the crystals; their labels are left out, since they would be wrong.
         count: deformations of each crystal.
         seed: 0 or more.
-        settings: how far they go.
+        settings: ranges of the deformations.
 
     Raises:
         ValueError: for a count or seed below its least; with the crystal's id, as `deformed` does.
     """
+    # Checked here and not in the generator, which would raise only when it is used.
     check_whole("count", count, least=1)
     check_seed("seed", seed)
-    return _deformed_frames(frames, count, seed, settings)
+    return _deform_each(structures, count, seed, settings)
 
 
-def _deformed_frames(
-    frames: Iterable[LabelledStructure], count: int, seed: int, settings: Deformation
+def _deform_each(
+    structures: Iterable[LabelledStructure], count: int, seed: int, settings: Deformation
 ) -> Iterator[LabelledStructure]:
-    for frame in frames:
-        name = zlib.crc32(frame.structure_id.encode())
+    for crystal in structures:
+        # A stable hash of the id: Python's own differs from process to process.
+        stream = zlib.crc32(crystal.structure_id.encode())
         try:
-            molecules = find_molecules(frame.atoms)
+            molecules = find_molecules(crystal.atoms)
             for number in range(count):
-                generator = np.random.default_rng([seed, name, number])
-                atoms = deformed(frame.atoms, generator, settings, molecules)
-                yield LabelledStructure(f"{frame.structure_id}/{number:03d}", atoms)
+                generator = np.random.default_rng([seed, stream, number])
+                atoms = deformed(crystal.atoms, generator, settings, molecules)
+                yield LabelledStructure(f"{crystal.structure_id}/{number:03d}", atoms)
         except ValueError as error:
-            raise ValueError(f"{frame.structure_id}: {error}") from error
+            raise ValueError(f"{crystal.structure_id}: {error}") from error
 
 
 def _draw(
     atoms: Atoms, generator: np.random.Generator, settings: Deformation, molecules: Molecules
 ) -> Atoms:
-    strained = scale_rigidly(atoms, molecules, np.eye(3) + _strain(generator, settings))
+    """Return one random deformation: strain, then rotations, then rattling.
+
+    The order of the draws is part of the result: another order gives other structures for a seed.
+    """
+    strained = scale_rigidly(atoms, molecules, np.eye(3) + _draw_strain(generator, settings))
+
+    # Each molecule is rotated about its own centroid.
     centroids = molecules.centroids(strained.positions)[molecules.index]
-    turns = _rotations(generator, settings, len(molecules))[molecules.index]
-    turned = np.einsum("nij,nj->ni", turns, strained.positions - centroids) + centroids
-    spread = generator.uniform(0, settings.rattle)
-    return _structure(strained, turned + spread * generator.normal(size=turned.shape))
+    rotations = _draw_rotations(generator, settings, len(molecules))[molecules.index]
+    rotated = np.einsum("nij,nj->ni", rotations, strained.positions - centroids) + centroids
+
+    rattle_std = generator.uniform(0, settings.rattle)
+    return _structure(strained, rotated + rattle_std * generator.normal(size=rotated.shape))
 
 
-def _strain(generator: np.random.Generator, settings: Deformation) -> NDArray[np.float64]:
+def _draw_strain(generator: np.random.Generator, settings: Deformation) -> NDArray[np.float64]:
+    """Return a symmetric strain tensor (3, 3)."""
     strain = np.diag(generator.uniform(*settings.linear_strain, size=3))
     for i, j in ((1, 2), (0, 2), (0, 1)):
         strain[i, j] = strain[j, i] = settings.shear_std * generator.normal()
     return strain
 
 
-def _rotations(
+def _draw_rotations(
     generator: np.random.Generator, settings: Deformation, count: int
 ) -> NDArray[np.float64]:
+    """Return rotation matrices (count, 3, 3) about random axes."""
+    # A normal vector has no preferred direction; one of uniform components would.
     axes = generator.normal(size=(count, 3))
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     angles = np.radians(generator.uniform(0, settings.rotation_degrees, size=(count, 1)))
@@ -188,15 +206,19 @@ def _rotations(
 
 
 def _contact(atoms: Atoms, molecules: Molecules) -> str | None:
-    """Say which atoms of different molecules are too near, in a structure of whole molecules."""
+    """Describe the nearest atoms of different molecules if they are too near, otherwise None.
+
+    In a structure of whole molecules, an atom's neighbour in another cell is of another molecule.
+    """
     cutoffs = natural_cutoffs(atoms, mult=NEAREST)
     i, j, shifts, distances = neighbor_list("ijSd", atoms, cutoffs)
-    foreign = (molecules.index[i] != molecules.index[j]) | shifts.any(axis=1)
-    if not foreign.any():
+    is_contact = (molecules.index[i] != molecules.index[j]) | shifts.any(axis=1)
+    if not is_contact.any():
         return None
-    numbers = atoms.numbers
-    ratios = distances / (covalent_radii[numbers[i]] + covalent_radii[numbers[j]])
-    worst = np.flatnonzero(foreign)[np.argmin(ratios[foreign])]
+
+    radii = covalent_radii[atoms.numbers]
+    ratios = distances / (radii[i] + radii[j])
+    worst = np.flatnonzero(is_contact)[np.argmin(ratios[is_contact])]
     one, other = (f"{atoms.symbols[end[worst]]}{end[worst]}" for end in (i, j))
     return (
         f"{one} and {other} of different molecules are {distances[worst]:.2f} Å apart, which is "
@@ -207,5 +229,6 @@ def _contact(atoms: Atoms, molecules: Molecules) -> str | None:
 def _structure(
     atoms: Atoms, positions: NDArray[np.float64], cell: NDArray[np.float64] | None = None
 ) -> Atoms:
+    """Return the same atoms elsewhere, without constraints, info and labels."""
     cell = atoms.cell.array if cell is None else cell
     return Atoms(atoms.numbers, positions=positions, cell=cell, pbc=atoms.pbc)

@@ -1,4 +1,4 @@
-"""The molecules of a crystal: which atoms belong together, and where each molecule is whole."""
+"""Find the molecules of a crystal through its periodic boundaries."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from numpy.typing import NDArray
 from kd_plugins.numbers import check_number, shown
 
 BOND_TOLERANCE = 1.25
-"""Two atoms are bound if nearer than this times the sum of their covalent radii. A bond has about
-1.0, the shortest hydrogen bonds have 1.5."""
+"""Two atoms are bound if nearer than this times the sum of their covalent radii.
 
-MOST_TOLERANCE = 10.0
-"""Beyond it everything is bound to everything, and the search for neighbours takes for ever."""
+A bond has about 1.0, the shortest hydrogen bonds have 1.5."""
+
+LARGEST_TOLERANCE = 10.0
+"""Beyond it every atom is bound to all others, and the search for neighbours takes too long."""
 
 Bonds = list[list[tuple[int, NDArray[np.int64]]]]
+"""For each atom, its neighbours and the lattice vectors to the cell that each is in."""
 
 
 @dataclass(frozen=True, eq=False)
 class Molecules:
-    """How the atoms of one crystal make molecules.
+    """The assignment of a crystal's atoms to molecules.
 
-    It holds for every structure with the same atoms as long as none of them is moved by a lattice
-    vector alone, so also for one that was relaxed or strained.
+    It is valid for every structure with the same atoms as long as no single atom is moved by a
+    lattice vector, so also after a relaxation or a strain.
 
     Args:
         index: (N,) the molecule of each atom; molecules are numbered by their first atom.
         offsets: (N, 3) lattice vectors to add to an atom, so that its molecule is in one piece; 0
             for the first atom of each molecule.
-        bonds: (N - M, 2) atoms that are bound, no more than join each molecule, in the order in
-            which one walks through it from its first atom.
+        bonds: (N - M, 2) pairs of bound atoms: the spanning tree of each molecule, breadth first
+            from its first atom.
     """
 
     index: NDArray[np.int64]
@@ -59,12 +61,13 @@ class Molecules:
         return atoms.positions + self.offsets @ atoms.cell.array
 
     def centroids(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the mean position of each molecule's atoms, all with the same weight, (M, 3).
+        """Return the mean position (M, 3) of each molecule's atoms, which all count the same.
 
         Args:
             positions: (N, 3) with every molecule in one piece, as `positions` returns them.
         """
         sums = np.zeros((len(self), 3))
+        # `sums[index] += positions` would keep one atom of each molecule only.
         np.add.at(sums, self.index, positions)
         return sums / np.bincount(self.index)[:, None]
 
@@ -95,25 +98,27 @@ def find_molecules(atoms: Atoms, tolerance: float = BOND_TOLERANCE) -> Molecules
     >>> find_molecules(water).offsets[2].tolist()
     [-1, 0, 0]
     """
-    check_number("tolerance", tolerance, above=0, most=MOST_TOLERANCE)
+    check_number("tolerance", tolerance, above=0, most=LARGEST_TOLERANCE)
     if not isinstance(atoms, Atoms):
         raise ValueError(f"find_molecules: expected ase.Atoms, got {shown(atoms)}")
     if len(atoms) == 0:
         raise ValueError("find_molecules: expected a structure with atoms, got one without any")
-    bonds = _bonds(atoms, tolerance)
+
+    bonds = _find_bonds(atoms, tolerance)
     index = np.full(len(atoms), -1)
     offsets = np.zeros((len(atoms), 3), dtype=np.int64)
-    walked: list[tuple[int, int]] = []
+    tree: list[tuple[int, int]] = []
     for first in range(len(atoms)):
         if index[first] < 0:
             index[first] = index.max() + 1
-            walked += _walk(first, bonds, index, offsets)
+            tree += _walk(first, bonds, index, offsets)
+
     _check_finite(atoms, bonds, index, offsets)
-    return Molecules(index, offsets, np.array(walked, dtype=np.int64).reshape(-1, 2))
+    return Molecules(index, offsets, np.array(tree, dtype=np.int64).reshape(-1, 2))
 
 
-def _bonds(atoms: Atoms, tolerance: float) -> Bonds:
-    """Return of each atom what it is bound to, and in which cell that lies."""
+def _find_bonds(atoms: Atoms, tolerance: float) -> Bonds:
+    """Return the atoms that each atom is bound to, and the cell that each of these is in."""
     cutoffs = natural_cutoffs(atoms, mult=tolerance)
     bonds: Bonds = [[] for _ in atoms]
     for i, j, shift in zip(*neighbor_list("ijS", atoms, cutoffs), strict=True):
@@ -124,33 +129,35 @@ def _bonds(atoms: Atoms, tolerance: float) -> Bonds:
 def _walk(
     first: int, bonds: Bonds, index: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> list[tuple[int, int]]:
-    """Fill in the molecule of one atom, breadth first, and return the bonds that led through."""
-    walked, todo = [], deque([first])
+    """Assign all atoms of one molecule in place, breadth first; return the bonds of its tree."""
+    tree, todo = [], deque([first])
     while todo:
         i = todo.popleft()
         for j, shift in bonds[i]:
             if index[j] < 0:
                 index[j], offsets[j] = index[first], offsets[i] + shift
-                walked.append((i, j))
+                tree.append((i, j))
                 todo.append(j)
-    return walked
+    return tree
 
 
 def _check_finite(
     atoms: Atoms, bonds: Bonds, index: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> None:
+    """Refuse a molecule that is bound to its own image: two paths lead to different cells."""
     for i, neighbours in enumerate(bonds):
         for j, shift in neighbours:
             if np.any(offsets[i] + shift != offsets[j]):
-                members = np.flatnonzero(index == index[i])
+                members = _name_atoms(atoms, np.flatnonzero(index == index[i]))
+                bond = _name_atoms(atoms, [i, j])
                 raise ValueError(
                     f"{atoms.get_chemical_formula()}: expected separate molecules, but "
-                    f"{_named(atoms, members)} are bound to their own periodic images (through "
-                    f"{_named(atoms, [i, j])}); a metal, salt or polymer has no molecules, and for "
+                    f"{members} are bound to their own periodic images (through "
+                    f"{bond}); a metal, salt or polymer has no molecules, and for "
                     "molecules that nearly touch, lower the tolerance"
                 )
 
 
-def _named(atoms: Atoms, members: NDArray[np.int64] | list[int], most: int = 6) -> str:
+def _name_atoms(atoms: Atoms, members: NDArray[np.int64] | list[int], most: int = 6) -> str:
     names = [f"{atoms.symbols[atom]}{atom}" for atom in members[:most]]
     return ", ".join(names) + (f" and {len(members) - most} more" if len(members) > most else "")

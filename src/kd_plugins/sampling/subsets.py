@@ -1,4 +1,4 @@
-"""Disjoint parts of a data set by whole crystals, and training sets of growing size."""
+"""Split a data set by whole crystals, and choose nested training sets of growing size."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from kd_plugins.structures.readers import LabelledStructure
 Item = TypeVar("Item", str, LabelledStructure)
 
 ROUNDING = 1e-9
-"""By how much shares may miss 1."""
+"""By how much the sum of shares may differ from 1."""
 
 
 def crystal_of(item: str | LabelledStructure) -> str:
-    """Return the crystal that a deformed frame comes from: its id up to the last slash.
+    """Return the crystal that a deformed structure comes from: its id up to the last slash.
 
     >>> crystal_of("urea/007")
     'urea'
     """
-    name = item if isinstance(item, str) else item.structure_id
+    name = _id_of(item)
     return name.rpartition("/")[0] or name
 
 
@@ -33,18 +33,19 @@ def split(
     seed: int,
     group: Callable[[Item], str] = crystal_of,
 ) -> dict[str, list[Item]]:
-    """Return named disjoint parts of frames or ids, in which groups stay together.
+    """Return named disjoint parts of structures or ids, in which groups stay together.
 
-    Frames of one material in both training and test would make the test a memory game. Groups come
-    in an order that only the seed and their names decide, each into the part that then misses the
-    most items; so parts are as large as asked for up to the size of a group.
+    With structures of one material in both training and test, the test would measure memory.
+    Groups are assigned one after the other, in an order that depends only on the seed and their
+    names, each to the part that lacks the most items. So parts have the requested size up to the
+    size of a group.
 
     Args:
-        items: frames or ids.
+        items: structures or ids.
         shares: part to its share of the items, above 0; together 1.
-        seed: another one, another split.
-        group: what must not be torn apart, of an item; with MPtrj's frames
-            ``lambda frame: frame.atoms.info["mp_id"]``.
+        seed: another seed gives another split.
+        group: returns the name of an item's group; for MPtrj
+            ``lambda structure: structure.atoms.info["mp_id"]``.
 
     Returns:
         Part to items, in the order in which they came.
@@ -60,12 +61,14 @@ def split(
     items = list(items)
     _check_shares(shares)
     check_seed("seed", seed)
-    _check_unique([_name(item) for item in items])
+    _check_unique([_id_of(item) for item in items])
+
     groups = [group(item) for item in items]
     part_of = _assign(Counter(groups), shares, seed)
     parts: dict[str, list[Item]] = {name: [] for name in shares}
     for item, its_group in zip(items, groups, strict=True):
         parts[part_of[its_group]].append(item)
+
     empty = [name for name, part in parts.items() if not part]
     if empty:
         raise ValueError(
@@ -78,12 +81,13 @@ def split(
 def nested_subset(ids: Iterable[str], size: int, seed: int) -> list[str]:
     """Return a random subset; with the same seed, a larger one begins with a smaller one.
 
-    The sizes N_train of paper 004 are then steps of one ladder, and a seed is one trial.
+    So the training sizes N_train of Taniguchi 2024 differ only by what is added, and each seed is
+    one trial.
 
     Args:
-        ids: what to choose from; their order does not matter.
+        ids: to choose from, in any order.
         size: how many.
-        seed: another one, another subset.
+        seed: another seed gives another subset.
 
     Raises:
         ValueError: for a size below 1 or above what there is, or an id that comes twice.
@@ -101,7 +105,7 @@ def nested_subset(ids: Iterable[str], size: int, seed: int) -> list[str]:
 
 
 def _assign(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Return group to part."""
+    """Return group to part, each group to the part that lacks the most items."""
     missing = {part: share * sum(sizes.values()) for part, share in shares.items()}
     part_of = {}
     for group in _shuffled(sizes, seed):
@@ -112,11 +116,15 @@ def _assign(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int) ->
 
 
 def _shuffled(names: Iterable[str], seed: int) -> list[str]:
-    """Return an order that depends on no other name, machine or library."""
+    """Return names in a random order, sorted by the hash of seed and name.
+
+    Which of two names comes first does not depend on other names, machine or library. A generator's
+    permutation would change as a whole when one name is added.
+    """
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
 
 
-def _name(item: str | LabelledStructure) -> str:
+def _id_of(item: str | LabelledStructure) -> str:
     return item if isinstance(item, str) else item.structure_id
 
 

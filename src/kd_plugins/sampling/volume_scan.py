@@ -1,4 +1,4 @@
-"""The volume of least energy without a relaxation: molecules that only move apart."""
+"""Scan the volume of a crystal with rigid molecules, and find the volume of least energy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from kd_plugins.sampling.molecules import Molecules
 LINEAR_SCALES = tuple(float(scale) for scale in np.cbrt(np.linspace(0.8, 1.6, 14)))
 """Fourteen equally spaced volumes from -20 % to +60 %."""
 FEWEST_VOLUMES = 5
-"""Points that a cubic spline needs to have any freedom left between them."""
+"""The least number of points: a cubic spline through four is a single cubic."""
 
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where the energy of a volume scan is least.
+    """The minimum of the energy of a volume scan.
 
     Args:
         volume: in Å³. Where there is no minimum inside the scan, the end of the scan at which the
@@ -40,7 +40,7 @@ class Minimum:
 def volume_scan(
     atoms: Atoms, molecules: Molecules, linear_scales: Sequence[float] = LINEAR_SCALES
 ) -> list[Atoms]:
-    """Return a crystal at several volumes, all lengths scaled alike and its molecules rigid.
+    """Return a crystal at several volumes, all lattice vectors scaled alike, its molecules rigid.
 
     Args:
         atoms: the crystal.
@@ -50,8 +50,8 @@ def volume_scan(
     Raises:
         ValueError: for no scale, or one that is not positive.
     """
-    sound = all(is_number(scale) and scale > 0 for scale in linear_scales)
-    if not (sound and len(linear_scales)):
+    are_positive = all(is_number(scale) and scale > 0 for scale in linear_scales)
+    if not are_positive or len(linear_scales) == 0:
         raise ValueError(f"linear_scales: expected factors above 0, got {list(linear_scales)}")
     return [scale_rigidly(atoms, molecules, scale * np.eye(3)) for scale in linear_scales]
 
@@ -68,11 +68,11 @@ def minimum_volume(
 
     Args:
         volumes: in Å³, at least `FEWEST_VOLUMES` that differ, in any order.
-        energies: one a volume.
-        reference_volume: in Å³, say of the experiment.
+        energies: one per volume, in any unit.
+        reference_volume: in Å³, such as that of the experiment.
 
     Returns:
-        The minimum; its ``where`` says if there is none inside the scan.
+        The minimum; its ``where`` is ``inside`` if there is one within the scan.
 
     Raises:
         ValueError: for too few volumes, two that are the same, or a number that is not finite.
@@ -82,26 +82,29 @@ def minimum_volume(
     >>> minimum_volume([70.0, 80.0, 90.0, 110.0, 120.0], [5.0, 4.0, 3.0, 2.0, 1.0], 95.0)
     Minimum(volume=120.0, energy=1.0, where='above')
     """
-    volumes, energies = _checked(volumes, energies, reference_volume)
+    volumes, energies = _check_and_sort(volumes, energies, reference_volume)
+
     lengths = np.cbrt(volumes)
     spline = CubicSpline(lengths, energies)
     slope = spline.derivative()
-    flat = slope.roots(discontinuity=False, extrapolate=False)
-    minima = flat[slope.derivative()(flat) > 0]
+    stationary = slope.roots(discontinuity=False, extrapolate=False)
+    minima = stationary[slope.derivative()(stationary) > 0]
+
     if len(minima) == 0:
         end = 0 if energies[0] < energies[-1] else -1
         where: Literal["below", "above"] = "above" if end else "below"
         return Minimum(float(volumes[end]), float(energies[end]), where)
+
     nearest = minima[np.argmin(np.abs(minima**3 - reference_volume))]
     return Minimum(float(nearest**3), float(spline(nearest)), "inside")
 
 
-def _checked(
+def _check_and_sort(
     volumes: Sequence[float] | NDArray[np.float64],
     energies: Sequence[float] | NDArray[np.float64],
     reference_volume: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return both as arrays in the order of the volumes."""
+    """Return both as arrays, sorted by volume."""
     check_number("reference_volume", reference_volume, above=0, unit="Å³")
     volumes, energies = np.asarray(volumes, np.float64), np.asarray(energies, np.float64)
     if volumes.ndim != 1 or volumes.shape != energies.shape or len(volumes) < FEWEST_VOLUMES:
@@ -114,6 +117,7 @@ def _checked(
             f"expected finite numbers and volumes above 0, got volumes {volumes.tolist()}, "
             f"energies {energies.tolist()}, reference_volume {reference_volume}"
         )
+
     order = np.argsort(volumes)
     if np.any(np.diff(volumes[order]) == 0):
         raise ValueError(f"volumes: expected no two the same, got {volumes.tolist()}")
