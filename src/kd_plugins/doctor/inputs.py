@@ -153,6 +153,3 @@ def collect_pairs(
             teachers.append(pair[0])
             labels.append(pair[1])
     return kept, teachers, labels
-
-
-paired = collect_pairs  # until chgnet follows
