@@ -28,7 +28,7 @@ from kd_plugins.teachers import (
     label,
     load_teacher,
 )
-from kd_plugins.teachers.teacher import resolve_device
+from kd_plugins.teachers.teacher import check_device, resolve_device
 from kd_plugins.teachers.workers import Worker
 from tests.teachers import slow
 from tests.teachers.batching import assert_batch_independent
@@ -98,6 +98,11 @@ class Movable(Calculator):
 def movable(device: str = "cpu", charge: int = 0) -> Movable:
     """Return a calculator on a device; torch's `meta` stands for one that is not the CPU."""
     return Movable(device, charge=charge)
+
+
+def movable_with_correction(device: str) -> SumCalculator:
+    """Return a calculator on a device, to whose energy another adds on the CPU."""
+    return SumCalculator([Movable(device), EMT()])
 
 
 def of_three_sizes() -> list[Atoms]:
@@ -254,6 +259,13 @@ def test_teacher_that_cannot_compute_on_a_device_is_refused() -> None:
             TeacherError, match="'emt' computes on cpu, not on meta: it takes no `d"
         ):
             load_teacher(name, "meta")
+
+
+def test_correction_on_the_cpu_beside_a_potential_on_a_device_is_accepted() -> None:
+    name = f"{__name__}:movable_with_correction"
+    assert load_teacher(name, "meta").device == "cpu and meta"
+    with pytest.raises(TeacherError, match="computes on cpu and meta, not on cpu"):
+        check_device(load_teacher(name, "meta"), "cpu", "it")
 
 
 def test_devices_of_an_ensemble_are_reported() -> None:

@@ -105,7 +105,10 @@ def resolve_device(device: str) -> str:
 
 
 def check_device(teacher: Teacher, device: str, who: str) -> None:
-    """Refuse a teacher that does not compute where it was told to.
+    """Refuse a teacher that does not compute on the device that the user named.
+
+    One that is made of several, such as a potential with a dispersion correction, may compute the
+    others on the CPU.
 
     Args:
         teacher: that has been made.
@@ -118,11 +121,13 @@ def check_device(teacher: Teacher, device: str, who: str) -> None:
     if device == "auto":
         return
 
-    # "cuda" and "cuda:1" are both right for "cuda", but not the other way round.
+    # "cuda" is fulfilled by "cuda:1", but not the other way round.
     wanted = torch.device(resolve_device(device))
     found = [torch.device(one) for one in teacher.device.split(" and ")]
-    fits = [one.type == wanted.type and wanted.index in (None, one.index) for one in found]
-    if not all(fits):
+    others = [
+        one for one in found if one.type != wanted.type or wanted.index not in (None, one.index)
+    ]
+    if len(others) == len(found) or any(one.type != "cpu" for one in others):
         raise TeacherError(
             f"{who} computes on {teacher.device}, not on {wanted}: it takes no `device`; leave the "
             "device out, or give auto"
