@@ -143,22 +143,22 @@ def chgnet_loaders() -> tuple[Any, Any]:
     """Return the loaders of CHGNet's run, with the targets of the store in FOLDER."""
     from kd_plugins import TargetStore
     from kd_plugins.chgnet import DistillData
-    from tests.chgnet import small
+    from tests.chgnet import fixtures
 
-    data = DistillData(list(small.salts()), TargetStore.open("salts"), progress=False)
-    return small.loader(data, 2), small.loader(data, 4)
+    data = DistillData(list(fixtures.salts()), TargetStore.open("salts"), progress=False)
+    return fixtures.loader(data, 2), fixtures.loader(data, 4)
 
 
 def chgnet() -> dict[str, Any]:
     """Train CHGNet's readout for one epoch of two; return the weights after two."""
     from kd_plugins.teachers import label
-    from tests.chgnet import small
+    from tests.chgnet import fixtures
 
     quantities = ("energy", "forces", "stress")
-    label(list(small.salts()), "chgnet+d3", "salts", quantities, progress=False)
-    trainer = small.trainer()
+    label(list(fixtures.salts()), "chgnet+d3", "salts", quantities, progress=False)
+    trainer = fixtures.trainer()
     trainer.train(*chgnet_loaders(), save_dir="whole")
-    stopped = small.trainer()
+    stopped = fixtures.trainer()
     stopped.save_checkpoint = _then_stop(stopped.save_checkpoint)
     with suppress(KeyboardInterrupt):
         stopped.train(*chgnet_loaders(), save_dir="chgnet")
@@ -195,14 +195,14 @@ def hippynn() -> dict[str, Any]:
     """Train a HIPNN for four epochs; return its weights, and keep the second's checkpoint."""
     from kd_plugins.core.schedules import Piecewise
     from kd_plugins.hippynn import LossSchedule, distillation_loss
-    from tests.hippynn import small
+    from tests.hippynn import fixtures
 
     weights = {"energy": 1, "forces": 10, "atomic_energies": Piecewise((0, 3), (100.0, 1.0))}
-    model, database = small.hipnn(elements=[29]), hippynn_database()
+    model, database = fixtures.make_hipnn(elements=[29]), hippynn_database()
     loss = distillation_loss(model.energy, model.forces, weights=weights, energies="total")
     schedule = LossSchedule(loss)
-    modules, controller, metrics = small.set_up(model, database, loss, [schedule], max_epochs=4)
-    small.train(Path("hippynn"), modules, database, controller, metrics, store_every=1)
+    modules, controller, metrics = fixtures.set_up(model, database, loss, [schedule], max_epochs=4)
+    fixtures.train(Path("hippynn"), modules, database, controller, metrics, store_every=1)
     kept = {"experiment_structure.pt", "checkpoint_epoch_1.pt", "best_model.pt"}
     shutil.rmtree("hippynn/plots")
     for path in Path("hippynn").iterdir():

@@ -1,4 +1,4 @@
-"""A database beside a model: what hippynn stops on without a word is named before training."""
+"""Checks of a database beside a model: errors that hippynn does not explain, before training."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from kd_plugins.hippynn import (
     distillation_loss,
     to_arrays,
 )
-from tests.hippynn import small
+from tests.hippynn import fixtures
 
 WEIGHTS = {"energy": 1, "forces": 10, "atomic_energies": 100, "teacher_energy": 1}
 
 
-def assembled(
-    data: Any, model: small.Hipnn, weights: Mapping[str, Any] = WEIGHTS, energies: str = "total"
+def assemble(
+    data: Any, model: fixtures.Hipnn, weights: Mapping[str, Any] = WEIGHTS, energies: str = "total"
 ) -> Any:
     loss = distillation_loss(model.energy, model.forces, weights=weights, energies=energies)
     modules, info = assemble_for_training(loss.train, dict(loss.validation))
@@ -35,23 +35,27 @@ def assembled(
     return modules
 
 
-def taught(shared_file: Callable[[str], Path]) -> tuple[Any, small.Hipnn]:
-    data, model = small.database(small.frames(shared_file, small=6, large=6)), small.hipnn()
-    small.initialise(model, data)
+def make_labelled(shared_file: Callable[[str], Path]) -> tuple[Any, fixtures.Hipnn]:
+    data, model = fixtures.make_initialised(shared_file, small=6, large=6)
     add_teacher_targets(data, model.energy, ("atomic_energies", "energy"))
     return data, model
 
 
-def test_a_database_that_fits_is_taken(shared_file: Callable[[str], Path]) -> None:
-    data, model = taught(shared_file)
-    check_database(assembled(data, model), data)
+def test_matching_database_passes(shared_file: Callable[[str], Path]) -> None:
+    data, model = make_labelled(shared_file)
+    check_database(assemble(data, model), data)
 
 
 @pytest.mark.parametrize("check", [check_database, cache_pairs])
-def test_a_forgotten_teacher_is_named(check: Any, shared_file: Callable[[str], Path]) -> None:
-    """Where hippynn says KeyError: 'teacher_atomic_energies'."""
-    data, model = small.database(small.frames(shared_file)), small.hipnn()
-    modules = assembled(data, model, {"energy": 1, "atomic_energies": 100})
+def test_missing_targets_name_the_call_that_adds_them(
+    check: Any, shared_file: Callable[[str], Path]
+) -> None:
+    """hippynn itself raises KeyError: 'teacher_atomic_energies'."""
+    data, model = (
+        fixtures.make_database(fixtures.read_molybdenum(shared_file)),
+        fixtures.make_hipnn(),
+    )
+    modules = assemble(data, model, {"energy": 1, "atomic_energies": 100})
     with pytest.raises(KeyError, match="teacher_atomic_energies"):
         data.make_generator("train", "train", 4)
     message = (
@@ -63,13 +67,13 @@ def test_a_forgotten_teacher_is_named(check: Any, shared_file: Callable[[str], P
 
 
 @pytest.mark.parametrize("element", [47, 20])
-def test_an_element_that_the_student_lacks_is_named(
+def test_element_that_the_student_lacks_is_refused(
     element: int, shared_file: Callable[[str], Path]
 ) -> None:
-    """Where hippynn says IndexError, or nothing if the element is lighter than the heaviest."""
-    data, model = taught(shared_file)
+    """hippynn raises IndexError, or no error if the element is lighter than the heaviest."""
+    data, model = make_labelled(shared_file)
     data.splits["train"]["numbers"][2, 0] = element
-    modules = assembled(data, model)
+    modules = assemble(data, model)
     message = f"'train': the model does not know element {element} .it knows 42. in 1 of .*row 2"
     for check in (check_database, cache_pairs):
         with pytest.raises(DataError, match=message):
@@ -117,12 +121,12 @@ BAD: Mapping[str, tuple[Callable[[Any], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_trained_on_is_refused(
+def test_bad_database_is_refused_before_training(
     name: str, shared_file: Callable[[str], Path]
 ) -> None:
     change, message = BAD[name]
-    data, model = taught(shared_file)
-    modules = assembled(data, model)
+    data, model = make_labelled(shared_file)
+    modules = assemble(data, model)
     change(data)
     for check in (check_database, cache_pairs):
         with pytest.raises(DataError, match=message):
@@ -130,20 +134,18 @@ def test_what_cannot_be_trained_on_is_refused(
     assert not any("AutoPrecomputedPairs" in arrays for arrays in data.splits.values())
 
 
-def test_energies_per_atom_are_asked_for_by_name(shared_file: Callable[[str], Path]) -> None:
-    data, model = taught(shared_file)
+def test_missing_energies_per_atom_are_refused(shared_file: Callable[[str], Path]) -> None:
+    data, model = make_labelled(shared_file)
     del data.splits["train"]["energy_per_atom"]
-    modules = assembled(data, model, {"energy": 1}, energies="per_atom")
+    modules = assemble(data, model, {"energy": 1}, energies="per_atom")
     with pytest.raises(DataError, match="no array 'energy_per_atom'"):
         check_database(modules, data)
 
 
 @pytest.mark.parametrize("wrong", [3, None, {"train": {}}])
-def test_what_is_no_database_or_no_modules_is_refused(
-    wrong: Any, shared_file: Callable[[str], Path]
-) -> None:
-    data, model = taught(shared_file)
-    modules = assembled(data, model)
+def test_wrong_types_are_refused(wrong: Any, shared_file: Callable[[str], Path]) -> None:
+    data, model = make_labelled(shared_file)
+    modules = assemble(data, model)
     for check in (check_database, cache_pairs):
         with pytest.raises(DataError, match="expected a hippynn Database, got"):
             check(modules, wrong)
@@ -151,7 +153,7 @@ def test_what_is_no_database_or_no_modules_is_refused(
         check_database(wrong, data)
 
 
-def test_crystals_for_a_model_without_cells_are_warned_of(
+def test_cells_that_a_model_does_not_read_are_logged(
     shared_file: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     sizes = {"possible_species": [0, 42], "n_features": 4, "n_sensitivities": 4}
@@ -162,26 +164,26 @@ def test_crystals_for_a_model_without_cells_are_warned_of(
     network = networks.Hipnn("hipnn", (species, positions), module_kwargs=sizes)
     energy = targets.HEnergyNode("energy", network, db_name="energy")
     forces = physics.GradientNode("forces", (energy, positions), sign=-1, db_name="forces")
-    arrays = to_arrays(small.frames(shared_file, small=4, large=2))
+    arrays = to_arrays(fixtures.read_molybdenum(shared_file, small=4, large=2))
     data = Database(arrays, None, None, seed=0, test_size=1, valid_size=1, quiet=True)
-    modules = assembled(data, small.Hipnn(network, energy, forces), {"energy": 1, "forces": 1})
+    modules = assemble(data, fixtures.Hipnn(network, energy, forces), {"energy": 1, "forces": 1})
     check_database(modules, data)
     assert "there are cells, but the model has none" in caplog.text
     with pytest.raises(DataError, match="OpenPairIndexer; hippynn caches those of one Periodic"):
         cache_pairs(modules, data)
 
 
-def test_half_precision_is_refused_for_a_half_model(shared_file: Callable[[str], Path]) -> None:
-    data, model = taught(shared_file)
-    modules = assembled(data, model)
+def test_half_precision_is_refused(shared_file: Callable[[str], Path]) -> None:
+    data, model = make_labelled(shared_file)
+    modules = assemble(data, model)
     for arrays in data.splits.values():
         arrays["positions"] = torch.as_tensor(arrays["positions"].numpy().astype(np.float16))
     with pytest.raises(DataError, match="expected float32 or float64"):
         check_database(modules, data)
 
 
-def test_padding_of_labels_is_not_looked_at(shared_file: Callable[[str], Path]) -> None:
-    data, model = taught(shared_file)
+def test_nan_in_the_padding_of_labels_passes(shared_file: Callable[[str], Path]) -> None:
+    data, model = make_labelled(shared_file)
     for arrays in data.splits.values():
         arrays["forces"][arrays["numbers"] == 0] = float("nan")
-    check_database(assembled(data, model), data)
+    check_database(assemble(data, model), data)

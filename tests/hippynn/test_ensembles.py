@@ -15,37 +15,37 @@ from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure, to_structure
-from tests.hippynn import small
+from tests.hippynn import fixtures
 from tests.hippynn.test_targets import EVERYTHING, PerAtom, labelled
 
 
 @pytest.fixture
-def frames(shared_file: Callable[[str], Path]) -> list[LabelledStructure]:
-    return small.frames(shared_file, small=6, large=6)
+def structures(shared_file: Callable[[str], Path]) -> list[LabelledStructure]:
+    return fixtures.read_molybdenum(shared_file, small=6, large=6)
 
 
-def models(frames: list[LabelledStructure], *seeds: int) -> list[small.Hipnn]:
-    found = [small.hipnn(seed) for seed in seeds]
+def models(structures: list[LabelledStructure], *seeds: int) -> list[fixtures.Hipnn]:
+    found = [fixtures.make_hipnn(seed) for seed in seeds]
     for model in found:
-        small.initialise(model, small.database(frames))
+        fixtures.initialise(model, fixtures.make_database(structures))
     return found
 
 
-def alone(frames: list[LabelledStructure], teacher: Any, **settings: Any) -> Any:
-    data = small.database(frames)
+def alone(structures: list[LabelledStructure], teacher: Any, **settings: Any) -> Any:
+    data = fixtures.make_database(structures)
     add_teacher_targets(data, teacher, EVERYTHING, **settings)
     return data
 
 
-def test_a_store_a_calculator_and_a_model_teach_together(
-    frames: list[LabelledStructure], tmp_path: Path
+def test_targets_of_mixed_teachers_are_their_mean_and_spread(
+    structures: list[LabelledStructure], tmp_path: Path
 ) -> None:
-    """As mean and spread of what each of them says by itself."""
-    first, second, third = models(frames, 2, 4, 6)
+    """Equal to the mean and spread of the targets of each teacher alone."""
+    first, second, third = models(structures, 2, 4, 6)
     folder = tmp_path / "store"
-    members = [labelled(folder, frames, first.energy), PerAtom(second.energy), third.energy]
-    data = alone(frames, members, spread=0.01)
-    singles = [alone(frames, member) for member in (str(folder), second.energy, third.energy)]
+    members = [labelled(folder, structures, first.energy), PerAtom(second.energy), third.energy]
+    data = alone(structures, members, spread=0.01)
+    singles = [alone(structures, member) for member in (str(folder), second.energy, third.energy)]
     for split, arrays in data.splits.items():
         for name in EVERYTHING:
             said = np.stack([one.splits[split][f"teacher_{name}"].numpy() for one in singles])
@@ -57,14 +57,14 @@ def test_a_store_a_calculator_and_a_model_teach_together(
         np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
 
 
-def test_a_member_that_lacks_a_structure_takes_it_from_all(
-    frames: list[LabelledStructure], tmp_path: Path
+def test_structure_missing_in_one_teacher_has_no_target(
+    structures: list[LabelledStructure], tmp_path: Path
 ) -> None:
-    first, second = models(frames, 2, 4)
-    members = [labelled(tmp_path / "store", frames, first.energy, count=-2), second.energy]
+    first, second = models(structures, 2, 4)
+    members = [labelled(tmp_path / "store", structures, first.energy, count=-2), second.energy]
     with pytest.raises(DataError, match="store has no targets of"):
-        add_teacher_targets(small.database(frames), members)
-    data = small.database(frames)
+        add_teacher_targets(fixtures.make_database(structures), members)
+    data = fixtures.make_database(structures)
     report = add_teacher_targets(data, members, allow_missing=True)
     assert sum(report.missing.values()) == 2
     for split, arrays in data.splits.items():
@@ -72,17 +72,17 @@ def test_a_member_that_lacks_a_structure_takes_it_from_all(
         assert int((counts == 0).sum()) == report.missing[split]
 
 
-def test_each_members_zero_of_energy_is_taken_away(
-    frames: list[LabelledStructure], tmp_path: Path
+def test_each_teachers_offset_is_subtracted(
+    structures: list[LabelledStructure], tmp_path: Path
 ) -> None:
     """Or the spread would be that of the zeros, and no target would count."""
-    first, second = models(frames, 2, 4)
-    shifted = labelled(tmp_path / "store", frames, first.energy)
+    first, second = models(structures, 2, 4)
+    shifted = labelled(tmp_path / "store", structures, first.energy)
     with torch.no_grad():
         second.energy.torch_module.layers[0].weight += 3.0
     with pytest.raises(DataError, match=r"^teacher 2 of 2: .*align=True"):
-        add_teacher_targets(small.database(frames), [shifted, second.energy])
-    data = small.database(frames)
+        add_teacher_targets(fixtures.make_database(structures), [shifted, second.energy])
+    data = fixtures.make_database(structures)
     members = [shifted, second.energy]
     report = add_teacher_targets(data, members, align=True, spread=1.0)
     assert report.offsets[42] == pytest.approx(1.5, abs=0.2)
@@ -91,20 +91,22 @@ def test_each_members_zero_of_energy_is_taken_away(
     assert float(weights.min()) > 0.5
 
 
-def test_a_wrong_member_does_not_hide_in_the_mean(
-    frames: list[LabelledStructure], tmp_path: Path
+def test_one_wrong_teacher_of_several_is_refused(
+    structures: list[LabelledStructure], tmp_path: Path
 ) -> None:
     """Its energies are 5 eV/atom up and the other's 5 down, so the mean is right."""
-    first, second = models(frames, 2, 4)
+    first, second = models(structures, 2, 4)
     with torch.no_grad():
         first.energy.torch_module.layers[0].weight += 5.0
         second.energy.torch_module.layers[0].weight -= 5.0
-    members = [first.energy, labelled(tmp_path / "store", frames, second.energy)]
+    members = [first.energy, labelled(tmp_path / "store", structures, second.energy)]
     with pytest.raises(DataError, match="^teacher 1 of 2: "):
-        add_teacher_targets(small.database(frames), members)
+        add_teacher_targets(fixtures.make_database(structures), members)
 
 
-def test_a_stores_own_spread_weighs(frames: list[LabelledStructure], tmp_path: Path) -> None:
+def test_spread_in_a_store_weights_its_targets(
+    structures: list[LabelledStructure], tmp_path: Path
+) -> None:
     """As `kd-plugins label --teacher` of several writes it."""
     names = ("atomic_energies", "atomic_energies_std")
     store = TargetStore.create(
@@ -113,18 +115,18 @@ def test_a_stores_own_spread_weighs(frames: list[LabelledStructure], tmp_path: P
     store.append(
         [
             Record(f.structure_id, to_structure(f.atoms), shares(f, spread=0.1 * (1 + row % 3)))
-            for row, f in enumerate(frames)
+            for row, f in enumerate(structures)
         ]
     )
-    data = small.database(frames)
+    data = fixtures.make_database(structures)
     add_teacher_targets(data, store, spread=0.1)
     found = torch.cat([a["teacher_atomic_energies_weight"].amax(1) for a in data.splits.values()])
     assert sorted(set(found.tolist())) == pytest.approx([0.1, 0.2, 0.5])
 
 
-def shares(frame: LabelledStructure, spread: float) -> dict[str, torch.Tensor]:
-    n = len(frame.atoms)
-    share = float(frame.labels["energy"]) / n
+def shares(structure: LabelledStructure, spread: float) -> dict[str, torch.Tensor]:
+    n = len(structure.atoms)
+    share = float(structure.labels["energy"]) / n
     return {
         "atomic_energies": torch.full((n,), share, dtype=torch.float64),
         "atomic_energies_std": torch.full((n,), spread, dtype=torch.float64),

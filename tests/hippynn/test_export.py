@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kd_plugins.hippynn import add_teacher_targets, export_student
-from tests.hippynn import small
+from tests.hippynn import fixtures
 from tests.hippynn.test_schedule import WEIGHTS
 
 MD = """
@@ -40,15 +40,14 @@ print(json.dumps([start, float(atoms.get_total_energy())]))
 
 @pytest.fixture
 def run(shared_file: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A student whose loss was scheduled, so that hippynn's files speak of this package."""
-    data, model = small.database(small.frames(shared_file, large=6)), small.hipnn()
-    small.initialise(model, data)
-    add_teacher_targets(data, small.hipnn(4).energy, align=True)
-    small.student(tmp_path / "run", model, data, WEIGHTS, max_epochs=5)
+    """A run with a scheduled loss, so that hippynn's files name classes of this package."""
+    data, model = fixtures.make_initialised(shared_file, large=6)
+    add_teacher_targets(data, fixtures.make_hipnn(4).energy, align=True)
+    fixtures.train_student(tmp_path / "run", model, data, WEIGHTS, max_epochs=5)
     return tmp_path / "run"
 
 
-def test_a_student_runs_md_without_this_package(run: Path, tmp_path: Path) -> None:
+def test_exported_student_runs_md_without_kd_plugins(run: Path, tmp_path: Path) -> None:
     out = export_student(run, tmp_path / "student")
     assert sorted(path.name for path in out.iterdir()) == [
         "best_model.pt",
@@ -66,20 +65,20 @@ def test_a_student_runs_md_without_this_package(run: Path, tmp_path: Path) -> No
     assert all(torch.equal(weights[n], one) for n, one in expected.items() if hasattr(one, "dim"))
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no experiment_structure\.pt"):
         export_student(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_there_is_not_overwritten(run: Path, tmp_path: Path) -> None:
+def test_existing_folder_is_not_overwritten(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").touch()
     with pytest.raises(FileExistsError, match="holds something already"):
         export_student(run, tmp_path / "out")
 
 
-def test_a_part_of_this_package_in_the_model_is_found(run: Path, tmp_path: Path) -> None:
+def test_model_with_a_part_of_kd_plugins_is_refused(run: Path, tmp_path: Path) -> None:
     """The file is then not written, rather than one that fails elsewhere."""
     structure = torch.load(run / "experiment_structure.pt", weights_only=False)
     structure["training_modules"].model.extra = structure["controller"].scheduler_list[0]

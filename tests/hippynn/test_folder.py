@@ -1,4 +1,4 @@
-"""Folders that hippynn trained in: read whole, and nothing in them is run."""
+"""Folders that hippynn trained in are read as hippynn reads them, without running their code."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from kd_plugins.hippynn import DataError, HippynnTeacher, cache_pairs, export_st
 from kd_plugins.hippynn.folder import find_unread, load_model, load_structure
 from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import TeacherError
-from tests.hippynn import small
+from tests.hippynn import fixtures
 
 WEIGHTS = {"energy": 1, "forces": 1}
 
 
-def written(folder: Path, model: small.Hipnn, **more: Any) -> Path:
+def write_run(folder: Path, model: fixtures.Hipnn, **more: Any) -> Path:
     """Write a folder as hippynn does, without training."""
     folder.mkdir(exist_ok=True)
-    graph = GraphModule(small.inputs_of(model), [model.energy.main_output, model.forces])
+    graph = GraphModule(fixtures.input_nodes(model), [model.energy.main_output, model.forces])
     structure = {"training_modules": _modules(graph), "controller": None, **more}
     torch.save(structure, folder / "experiment_structure.pt")
     torch.save(graph.state_dict(), folder / "best_model.pt")
@@ -55,16 +55,15 @@ def same_weights(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_trained_folder_is_read_as_hippynn_reads_it(
+def test_safe_reading_equals_hippynns_own(
     shared_file: Callable[[str], Path], tmp_path: Path, cached: bool
 ) -> None:
     """With cached pairs, a scheduler, a loss, an optimizer; and so is what was exported."""
-    data, model = small.database(small.frames(shared_file, small=6, large=8)), small.hipnn()
-    small.initialise(model, data)
+    data, model = fixtures.make_initialised(shared_file, small=6, large=8)
     if cached:
-        graph = GraphModule(small.inputs_of(model), [model.energy.main_output, model.forces])
+        graph = GraphModule(fixtures.input_nodes(model), [model.energy.main_output, model.forces])
         cache_pairs(graph, data)
-    small.student(tmp_path / "run", model, data, WEIGHTS, max_epochs=2)
+    fixtures.train_student(tmp_path / "run", model, data, WEIGHTS, max_epochs=2)
     export_student(tmp_path / "run", tmp_path / "student")
     for folder in (tmp_path / "run", tmp_path / "student"):
         safe, trusted = load_model(folder), load_model(folder, trust_pickle=True)
@@ -75,41 +74,45 @@ def test_a_trained_folder_is_read_as_hippynn_reads_it(
         assert not set(find_unread(tuple(found["training_modules"])))
 
 
-def test_an_ensemble_of_folders_teaches(shared_file: Callable[[str], Path], tmp_path: Path) -> None:
-    """Each read without running anything."""
-    folders = [written(tmp_path / str(seed), small.hipnn(seed)) for seed in range(2)]
+def test_ensemble_of_folders_equals_ensemble_of_models(
+    shared_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Each folder is read without running code."""
+    folders = [write_run(tmp_path / str(seed), fixtures.make_hipnn(seed)) for seed in range(2)]
     models = [load_model(folder) for folder in folders]
-    data = small.database(small.frames(shared_file, small=6, large=8)).splits["train"]
+    data = fixtures.make_database(fixtures.read_molybdenum(shared_file, small=6, large=8)).splits[
+        "train"
+    ]
     by_folder = HippynnTeacher(list(map(str, folders))).predict_arrays(data, ("energy",))
     by_model = HippynnTeacher(models).predict_arrays(data, ("energy",))
     assert sorted(by_folder) == ["energy", "energy_std"]
     np.testing.assert_array_equal(by_folder["energy"], by_model["energy"])
 
 
-def test_numbers_of_numpy_are_read(tmp_path: Path) -> None:
+def test_numpy_numbers_are_read(tmp_path: Path) -> None:
     """Such as a cutoff that a script has computed."""
-    model = small.hipnn()
+    model = fixtures.make_hipnn()
     module = model.network.torch_module
     module.held = {"a": np.float64(1.5), "b": np.arange(6.0).reshape(2, 3), "c": np.int32(2)}
-    found = load_model(written(tmp_path / "run", model))
+    found = load_model(write_run(tmp_path / "run", model))
     (held,) = [one.held for one in found.modules() if hasattr(one, "held")]
     assert held["a"] == 1.5 and held["c"] == 2
     np.testing.assert_array_equal(held["b"], module.held["b"])
 
 
 class OwnLayer(torch.nn.Module):
-    """A layer of somebody's own."""
+    """A layer of a user's own."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what came."""
+        """Return the input."""
         return x
 
 
-def test_a_layer_of_ones_own_needs_trust(tmp_path: Path) -> None:
-    """And is named, with what to do, wherever the folder is opened."""
-    model = small.hipnn()
+def test_foreign_layer_needs_trust_pickle(tmp_path: Path) -> None:
+    """The error names the class and the remedy, wherever the folder is opened."""
+    model = fixtures.make_hipnn()
     model.network.torch_module.extra = OwnLayer()
-    folder = written(tmp_path / "run", model)
+    folder = write_run(tmp_path / "run", model)
     with pytest.raises(ValueError, match="has a part of class .*OwnLayer, .*trust_pickle=True"):
         load_model(folder)
     with pytest.raises(DataError, match="OwnLayer, .*give trust_pickle=True"):
@@ -126,9 +129,9 @@ def test_a_layer_of_ones_own_needs_trust(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "best_model.pt").is_file()
 
 
-def test_trust_is_a_boolean(tmp_path: Path) -> None:
-    """A word for one is refused, not taken for true."""
-    folder = written(tmp_path / "run", small.hipnn())
+def test_trust_pickle_must_be_a_boolean(tmp_path: Path) -> None:
+    """A text such as "no" is refused and not taken for true."""
+    folder = write_run(tmp_path / "run", fixtures.make_hipnn())
     with pytest.raises(TeacherError, match="trust_pickle: expected true or false, got 'no'"):
         load_teacher(f"hippynn folder={folder} trust_pickle=no")
 
@@ -181,14 +184,14 @@ def _active_directory() -> Any:
 
 @pytest.mark.parametrize("where", ["alone", "in the model", "beside it"])
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "getattr of builtins"])
-def test_nothing_is_run(tmp_path: Path, name: str, where: str) -> None:
-    """Whatever is called, and wherever it stands; refused in one line, or never made."""
-    mark, folder, model = tmp_path / "mark.npy", tmp_path / "run", small.hipnn()
+def test_no_code_of_a_structure_file_runs(tmp_path: Path, name: str, where: str) -> None:
+    """Refused in one line, or left unread where no model needs it."""
+    mark, folder, model = tmp_path / "mark.npy", tmp_path / "run", fixtures.make_hipnn()
     try:
         attack = ATTACKS[name](mark)
         if where == "in the model":
             vars(model.network.torch_module)["extra"] = attack
-        written(folder, model, **({"database": attack} if where == "beside it" else {}))
+        write_run(folder, model, **({"database": attack} if where == "beside it" else {}))
         if where == "alone":
             torch.save(attack, folder / "experiment_structure.pt")
     except (pickle.PicklingError, TypeError):
@@ -209,9 +212,9 @@ def test_nothing_is_run(tmp_path: Path, name: str, where: str) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_nothing_is_run_in_the_weights(tmp_path: Path) -> None:
+def test_no_code_of_a_weights_file_runs(tmp_path: Path) -> None:
     """The other of the two files."""
-    folder, mark = written(tmp_path / "run", small.hipnn()), tmp_path / "mark"
+    folder, mark = write_run(tmp_path / "run", fixtures.make_hipnn()), tmp_path / "mark"
     torch.save({"a": Calls(os.system, f"touch {mark}")}, folder / "best_model.pt")
     for read in (load_model, lambda one: export_student(one, tmp_path / "out")):
         with pytest.raises(ValueError, match="best_model.pt: holds .*posix.system"):
@@ -219,7 +222,7 @@ def test_nothing_is_run_in_the_weights(tmp_path: Path) -> None:
     assert not mark.exists() and not (tmp_path / "out").exists()
 
 
-def crafted(folder: Path, operations: bytes) -> Path:
+def replace_pickle(folder: Path, operations: bytes) -> Path:
     """Replace the pickle of a folder's structure."""
     path = folder / "experiment_structure.pt"
     with zipfile.ZipFile(path) as old:
@@ -259,7 +262,9 @@ OPERATIONS = {
 def test_crafted_operations_are_refused(tmp_path: Path, name: str) -> None:
     """One line, and torch's own classes stay as they were."""
     before = dict(vars(torch.nn.Linear))
-    folder = crafted(written(tmp_path / "run", small.hipnn()), b"\x80\x02" + OPERATIONS[name])
+    folder = replace_pickle(
+        write_run(tmp_path / "run", fixtures.make_hipnn()), b"\x80\x02" + OPERATIONS[name]
+    )
     with pytest.raises(ValueError, match=r"experiment_structure\.pt: ") as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
@@ -278,11 +283,11 @@ def test_crafted_operations_are_refused(tmp_path: Path, name: str) -> None:
         (None, "is cut short"),
     ],
 )
-def test_what_is_no_file_of_torch_is_named(
+def test_damaged_files_are_refused_without_advice_to_trust(
     tmp_path: Path, name: str, content: bytes | None, expected: str
 ) -> None:
-    """And nobody is told to trust it."""
-    folder = written(tmp_path / "run", small.hipnn())
+    """Trusting the file would not help, so the message does not say so."""
+    folder = write_run(tmp_path / "run", fixtures.make_hipnn())
     half = (folder / name).read_bytes()[: (folder / name).stat().st_size // 2]
     (folder / name).write_bytes(half if content is None else content)
     for read in (HippynnTeacher, load_model, lambda one: load_teacher(f"hippynn folder={one}")):
@@ -291,18 +296,18 @@ def test_what_is_no_file_of_torch_is_named(
         assert "trust" not in str(caught.value)
 
 
-def test_files_of_two_runs_are_refused(tmp_path: Path) -> None:
-    """The weights must be those of the model."""
-    folder = written(tmp_path / "run", small.hipnn())
-    other = written(tmp_path / "other", small.hipnn(width=6))
+def test_weights_of_another_run_are_refused(tmp_path: Path) -> None:
+    """Weights that do not fit the model."""
+    folder = write_run(tmp_path / "run", fixtures.make_hipnn())
+    other = write_run(tmp_path / "other", fixtures.make_hipnn(width=6))
     (folder / "best_model.pt").write_bytes((other / "best_model.pt").read_bytes())
     with pytest.raises(ValueError, match="its weights do not fit the model"):
         load_model(folder)
 
 
-def test_something_else_of_torch_is_refused(tmp_path: Path) -> None:
+def test_file_without_a_model_is_refused(tmp_path: Path) -> None:
     """A state where the structure should be."""
-    folder = written(tmp_path / "run", small.hipnn())
+    folder = write_run(tmp_path / "run", fixtures.make_hipnn())
     torch.save({"a": torch.ones(2)}, folder / "experiment_structure.pt")
     with pytest.raises(ValueError, match="holds no model of hippynn"):
         load_model(folder)

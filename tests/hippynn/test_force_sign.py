@@ -1,4 +1,4 @@
-"""Forces and gradients are told apart, and nobody learns one from labels of the other."""
+"""Forces and gradients, which are negative forces, are never compared with each other."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from hippynn.graphs.nodes.misc import StrainInducer
 
 from kd_plugins.hippynn import ArrayNames, add_teacher_targets, distillation_loss, to_arrays
 from kd_plugins.hippynn.loss import sign_of
-from tests.hippynn import small
-from tests.hippynn.test_loss import assembled, batch_loss
+from tests.hippynn import fixtures
+from tests.hippynn.test_loss import assemble, batch_loss
 
 FORCES = {"energies": "total", "weights": {"forces": 1}}
 
 
-def gradient(model: small.Hipnn, sign: int, db_name: str) -> Any:
+def gradient(model: fixtures.Hipnn, sign: int, db_name: str) -> Any:
     positions = model.energy.find_unique_relative(lambda n: isinstance(n, inputs.PositionsNode))
     return physics.GradientNode("slope", (model.energy, positions), sign=sign, db_name=db_name)
 
 
-def multiple(model: small.Hipnn, sign: int) -> Any:
+def multiple(model: fixtures.Hipnn, sign: int) -> Any:
     positions = model.energy.find_unique_relative(lambda n: isinstance(n, inputs.PositionsNode))
     node = physics.MultiGradientNode("slopes", model.energy.main_output, (positions,), (sign,))
     child = node.children[0]
@@ -35,28 +35,28 @@ def multiple(model: small.Hipnn, sign: int) -> Any:
 
 
 @pytest.mark.parametrize("make", [lambda m: gradient(m, 1, "forces"), lambda m: multiple(m, 1)])
-def test_gradients_do_not_learn_forces(make: Callable[[Any], Any]) -> None:
-    """Node, sign, array and remedy are named."""
-    model = small.hipnn()
+def test_gradient_node_with_force_labels_is_refused(make: Callable[[Any], Any]) -> None:
+    """The message names node, sign, array and remedy."""
+    model = fixtures.make_hipnn()
     message = r"node .slope.*sign=\+1.*array 'forces'; give sign=-1;.*allow: \[forces_sign\]"
     with pytest.raises(ValueError, match=message):
         distillation_loss(model.energy, make(model), **FORCES)
 
 
-def test_forces_do_not_learn_gradients() -> None:
-    model = small.hipnn()
+def test_force_node_with_gradient_labels_is_refused() -> None:
+    model = fixtures.make_hipnn()
     with pytest.raises(ValueError, match=r"sign=-1.*array 'Grad'; give sign=\+1"):
         distillation_loss(model.energy, gradient(model, -1, "Grad"), **FORCES)
 
 
 @pytest.mark.parametrize(("sign", "name"), [(1, "gradients"), (-1, "forces"), (-1, "F")])
-def test_labels_of_the_nodes_sign_are_taken(sign: int, name: str) -> None:
-    model = small.hipnn()
+def test_labels_of_the_same_sign_pass(sign: int, name: str) -> None:
+    model = fixtures.make_hipnn()
     distillation_loss(model.energy, gradient(model, sign, name), **FORCES)
 
 
-def test_who_knows_better_overrules(caplog: pytest.LogCaptureFixture) -> None:
-    model = small.hipnn()
+def test_allow_turns_the_sign_error_into_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    model = fixtures.make_hipnn()
     node = gradient(model, 1, "F")
     distillation_loss(model.energy, node, allow=["forces_sign"], **FORCES)
     assert "overruled by allow: [forces_sign]" in caplog.text
@@ -64,8 +64,8 @@ def test_who_knows_better_overrules(caplog: pytest.LogCaptureFixture) -> None:
         distillation_loss(model.energy, node, allow=["force_sign"], **FORCES)
 
 
-def test_the_sign_is_read_through_arithmetic() -> None:
-    model = small.hipnn()
+def test_sign_is_followed_through_arithmetic() -> None:
+    model = fixtures.make_hipnn()
     slope = gradient(model, 1, "gradients")
     assert [sign_of(one) for one in (slope, -slope, -0.5 * slope, slope * 2.0)] == [1, -1, -1, 1]
     assert sign_of(multiple(model, -1)) == -1
@@ -73,39 +73,41 @@ def test_the_sign_is_read_through_arithmetic() -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_teachers_forces_are_forces_for_either_node(
+def test_teacher_forces_have_no_loss_for_either_sign_of_node(
     shared_file: Callable[[str], Path], sign: int
 ) -> None:
     """A teacher as its own student has no loss, and gradients as labels are compared as such."""
     name = "gradients" if sign == 1 else "forces"
-    arrays = to_arrays(small.frames(shared_file, large=6), names=ArrayNames(forces=name))
+    arrays = to_arrays(
+        fixtures.read_molybdenum(shared_file, large=6), names=ArrayNames(forces=name)
+    )
     data = Database(arrays, None, None, seed=0, test_size=3, valid_size=3, quiet=True)
-    model = small.hipnn()
-    small.initialise(model, data)
+    model = fixtures.make_hipnn()
+    fixtures.initialise(model, data)
     node = gradient(model, sign, name)
     add_teacher_targets(data, model.energy, ("energy", "forces"), names=ArrayNames(forces=name))
-    twin = small.Hipnn(model.network, model.energy, node)
-    _, modules = assembled(data, twin, weights={"teacher_forces": 30})
+    twin = fixtures.Hipnn(model.network, model.energy, node)
+    _, modules = assemble(data, twin, weights={"teacher_forces": 30})
     assert abs(batch_loss(data, modules).item()) < 1e-3
 
 
-def test_gradients_as_labels_are_the_opposite_of_forces(
+def test_gradient_labels_are_negative_forces(
     shared_file: Callable[[str], Path],
 ) -> None:
-    frames = small.frames(shared_file, small=2, large=0)
-    forces = to_arrays(frames)["forces"]
-    found = to_arrays(frames, names=ArrayNames(forces="gradients"))["gradients"]
+    structures = fixtures.read_molybdenum(shared_file, small=2, large=0)
+    forces = to_arrays(structures)["forces"]
+    found = to_arrays(structures, names=ArrayNames(forces="gradients"))["gradients"]
     np.testing.assert_array_equal(found, -forces)
 
 
 def test_forces_of_another_model_are_refused() -> None:
-    model, other = small.hipnn(), small.hipnn(3)
+    model, other = fixtures.make_hipnn(), fixtures.make_hipnn(3)
     with pytest.raises(ValueError, match="node 'forces' belongs to another model than energy"):
         distillation_loss(model.energy, other.forces, **FORCES)
 
 
-def test_a_node_of_forces_and_stress_gives_its_forces() -> None:
-    model = small.hipnn()
+def test_force_node_with_stress_gives_its_forces() -> None:
+    model = fixtures.make_hipnn()
     nodes = [
         model.energy.find_unique_relative(lambda n, k=kind: isinstance(n, k))
         for kind in (inputs.PositionsNode, inputs.CellNode)
@@ -127,24 +129,24 @@ def test_a_node_of_forces_and_stress_gives_its_forces() -> None:
         ({"energies": "mean", "weights": {"forces": 1}}, "expected 'total' or 'per_atom'"),
     ],
 )
-def test_arguments_of_another_kind_are_refused(arguments: dict[str, Any], message: str) -> None:
-    model = small.hipnn()
+def test_wrong_types_are_refused(arguments: dict[str, Any], message: str) -> None:
+    model = fixtures.make_hipnn()
     given = {"energy_node": model.energy, "force_node": model.forces, **FORCES, **arguments}
     with pytest.raises(ValueError, match=message):
         distillation_loss(given.pop("energy_node"), given.pop("force_node"), **given)
 
 
-def test_the_gradient_of_a_loss_turns_with_the_sign(shared_file: Callable[[str], Path]) -> None:
-    """By numbers: the same error for forces from forces as for gradients from gradients."""
-    frames = small.frames(shared_file, small=4, large=4)
+def test_loss_of_gradients_equals_loss_of_forces(shared_file: Callable[[str], Path]) -> None:
+    """To the bit."""
+    structures = fixtures.read_molybdenum(shared_file, small=4, large=4)
     losses = []
     for sign, name in ((-1, "forces"), (1, "gradients")):
-        arrays = to_arrays(frames, names=ArrayNames(forces=name))
+        arrays = to_arrays(structures, names=ArrayNames(forces=name))
         data = Database(arrays, None, None, seed=0, test_size=1, valid_size=1, quiet=True)
-        model = small.hipnn()
+        model = fixtures.make_hipnn()
         node = gradient(model, sign, name)
-        _, modules = assembled(
-            data, small.Hipnn(model.network, model.energy, node), weights={"forces": 1}
+        _, modules = assemble(
+            data, fixtures.Hipnn(model.network, model.energy, node), weights={"forces": 1}
         )
         losses.append(batch_loss(data, modules))
     torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)

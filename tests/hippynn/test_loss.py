@@ -1,4 +1,4 @@
-"""The loss of paper 003 against numpy, and what must be zero, equal or refused."""
+"""The loss of Matin et al. 2025: equal to numpy, zero for a teacher, plain hippynn at weight 0."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from kd_plugins.hippynn import (
     add_teacher_targets,
     distillation_loss,
 )
-from tests.hippynn import small
+from tests.hippynn import fixtures
 from tests.tolerances import REORDERED
 
 ALL = {"energy": 1, "forces": 10, "atomic_energies": 100, "teacher_energy": 2, "teacher_forces": 3}
-TAUGHT = {"atomic_energies": 100, "teacher_energy": 1, "teacher_forces": 30}
+TEACHER_TERMS = {"atomic_energies": 100, "teacher_energy": 1, "teacher_forces": 30}
 
 
-def assembled(data: Any, model: small.Hipnn, **settings: Any) -> tuple[Any, Any]:
-    """Return a loss and hippynn's modules of it, with the database told what they need."""
+def assemble(data: Any, model: fixtures.Hipnn, **settings: Any) -> tuple[Any, Any]:
+    """Return a loss and hippynn's modules of it; sets the inputs and targets of the database."""
     settings = {"energies": "total", **settings}
     loss = distillation_loss(model.energy, model.forces, **settings)
     modules, info = assemble_for_training(loss.train, dict(loss.validation))
@@ -42,12 +42,13 @@ def batch_loss(data: Any, modules: Any, split: str = "train") -> torch.Tensor:
     return modules.loss(*outputs, *batch[-len(data.targets) :])[0]
 
 
-def test_a_teacher_as_its_own_student_has_no_loss(shared_file: Callable[[str], Path]) -> None:
-    """And finite gradients, where the root of the usual RMSE gives NaN."""
-    data, model = small.database(small.frames(shared_file)), small.hipnn()
-    small.initialise(model, data)
-    add_teacher_targets(data, model.energy, tuple(name.removeprefix("teacher_") for name in TAUGHT))
-    _, modules = assembled(data, model, weights=TAUGHT)
+def test_teacher_as_its_own_student_has_zero_loss(shared_file: Callable[[str], Path]) -> None:
+    """With finite gradients; those of hippynn's usual RMSE are NaN there."""
+    data, model = fixtures.make_initialised(shared_file)
+    add_teacher_targets(
+        data, model.energy, tuple(name.removeprefix("teacher_") for name in TEACHER_TERMS)
+    )
+    _, modules = assemble(data, model, weights=TEACHER_TERMS)
     loss = batch_loss(data, modules)
     loss.backward()
     gradients = [p.grad for p in modules.model.parameters() if p.grad is not None]
@@ -57,18 +58,19 @@ def test_a_teacher_as_its_own_student_has_no_loss(shared_file: Callable[[str], P
 
 @pytest.mark.parametrize("energies", ["total", "per_atom"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_loss_is_numpys(shared_file: Callable[[str], Path], energies: str, seed: int) -> None:
-    """Of a shuffled and split database, padded, with targets of some atoms and structures gone."""
-    data, model = small.database(small.frames(shared_file), seed=seed), small.hipnn()
-    small.initialise(model, data)
-    add_teacher_targets(data, small.near(model).energy, ("atomic_energies", "energy", "forces"))
+def test_loss_equals_numpy(shared_file: Callable[[str], Path], energies: str, seed: int) -> None:
+    """Padded, shuffled and split, with some targets of atoms and structures missing."""
+    data, model = fixtures.make_initialised(shared_file, split_seed=seed)
+    add_teacher_targets(
+        data, fixtures.copy_perturbed(model).energy, ("atomic_energies", "energy", "forces")
+    )
     arrays = data.splits["train"]
     generator = torch.Generator().manual_seed(seed)
     for name in ("atomic_energies", "energy", "forces"):
         weight = arrays[f"teacher_{name}_weight"]
         weight *= torch.rand(weight.shape, generator=generator) > 0.4
-    loss, modules = assembled(data, model, weights=ALL, energies=energies)
-    expected = numpy_loss(arrays, small.predicted(model, arrays), energies)
+    loss, modules = assemble(data, model, weights=ALL, energies=energies)
+    expected = numpy_errors(arrays, fixtures.predict_with_hippynn(model, arrays), energies)
     found = modules.evaluator.evaluate(data.make_generator("train", "eval", 5), "train")
     assert sorted(found) == sorted(loss.validation)
     for name, value in expected.items():
@@ -77,18 +79,24 @@ def test_the_loss_is_numpys(shared_file: Callable[[str], Path], energies: str, s
     assert batch_loss(data, modules).item() == pytest.approx(total, rel=1e-4)
 
 
-def numpy_loss(arrays: Any, said: Any, energies: str) -> dict[str, float]:
+def numpy_errors(arrays: Any, predicted: Any, energies: str) -> dict[str, float]:
     """Return the errors by name, atom by atom."""
     real = arrays["numbers"].numpy() != 0
     sizes = real.sum(axis=1)[:, None] if energies == "per_atom" else 1
     apart = {
-        "energy": ((said["energy"] - arrays["energy"].numpy()) / sizes, np.ones((len(real), 1))),
-        "forces": ((said["forces"] - arrays["forces"].numpy())[real], np.ones((real.sum(), 1))),
+        "energy": (
+            (predicted["energy"] - arrays["energy"].numpy()) / sizes,
+            np.ones((len(real), 1)),
+        ),
+        "forces": (
+            (predicted["forces"] - arrays["forces"].numpy())[real],
+            np.ones((real.sum(), 1)),
+        ),
     }
     for name in ("atomic_energies", "energy", "forces"):
         target = arrays[f"teacher_{name}"].numpy()
         weight = arrays[f"teacher_{name}_weight"].numpy()
-        difference = said[name] - target
+        difference = predicted[name] - target
         key = name if name == "atomic_energies" else f"teacher_{name}"
         if name == "energy":
             apart[key] = (difference, weight)
@@ -102,12 +110,11 @@ def numpy_loss(arrays: Any, said: Any, energies: str) -> dict[str, float]:
     return errors
 
 
-def test_a_batch_without_targets_counts_nothing(shared_file: Callable[[str], Path]) -> None:
-    data, model = small.database(small.frames(shared_file)), small.hipnn()
-    small.initialise(model, data)
+def test_batch_without_targets_has_zero_loss(shared_file: Callable[[str], Path]) -> None:
+    data, model = fixtures.make_initialised(shared_file)
     add_teacher_targets(data, model.energy)
     data.splits["train"]["teacher_atomic_energies_weight"].zero_()
-    _, modules = assembled(data, model, weights={"atomic_energies": 100})
+    _, modules = assemble(data, model, weights={"atomic_energies": 100})
     loss = batch_loss(data, modules)
     loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
@@ -115,10 +122,10 @@ def test_a_batch_without_targets_counts_nothing(shared_file: Callable[[str], Pat
     assert all(not bool(grad.abs().max()) for grad in grads)
 
 
-def test_with_weight_zero_a_run_is_hippynns_own(
+def test_run_of_weight_zero_equals_plain_hippynn(
     shared_file: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Bit for bit, whether the term is left out or scheduled to count nothing."""
+    """Bit for bit, whether the term is left out or its scheduled weight is 0."""
     weights = {
         "plain": {"energy": 1, "forces": 10},
         "zero": {"energy": 1, "forces": 10, "atomic_energies": 0},
@@ -130,10 +137,13 @@ def test_with_weight_zero_a_run_is_hippynns_own(
     }
     histories = {}
     for name, chosen in weights.items():
-        data, model = small.database(small.frames(shared_file)), small.hipnn(3)
+        data, model = (
+            fixtures.make_database(fixtures.read_molybdenum(shared_file)),
+            fixtures.make_hipnn(3),
+        )
         if name == "scheduled":
-            add_teacher_targets(data, small.hipnn(4).energy, align=True)
-        metrics = small.student(tmp_path / name, model, data, chosen)
+            add_teacher_targets(data, fixtures.make_hipnn(4).energy, align=True)
+        metrics = fixtures.train_student(tmp_path / name, model, data, chosen)
         kept = ("energy_rmse", "energy_mae", "forces_rmse", "forces_mae")
         histories[name] = [
             [epoch[split][key] for split in ("train", "valid") for key in kept]
@@ -150,18 +160,21 @@ def test_with_weight_zero_a_run_is_hippynns_own(
 def test_total_and_per_atom_differ_by_the_number_of_atoms(
     shared_file: Callable[[str], Path],
 ) -> None:
-    frames = small.frames(shared_file, small=0, large=14)
-    data, model = small.database([f for f in frames if len(f.atoms) == 53]), small.hipnn()
-    small.initialise(model, data)
+    structures = fixtures.read_molybdenum(shared_file, small=0, large=14)
+    data, model = (
+        fixtures.make_database([f for f in structures if len(f.atoms) == 53]),
+        fixtures.make_hipnn(),
+    )
+    fixtures.initialise(model, data)
     values = [
-        batch_loss(data, assembled(data, model, weights={"energy": 1}, energies=kind)[1])
+        batch_loss(data, assemble(data, model, weights={"energy": 1}, energies=kind)[1])
         for kind in ("total", "per_atom")
     ]
     torch.testing.assert_close(values[0], 53 * values[1], **REORDERED[torch.float32])
 
 
-def test_the_papers_weights() -> None:
-    """A.1 and Table 1, whose epoch 1 is hippynn's 0."""
+def test_weights_are_those_of_matin_2025() -> None:
+    """Appendix A.1 and table 1, whose epoch 1 is hippynn's 0."""
     assert STUDENT["forces"] == 30 and CONTROL["forces"] == 10
     assert "atomic_energies" not in CONTROL
     rows = {0: (0.0, 75, 200), 198: (0.0, 75, 200), 199: (0.2, 63, 160), 500: (1, 15, 0)}
@@ -187,17 +200,17 @@ def test_the_papers_weights() -> None:
         ({"teacher_forces": 1}, {"force_node": None}, ValueError, "teacher_forces has a weight"),
     ],
 )
-def test_what_a_loss_refuses(
+def test_bad_weights_and_arguments_are_refused(
     weights: Any, settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    model = small.hipnn()
+    model = fixtures.make_hipnn()
     settings = {"force_node": model.forces, "energies": "total", **settings}
     with pytest.raises(error, match=message):
         distillation_loss(model.energy, weights=weights, **settings)
 
 
-def test_a_node_without_labels_or_atomic_energies_is_refused() -> None:
-    model = small.hipnn()
+def test_node_without_labels_or_atomic_energies_is_refused() -> None:
+    model = fixtures.make_hipnn()
     with pytest.raises(ValueError, match="has no db_name"):
         model.energy.main_output.set_dbname(None)
         distillation_loss(model.energy, weights={"energy": 1}, energies="total")
@@ -205,9 +218,9 @@ def test_a_node_without_labels_or_atomic_energies_is_refused() -> None:
         distillation_loss(model.forces, weights={"atomic_energies": 1}, energies="total")
 
 
-def test_a_term_without_weight_needs_nothing_and_leaves_nothing() -> None:
-    """No node of it hangs on the user's model, and a misspelt one is still refused."""
-    model = small.hipnn()
+def test_term_of_weight_zero_adds_no_node() -> None:
+    """The user's model stays as it is, and a misspelt term is still refused."""
+    model = fixtures.make_hipnn()
     before = len(model.energy.get_all_connected())
     weights = {"energy": 1, "forces": 0, "atomic_energies": 0, "teacher_forces": 0}
     loss = distillation_loss(model.energy, weights=weights, energies="total")
@@ -217,7 +230,7 @@ def test_a_term_without_weight_needs_nothing_and_leaves_nothing() -> None:
         distillation_loss(model.energy, weights={"energy": 1, "teacher_force": 0}, energies="total")
 
 
-def test_a_constant_schedule_is_a_number() -> None:
-    model = small.hipnn()
+def test_constant_schedule_equals_a_number() -> None:
+    model = fixtures.make_hipnn()
     loss = distillation_loss(model.energy, weights={"energy": Constant(2.0)}, energies="total")
     assert not loss.schedules and loss.weights["energy"].torch_module.value.item() == 2

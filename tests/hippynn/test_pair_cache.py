@@ -1,4 +1,4 @@
-"""Cached pairs are hippynn's own ones, or there is an error."""
+"""Cached pairs equal the pairs that hippynn finds anew, or are refused."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from hippynn.experiment.serialization import load_model_from_cwd
 from hippynn.tools import active_directory
 
 from kd_plugins.hippynn import DataError, cache_pairs, distillation_loss
-from tests.hippynn import small
+from tests.hippynn import fixtures
 
 
-def prepared(shared_file: Callable[[str], Path]) -> tuple[Any, Any, Any]:
-    data, model = small.database(small.frames(shared_file, large=8)), small.hipnn()
-    small.initialise(model, data)
+def prepare(shared_file: Callable[[str], Path]) -> tuple[Any, Any, Any]:
+    data, model = fixtures.make_initialised(shared_file, large=8)
     loss = distillation_loss(
         model.energy, model.forces, weights={"energy": 1, "forces": 1}, energies="total"
     )
@@ -34,7 +33,7 @@ def errors(data: Any, modules: Any) -> dict[str, float]:
 
 def test_cached_pairs_give_the_same_errors(shared_file: Callable[[str], Path]) -> None:
     """Also of cells that are smaller than the cutoff."""
-    data, loss, modules = prepared(shared_file)
+    data, loss, modules = prepare(shared_file)
     lengths = [np.linalg.norm(a["cell"], axis=2).min() for a in data.splits.values()]
     assert min(lengths) < 4.0
     expected = errors(data, modules)
@@ -48,17 +47,17 @@ def test_cached_pairs_give_the_same_errors(shared_file: Callable[[str], Path]) -
 
 
 def test_too_few_images_are_refused(shared_file: Callable[[str], Path]) -> None:
-    """hippynn's own function adds up pairs there, and says nothing with a recent torch."""
-    data, _, modules = prepared(shared_file)
+    """hippynn's own function adds up pairs there, with a recent torch without an error."""
+    data, _, modules = prepare(shared_file)
     with pytest.raises(DataError, match="n_images is 1, but the smallest cell needs"):
         cache_pairs(modules.model, data, n_images=1)
     assert "AutoPrecomputedPairs" not in data.splits["train"]
 
 
-def test_atoms_outside_of_their_cell_make_no_difference(
+def test_atoms_outside_of_their_cell_change_nothing(
     shared_file: Callable[[str], Path],
 ) -> None:
-    data, loss, modules = prepared(shared_file)
+    data, loss, modules = prepare(shared_file)
     for arrays in data.splits.values():
         arrays["positions"][:, 0] += 20 * arrays["cell"][:, 0]
     expected = errors(data, modules)
@@ -68,16 +67,16 @@ def test_atoms_outside_of_their_cell_make_no_difference(
     assert errors(data, modules) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_cell_without_volume_is_refused(shared_file: Callable[[str], Path]) -> None:
-    data, _, modules = prepared(shared_file)
+def test_cell_without_volume_is_refused(shared_file: Callable[[str], Path]) -> None:
+    data, _, modules = prepare(shared_file)
     data.splits["valid"]["cell"][0] = torch.zeros(3, 3)
     with pytest.raises(DataError, match="split 'valid': a cell has no volume"):
         cache_pairs(modules.model, data)
 
 
-def test_modules_read_the_pairs_at_once(shared_file: Callable[[str], Path]) -> None:
+def test_modules_read_cached_pairs_without_new_assembly(shared_file: Callable[[str], Path]) -> None:
     """Without being assembled anew, and with the same numbers as if they were."""
-    data, loss, modules = prepared(shared_file)
+    data, loss, modules = prepare(shared_file)
     expected = errors(data, modules)
     parameters = [id(p) for p in modules.model.parameters()]
     torch.manual_seed(5)
@@ -107,26 +106,26 @@ def errors_of(modules: Any, data: Any) -> dict[str, float]:
 
 def trained(folder: Path, data: Any, cached: bool, epochs: int) -> Any:
     """Train for some epochs, with a checkpoint after each; return modules and metrics."""
-    model = small.hipnn()
+    model = fixtures.make_hipnn()
     loss = distillation_loss(
         model.energy, model.forces, weights={"energy": 1, "forces": 1}, energies="total"
     )
-    modules, controller, metrics = small.set_up(model, data, loss, max_epochs=epochs)
+    modules, controller, metrics = fixtures.set_up(model, data, loss, max_epochs=epochs)
     if cached:
         cache_pairs(modules, data)
-    small.train(folder, modules, data, controller, metrics, store_every=1)
+    fixtures.train(folder, modules, data, controller, metrics, store_every=1)
     return modules, metrics
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_loaded_run_caches_its_pairs_and_goes_on(
+def test_loaded_run_resumes_with_newly_cached_pairs(
     cached: bool, shared_file: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Of a run with cached pairs to the bit, of one without as closely as the pairs' order lets."""
-    frames = small.frames(shared_file, large=8)
-    whole, metrics = trained(tmp_path / "run", small.database(frames), cached, epochs=4)
+    structures = fixtures.read_molybdenum(shared_file, large=8)
+    whole, metrics = trained(tmp_path / "run", fixtures.make_database(structures), cached, epochs=4)
 
-    data = small.database(frames)
+    data = fixtures.make_database(structures)
     structure = load_checkpoint(
         str(tmp_path / "run" / "experiment_structure.pt"),
         str(tmp_path / "run" / "checkpoint_epoch_1.pt"),
@@ -139,7 +138,9 @@ def test_a_loaded_run_caches_its_pairs_and_goes_on(
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert all("AutoPrecomputedPairs" in arrays for arrays in data.splits.values())
     with active_directory(str(tmp_path / "again")):
-        small.train_model(modules, data, structure["controller"], resumed, None, None, quiet=True)
+        fixtures.train_model(
+            modules, data, structure["controller"], resumed, None, None, quiet=True
+        )
 
     exact = {"rel": 0, "abs": 0} if cached else {"rel": 1e-4}
     for found, expected in zip(
@@ -170,20 +171,20 @@ def load_model_from(folder: Path) -> Any:
 def test_bad_numbers_are_refused(
     settings: dict[str, Any], message: str, shared_file: Callable[[str], Path]
 ) -> None:
-    data, _, modules = prepared(shared_file)
+    data, _, modules = prepare(shared_file)
     with pytest.raises(ValueError, match=message):
         cache_pairs(modules, data, **settings)
     assert "AutoPrecomputedPairs" not in data.splits["train"]
 
 
-def test_workers_cannot_send_cached_pairs(shared_file: Callable[[str], Path]) -> None:
-    data, _, modules = prepared(shared_file)
+def test_database_with_workers_is_refused(shared_file: Callable[[str], Path]) -> None:
+    data, _, modules = prepare(shared_file)
     data.num_workers = 2
     with pytest.raises(DataError, match="num_workers=2, but cached pairs are sparse"):
         cache_pairs(modules, data)
 
 
-def test_what_is_no_model_is_refused(shared_file: Callable[[str], Path]) -> None:
-    data, _, modules = prepared(shared_file)
+def test_wrong_types_are_refused(shared_file: Callable[[str], Path]) -> None:
+    data, _, modules = prepare(shared_file)
     with pytest.raises(DataError, match="expected training modules, or the model among them"):
         cache_pairs(modules.loss.nodes_to_compute, data)

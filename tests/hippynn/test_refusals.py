@@ -1,4 +1,4 @@
-"""Databases, teachers and limits with which a training would be wrong: each one clear error."""
+"""Databases, teachers and limits that would make a training wrong are refused, by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure, to_structure
-from tests.hippynn import small
+from tests.hippynn import fixtures
 
 Change = Callable[[dict[str, torch.Tensor]], None]
 
@@ -38,33 +38,33 @@ def held() -> dict[str, Any]:
 
 
 @pytest.fixture
-def frames(shared_file: Callable[[str], Path], held: dict[str, Any]) -> list[LabelledStructure]:
-    held.setdefault("frames", small.frames(shared_file, small=6, large=6))
-    return held["frames"]
+def structures(shared_file: Callable[[str], Path], held: dict[str, Any]) -> list[LabelledStructure]:
+    held.setdefault("structures", fixtures.read_molybdenum(shared_file, small=6, large=6))
+    return held["structures"]
 
 
 @pytest.fixture
-def teacher(frames: list[LabelledStructure], held: dict[str, Any]) -> small.Hipnn:
-    """An untrained one whose atoms have the labels' mean energy; nobody changes it."""
+def teacher(structures: list[LabelledStructure], held: dict[str, Any]) -> fixtures.Hipnn:
+    """An untrained model whose atoms have the labels' mean energy; tests do not change it."""
     if "teacher" not in held:
-        held["teacher"] = small.hipnn()
-        small.initialise(held["teacher"], small.database(frames))
+        held["teacher"] = fixtures.make_hipnn()
+        fixtures.initialise(held["teacher"], fixtures.make_database(structures))
     return held["teacher"]
 
 
-def made(data: Any) -> list[str]:
+def target_arrays(data: Any) -> list[str]:
     return [name for arrays in data.splits.values() for name in arrays if "teacher_" in name]
 
 
 def set_to(name: str, value: Callable[[torch.Tensor], Any], split: str = "train") -> Callable:
-    """Return what puts another array in the place of one."""
+    """Return a function that replaces an array."""
     return lambda data: data.splits[split].update(
         {name: torch.as_tensor(value(data.splits[split][name]))}
     )
 
 
 def edited(name: str, index: Any, value: Any, split: str = "train") -> Callable[[Any], None]:
-    """Return what changes a few numbers of an array."""
+    """Return a function that changes a few numbers of an array."""
 
     def change(data: Any) -> None:
         array = data.splits[split][name].clone()
@@ -135,16 +135,16 @@ DATABASES: Mapping[str, tuple[Callable[[Any], None], str]] = {
 
 
 @pytest.mark.parametrize("name", DATABASES)
-def test_a_bad_database_is_refused(
-    name: str, frames: list[LabelledStructure], teacher: small.Hipnn
+def test_bad_database_is_refused(
+    name: str, structures: list[LabelledStructure], teacher: fixtures.Hipnn
 ) -> None:
     change, message = DATABASES[name]
-    data = small.database(frames)
+    data = fixtures.make_database(structures)
     change(data)
-    before = made(data)
+    before = target_arrays(data)
     with pytest.raises(DataError, match=message):
         add_teacher_targets(data, teacher.energy)
-    assert made(data) == before
+    assert target_arrays(data) == before
 
 
 SETTINGS: Mapping[str, tuple[dict[str, Any], str]] = {
@@ -179,18 +179,18 @@ SETTINGS: Mapping[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_bad_settings_are_refused(
-    name: str, frames: list[LabelledStructure], teacher: small.Hipnn
+    name: str, structures: list[LabelledStructure], teacher: fixtures.Hipnn
 ) -> None:
     """spread=0 made every weight NaN, and max_sum_error=-1 dropped every target."""
     settings, message = SETTINGS[name]
-    data = small.database(frames)
-    members = [teacher.energy, small.near(teacher).energy]
+    data = fixtures.make_database(structures)
+    members = [teacher.energy, fixtures.copy_perturbed(teacher).energy]
     with pytest.raises(ValueError, match=message):
         add_teacher_targets(data, members, **settings)
-    assert not made(data)
+    assert not target_arrays(data)
 
 
-def test_names_are_checked_when_they_are_made() -> None:
+def test_bad_array_names_are_refused() -> None:
     with pytest.raises(DataError, match="expected the name of an array as species, got None"):
         ArrayNames(species=None)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="expected a name for each array"):
@@ -198,20 +198,20 @@ def test_names_are_checked_when_they_are_made() -> None:
 
 
 @pytest.mark.parametrize("allow", ["energy_unit", ["energy_units"], 3])
-def test_a_name_to_overrule_is_checked(
-    allow: Any, frames: list[LabelledStructure], teacher: small.Hipnn
+def test_unknown_name_in_allow_is_refused(
+    allow: Any, structures: list[LabelledStructure], teacher: fixtures.Hipnn
 ) -> None:
-    data = small.database(frames)
+    data = fixtures.make_database(structures)
     with pytest.raises(ValueError, match="^allow: "):
         add_teacher_targets(data, teacher.energy, allow=allow)
-    assert not made(data)
+    assert not target_arrays(data)
 
 
-def test_what_is_overruled_is_logged(
-    frames: list[LabelledStructure], teacher: small.Hipnn, caplog: pytest.LogCaptureFixture
+def test_overruled_error_is_logged(
+    structures: list[LabelledStructure], teacher: fixtures.Hipnn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The message of a refusal says by which name."""
-    data = small.database(frames)
+    """The message contains the name that overrules it."""
+    data = fixtures.make_database(structures)
     for arrays in data.splits.values():
         arrays["energy"] += 5 * (arrays["numbers"] != 0).sum(1, keepdim=True)
     with pytest.raises(DataError, match=r"allow: \[energy_offset\] overrules this"):
@@ -220,10 +220,10 @@ def test_what_is_overruled_is_logged(
     assert "overruled by allow: [energy_offset]" in caplog.text
 
 
-def test_without_labels_it_is_said_that_nothing_was_compared(
-    frames: list[LabelledStructure], teacher: small.Hipnn, caplog: pytest.LogCaptureFixture
+def test_missing_energy_labels_are_logged(
+    structures: list[LabelledStructure], teacher: fixtures.Hipnn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = small.database(frames)
+    data = fixtures.make_database(structures)
     for arrays in data.splits.values():
         del arrays["energy"]
     report = add_teacher_targets(data, teacher.energy)
@@ -232,13 +232,13 @@ def test_without_labels_it_is_said_that_nothing_was_compared(
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, True])
-def test_a_teachers_batch_has_one_structure_or_more(batch_size: Any, teacher: small.Hipnn) -> None:
+def test_bad_batch_size_is_refused(batch_size: Any, teacher: fixtures.Hipnn) -> None:
     with pytest.raises(ValueError, match="batch_size: expected a whole number of 1 or more"):
         HippynnTeacher(teacher.energy, batch_size=batch_size)
 
 
-def test_a_teacher_without_cells_does_not_teach_crystals(frames: list[LabelledStructure]) -> None:
-    """Its energies would be those of clusters, in silence."""
+def test_teacher_without_cells_is_refused_for_crystals(structures: list[LabelledStructure]) -> None:
+    """Its energies would be those of clusters, without an error."""
     sizes = {"possible_species": [0, 42], "n_features": 4, "n_sensitivities": 4}
     sizes |= {"dist_soft_min": 1.5, "dist_soft_max": 3.5, "dist_hard_max": 4.0}
     sizes |= {"n_interaction_layers": 1, "n_atom_layers": 1}
@@ -246,11 +246,11 @@ def test_a_teacher_without_cells_does_not_teach_crystals(frames: list[LabelledSt
     network = networks.Hipnn("hipnn", nodes, module_kwargs=sizes)
     open_ = targets.HEnergyNode("energy", network)
     with pytest.raises(DataError, match=r"trained without cells.*ArrayNames\(cell=None\)"):
-        add_teacher_targets(small.database(frames), open_)
+        add_teacher_targets(fixtures.make_database(structures), open_)
 
 
 class Broken(Calculator):
-    """A calculator that gives something wrong of each structure."""
+    """A calculator with wrong atomic energies."""
 
     implemented_properties = ("energy", "energies")
 
@@ -281,21 +281,23 @@ CALCULATORS: Mapping[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", CALCULATORS)
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_a_bad_teacher_is_refused(name: str, frames: list[LabelledStructure]) -> None:
+def test_bad_teacher_is_refused(name: str, structures: list[LabelledStructure]) -> None:
     source, message = CALCULATORS[name]
-    data = small.database(frames)
+    data = fixtures.make_database(structures)
     with pytest.raises(ValueError, match=message):
         add_teacher_targets(data, source)
-    assert not made(data)
+    assert not target_arrays(data)
 
 
-def molecules(frames: list[LabelledStructure], which: slice, pbc: Any) -> list[LabelledStructure]:
-    """Return the structures, some of which are periodic as said."""
-    found = list(frames)
-    for row in range(len(frames))[which]:
-        atoms = frames[row].atoms.copy()
+def molecules(
+    structures: list[LabelledStructure], which: slice, pbc: Any
+) -> list[LabelledStructure]:
+    """Return the structures, some with other flags of periodicity."""
+    found = list(structures)
+    for row in range(len(structures))[which]:
+        atoms = structures[row].atoms.copy()
         atoms.pbc = pbc
-        found[row] = LabelledStructure(frames[row].structure_id, atoms, frames[row].labels)
+        found[row] = LabelledStructure(structures[row].structure_id, atoms, structures[row].labels)
     return found
 
 
@@ -309,15 +311,15 @@ def molecules(frames: list[LabelledStructure], which: slice, pbc: Any) -> list[L
         (slice(1), False, ArrayNames(cell=None), r"is periodic \(pbc TTT\), but ArrayNames"),
     ],
 )
-def test_structures_that_hippynn_cannot_tell_apart_are_refused(
-    frames: list[LabelledStructure], which: slice, pbc: Any, names: ArrayNames, message: str
+def test_mixed_periodicity_is_refused(
+    structures: list[LabelledStructure], which: slice, pbc: Any, names: ArrayNames, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        to_arrays(molecules(frames, which, pbc), names=names)
+        to_arrays(molecules(structures, which, pbc), names=names)
 
 
-def test_molecules_alone_are_arrays_without_cells(frames: list[LabelledStructure]) -> None:
-    arrays = to_arrays(molecules(frames, slice(None), False), names=ArrayNames(cell=None))
+def test_molecules_become_arrays_without_cells(structures: list[LabelledStructure]) -> None:
+    arrays = to_arrays(molecules(structures, slice(None), False), names=ArrayNames(cell=None))
     assert "cell" not in arrays
 
 
@@ -338,78 +340,81 @@ ARRAYS: Mapping[
         "structure 'a': expected atoms, each of an element, got X",
     ),
     "no atoms": (lambda f: LabelledStructure("a", Atoms(), {}), {"labels": []}, "expected atoms"),
-    "atoms": (lambda f: f.atoms, {}, "frames: expected LabelledStructures, .* got Atoms"),
+    "atoms": (lambda f: f.atoms, {}, "structures: expected LabelledStructures, .* got Atoms"),
 }
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_bad_arrays_are_refused(name: str, frames: list[LabelledStructure]) -> None:
+def test_bad_arrays_are_refused(name: str, structures: list[LabelledStructure]) -> None:
     change, settings, message = ARRAYS[name]
     with pytest.raises(DataError, match=message):
-        to_arrays([change(frames[0]), *frames[1:]], **settings)
+        to_arrays([change(structures[0]), *structures[1:]], **settings)
 
 
 def store_of(
-    folder: Path, frames: list[LabelledStructure], values: Callable[[LabelledStructure], Any]
+    folder: Path, structures: list[LabelledStructure], values: Callable[[LabelledStructure], Any]
 ) -> TargetStore:
     manifest = Manifest("numbers", "made", dict.fromkeys(("energy", "atomic_energies"), "float64"))
     store = TargetStore.create(folder, manifest)
     store.append(
-        [Record(f.structure_id, to_structure(f.atoms), values(f)) for f in frames if values(f)]
+        [Record(f.structure_id, to_structure(f.atoms), values(f)) for f in structures if values(f)]
     )
     return store
 
 
-def shares(frame: LabelledStructure) -> dict[str, torch.Tensor]:
+def shares(structure: LabelledStructure) -> dict[str, torch.Tensor]:
     """Return the label in equal shares."""
-    energy, n = float(frame.labels["energy"]), len(frame.atoms)
+    energy, n = float(structure.labels["energy"]), len(structure.atoms)
     return {
         "energy": torch.tensor(energy, dtype=torch.float64),
         "atomic_energies": torch.full((n,), energy / n, dtype=torch.float64),
     }
 
 
-def test_a_store_that_lacks_a_quantity_of_some_structures(
-    frames: list[LabelledStructure], tmp_path: Path
+def test_store_without_a_quantity_of_some_structures_is_refused(
+    structures: list[LabelledStructure], tmp_path: Path
 ) -> None:
-    """Is refused by row, as it lacks the structure; energies alone teach no atomic energies."""
-    lacking = {frame.structure_id for frame in frames[:2]}
+    """Energies alone give no targets of atomic energies."""
+    lacking = {structure.structure_id for structure in structures[:2]}
     store = store_of(
         tmp_path / "store",
-        frames,
+        structures,
         lambda f: {
             name: value
             for name, value in shares(f).items()
             if name == "energy" or f.structure_id not in lacking
         },
     )
-    data = small.database(frames)
+    data = fixtures.make_database(structures)
     with pytest.raises(DataError, match=r"store has no targets of \d of \d+ structures, row"):
         add_teacher_targets(data, store)
     report = add_teacher_targets(data, store, allow_missing=True)
     assert sum(report.missing.values()) == 2
 
 
-def test_a_store_of_other_structures_teaches_nothing(
-    frames: list[LabelledStructure], tmp_path: Path
+def test_store_of_other_structures_is_refused(
+    structures: list[LabelledStructure], tmp_path: Path
 ) -> None:
-    """Also if structures may be missing: a run would be the control's in silence."""
-    other = [LabelledStructure(f"other {f.structure_id}", f.atoms, f.labels) for f in frames]
+    """Also if structures may be missing: the run would silently be one without a teacher."""
+    other = [LabelledStructure(f"other {f.structure_id}", f.atoms, f.labels) for f in structures]
     store = store_of(tmp_path / "store", other, shares)
-    data = small.database(frames)
+    data = fixtures.make_database(structures)
     with pytest.raises(DataError, match="'train': no structure has a target that counts"):
         add_teacher_targets(data, store, allow_missing=True)
-    assert not made(data)
+    assert not target_arrays(data)
 
 
 @pytest.mark.parametrize(
     "keys", [lambda k: k.float(), lambda k: k.int(), lambda k: torch.stack([k, k], 1)]
 )
-def test_keys_that_lost_digits_are_refused(
-    keys: Callable[[Any], Any], frames: list[LabelledStructure], tmp_path: Path
+def test_keys_of_another_dtype_are_refused(
+    keys: Callable[[Any], Any], structures: list[LabelledStructure], tmp_path: Path
 ) -> None:
-    data, store = small.database(frames), store_of(tmp_path / "store", frames, shares)
+    data, store = (
+        fixtures.make_database(structures),
+        store_of(tmp_path / "store", structures, shares),
+    )
     for arrays in data.splits.values():
         arrays["structure_key"] = keys(arrays["structure_key"])
     with pytest.raises(DataError, match="expected one int64 a structure"):
@@ -417,52 +422,54 @@ def test_keys_that_lost_digits_are_refused(
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_targets_are_of_the_databases_kind(
-    dtype: Any, frames: list[LabelledStructure], teacher: small.Hipnn
+def test_targets_have_the_databases_dtype(
+    dtype: Any, structures: list[LabelledStructure], teacher: fixtures.Hipnn
 ) -> None:
-    arrays = to_arrays(frames, dtype=dtype)
+    arrays = to_arrays(structures, dtype=dtype)
     data = Database(arrays, None, None, seed=0, test_size=3, valid_size=3, quiet=True)
     add_teacher_targets(data, teacher.energy)
     found = data.splits["train"]["teacher_atomic_energies"]
     assert found.dtype == data.splits["train"]["positions"].dtype
 
 
-def test_a_structure_may_be_there_twice(frames: list[LabelledStructure], tmp_path: Path) -> None:
-    """As training on some of them more often makes it; both rows get the same targets."""
-    store = store_of(tmp_path / "store", frames, shares)
-    arrays = {name: np.concatenate([one, one[:3]]) for name, one in to_arrays(frames).items()}
+def test_structure_that_comes_twice_has_equal_targets(
+    structures: list[LabelledStructure], tmp_path: Path
+) -> None:
+    """A database may repeat structures to train on them more often."""
+    store = store_of(tmp_path / "store", structures, shares)
+    arrays = {name: np.concatenate([one, one[:3]]) for name, one in to_arrays(structures).items()}
     data = Database(arrays, None, None, seed=0, quiet=True)
     data.split_the_rest("train")
     add_teacher_targets(data, store)
     found = data.splits["train"]["teacher_atomic_energies"]
-    assert torch.equal(found[:3], found[len(frames) :])
+    assert torch.equal(found[:3], found[len(structures) :])
 
 
 @pytest.mark.parametrize("ids", ["abc", [3], [b"a"]])
-def test_ids_are_a_list_of_texts(ids: Any) -> None:
+def test_ids_that_are_no_texts_are_refused(ids: Any) -> None:
     with pytest.raises(DataError, match="structure_ids: expected"):
         structure_keys(ids)
 
 
-def test_a_store_of_another_unit_is_refused(
-    frames: list[LabelledStructure], tmp_path: Path
+def test_store_of_another_unit_is_refused(
+    structures: list[LabelledStructure], tmp_path: Path
 ) -> None:
-    """As somebody writes it who reads a teacher in kcal/mol."""
+    """Such as kcal/mol."""
     store = store_of(
-        tmp_path / "store", frames, lambda f: {n: 23.0605 * v for n, v in shares(f).items()}
+        tmp_path / "store", structures, lambda f: {n: 23.0605 * v for n, v in shares(f).items()}
     )
-    data = small.database(frames)
+    data = fixtures.make_database(structures)
     with pytest.raises(DataError, match="unit|above the labels"):
         add_teacher_targets(data, store)
-    assert not made(data)
+    assert not target_arrays(data)
 
 
-def test_what_stands_in_padding_is_no_fault(
-    frames: list[LabelledStructure], teacher: small.Hipnn
+def test_nan_in_padding_passes(
+    structures: list[LabelledStructure], teacher: fixtures.Hipnn
 ) -> None:
-    """Labels padded with NaN train as those padded with zeros."""
-    data = small.database(frames)
+    """Labels padded with NaN."""
+    data = fixtures.make_database(structures)
     for arrays in data.splits.values():
         arrays["forces"][arrays["numbers"] == 0] = float("nan")
     add_teacher_targets(data, teacher.energy, ("atomic_energies", "forces"))
-    assert made(data)
+    assert target_arrays(data)

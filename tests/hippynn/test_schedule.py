@@ -1,4 +1,4 @@
-"""Scheduled weights in hippynn's own loop and under Lightning, also after a resume."""
+"""Scheduled loss weights in hippynn's loop and in Lightning, also after a resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from kd_plugins.core.schedules import Linear, Piecewise
 from kd_plugins.hippynn import LossSchedule, add_teacher_targets, distillation_loss
-from tests.hippynn import small
+from tests.hippynn import fixtures
 
 EPOCHS = 5
 WEIGHTS = {
@@ -28,23 +28,24 @@ ROWS = [(0.0, 8, 100), (0.5, 6, 100), (0.5, 4, 100), (1.0, 4, 0), (1.0, 4, 0)]
 """Weights of energy, forces and atomic energies, epoch by epoch."""
 
 
-def prepared(
+def prepare(
     shared_file: Callable[[str], Path], weights: Any = WEIGHTS, **settings: Any
 ) -> tuple[Any, ...]:
     """Return schedule, modules, database, controller and metrics of a student."""
-    data, model = small.database(small.frames(shared_file, large=8)), small.hipnn()
-    small.initialise(model, data)
-    add_teacher_targets(data, small.hipnn(4).energy, align=True)
+    data, model = fixtures.make_initialised(shared_file, large=8)
+    add_teacher_targets(data, fixtures.make_hipnn(4).energy, align=True)
     loss = distillation_loss(model.energy, model.forces, weights=weights, energies="total")
     schedule = LossSchedule(loss)
     others = settings.pop("others", lambda: [])()
     settings = {"max_epochs": EPOCHS, **settings}
-    modules, controller, metrics = small.set_up(model, data, loss, [schedule, *others], **settings)
+    modules, controller, metrics = fixtures.set_up(
+        model, data, loss, [schedule, *others], **settings
+    )
     return schedule, modules, data, controller, metrics
 
 
-def seen(modules: Any) -> tuple[float, ...]:
-    """Return the weights that stand in a training loss, in the order of `ROWS`."""
+def weights_in(modules: Any) -> tuple[float, ...]:
+    """Return the weights in a training loss, in the order of `ROWS`."""
     node = modules.loss.nodes_to_compute[0]
     values = {
         parent.torch_module.value.item()
@@ -56,7 +57,7 @@ def seen(modules: Any) -> tuple[float, ...]:
 
 
 class Recorder:
-    """Notes the weights of each epoch before they change."""
+    """Records the weights of each epoch."""
 
     def __init__(self, schedule: LossSchedule) -> None:
         self.schedule = schedule
@@ -73,20 +74,20 @@ def history(metrics: Any) -> list[Any]:
     return metrics.epoch_metric_values
 
 
-def test_weights_follow_the_schedule_and_resume_exactly(
+def test_scheduled_and_resumed_training_equals_uninterrupted(
     shared_file: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Epoch by epoch, in the loss that is trained; a resumed run is the uninterrupted one."""
-    schedule, modules, data, controller, metrics = prepared(shared_file)
+    """The weights are right in every epoch, and all numbers are equal to the bit."""
+    schedule, modules, data, controller, metrics = prepare(shared_file)
     recorder = Recorder(schedule)
     (tmp_path / "run").mkdir()
     torch.manual_seed(0)
     with active_directory(str(tmp_path / "run")):
-        small.train_model(
+        fixtures.train_model(
             modules, data, controller, metrics, None, [recorder], store_every=1, quiet=True
         )
     assert recorder.rows == ROWS
-    assert schedule.weights["energy"] in seen(modules)
+    assert schedule.weights["energy"] in weights_in(modules)
     structure = load_checkpoint(
         str(tmp_path / "run" / "experiment_structure.pt"),
         str(tmp_path / "run" / "checkpoint_epoch_2.pt"),
@@ -99,7 +100,7 @@ def test_weights_follow_the_schedule_and_resume_exactly(
     (tmp_path / "again").mkdir()
     resumed = structure["metric_tracker"]
     with active_directory(str(tmp_path / "again")):
-        small.train_model(
+        fixtures.train_model(
             structure["training_modules"],
             data,
             structure["controller"],
@@ -116,8 +117,10 @@ def test_weights_follow_the_schedule_and_resume_exactly(
         assert torch.equal(tensor, other)
 
 
-def test_under_lightning_as_well(shared_file: Callable[[str], Path], tmp_path: Path) -> None:
-    """The same weights epoch by epoch, and the same numbers when a run is taken up again."""
+def test_lightning_resumes_like_hippynns_loop(
+    shared_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The same weights in every epoch, and equal numbers after a resume."""
     whole = lightning(shared_file, tmp_path / "whole", EPOCHS)
     lightning(shared_file, tmp_path / "part", 3)
     (checkpoint,) = (tmp_path / "part").rglob("*.ckpt")
@@ -137,7 +140,7 @@ def lightning(
         import pytorch_lightning
         from hippynn.experiment import HippynnLightningModule
 
-        schedule, modules, data, controller, metrics = prepared(shared_file)
+        schedule, modules, data, controller, metrics = prepare(shared_file)
         module, loaders = HippynnLightningModule.from_train_setup(
             modules, data, controller, metrics
         )
@@ -165,11 +168,11 @@ def lightning(
     return rows, {n: p.detach().clone() for n, p in modules.model.named_parameters()}
 
 
-def test_patience_starts_anew_with_every_change(shared_file: Callable[[str], Path]) -> None:
-    """The controller's, and the plateau's beside it."""
+def test_patience_restarts_when_a_weight_changes(shared_file: Callable[[str], Path]) -> None:
+    """That of the controller and that of ReduceLROnPlateau."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     plateau = ReduceLROnPlateau(optimizer, patience=50)
-    *_, controller, _ = prepared(
+    *_, controller, _ = prepare(
         shared_file,
         {"energy": Piecewise((0, 2), (1.0, 2.0))},
         others=lambda: [plateau],
@@ -187,9 +190,9 @@ def test_patience_starts_anew_with_every_change(shared_file: Callable[[str], Pat
     assert plateau.num_bad_epochs in (0, 1)
 
 
-def test_the_best_model_is_of_the_last_row(shared_file: Callable[[str], Path]) -> None:
+def test_best_model_is_from_the_last_weights(shared_file: Callable[[str], Path]) -> None:
     """Though an epoch before had less error."""
-    schedule, _, _, controller, metrics = prepared(shared_file)
+    schedule, _, _, controller, metrics = prepare(shared_file)
     schedule.best_of_last_row(metrics)
     best = []
     for epoch in range(EPOCHS):
@@ -200,8 +203,10 @@ def test_the_best_model_is_of_the_last_row(shared_file: Callable[[str], Path]) -
     assert best == [True, False, False, True, False]
 
 
-def test_what_a_schedule_refuses(shared_file: Callable[[str], Path], tmp_path: Path) -> None:
-    model = small.hipnn()
+def test_bad_schedules_and_patience_are_refused(
+    shared_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = fixtures.make_hipnn()
     steady = distillation_loss(model.energy, weights={"energy": 1}, energies="total")
     with pytest.raises(ValueError, match="loss: expected the DistillationLoss .* got NoneType"):
         LossSchedule(None)  # type: ignore[arg-type]
@@ -213,16 +218,16 @@ def test_what_a_schedule_refuses(shared_file: Callable[[str], Path], tmp_path: P
     with pytest.raises(ValueError, match="whose end is known"):
         LossSchedule(endless)
     with pytest.raises(ValueError, match="max_epochs is 3, but the loss still changes at epoch 3"):
-        prepared(shared_file, max_epochs=3)
+        prepare(shared_file, max_epochs=3)
     impatient = {"controller": PatienceController, "termination_patience": 1}
-    _, *rest = prepared(shared_file, {"energy": Piecewise((0, 3), (1.0, 2.0))}, **impatient)
+    _, *rest = prepare(shared_file, {"energy": Piecewise((0, 3), (1.0, 2.0))}, **impatient)
     with pytest.raises(ValueError, match="termination_patience is 1 epochs, but the loss stays"):
-        small.train(tmp_path / "run", *rest)
+        fixtures.train(tmp_path / "run", *rest)
     assert not list((tmp_path / "run").glob("*best*"))
 
 
-def test_a_resume_with_another_schedule_is_refused(shared_file: Callable[[str], Path]) -> None:
-    schedule, *_ = prepared(shared_file)
+def test_resume_with_another_schedule_is_refused(shared_file: Callable[[str], Path]) -> None:
+    schedule, *_ = prepare(shared_file)
     state = {**schedule.state_dict(), "last_epoch": 2}
     with pytest.raises(ValueError, match="resume with the schedule that the run began with"):
         schedule.load_state_dict(state)

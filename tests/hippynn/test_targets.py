@@ -1,4 +1,4 @@
-"""A teacher's targets in a database: the same numbers wherever they come from, or an error."""
+"""A teacher's targets in a database: equal from every kind of teacher, or refused."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure, to_structure
-from tests.hippynn import small
+from tests.hippynn import fixtures
 
 EVERYTHING = ("atomic_energies", "energy", "forces")
 
 
 @pytest.fixture
-def frames(shared_file: Callable[[str], Path]) -> list[LabelledStructure]:
-    return small.frames(shared_file, large=12)
+def structures(shared_file: Callable[[str], Path]) -> list[LabelledStructure]:
+    return fixtures.read_molybdenum(shared_file, large=12)
 
 
 @pytest.fixture
-def teacher(frames: list[LabelledStructure]) -> small.Hipnn:
-    """An untrained one whose atoms have the labels' mean energy."""
-    model = small.hipnn()
-    small.initialise(model, small.database(frames))
+def teacher(structures: list[LabelledStructure]) -> fixtures.Hipnn:
+    """An untrained model whose atoms have the labels' mean energy."""
+    model = fixtures.make_hipnn()
+    fixtures.initialise(model, fixtures.make_database(structures))
     return model
 
 
@@ -57,37 +57,38 @@ def added(data: Any) -> dict[str, torch.Tensor]:
 
 
 def labelled(
-    folder: Path, frames: list[LabelledStructure], model: Any, **changes: Any
+    folder: Path, structures: list[LabelledStructure], model: Any, **changes: Any
 ) -> TargetStore:
-    """Return a store with what a model says of structures."""
+    """Return a store with a model's targets of structures."""
     manifest = Manifest("HIPNN", "a model", dict.fromkeys(EVERYTHING, "float64"))
     store = TargetStore.create(folder, manifest)
-    arrays = {n: torch.as_tensor(a) for n, a in to_arrays(frames).items()}
-    said = HippynnTeacher(model).predict_arrays(arrays, EVERYTHING)
+    arrays = {n: torch.as_tensor(a) for n, a in to_arrays(structures).items()}
+    predicted = HippynnTeacher(model).predict_arrays(arrays, EVERYTHING)
+
     records = []
-    for row, frame in enumerate(frames):
-        n = len(frame.atoms)
+    for row, one in enumerate(structures):
+        n = len(one.atoms)
         values = {
-            "atomic_energies": said["atomic_energies"][row][:n],
-            "energy": said["energy"][row],
-            "forces": said["forces"][row][:n],
+            "atomic_energies": predicted["atomic_energies"][row][:n],
+            "energy": predicted["energy"][row],
+            "forces": predicted["forces"][row][:n],
         }
         values = {name: torch.tensor(value) for name, value in values.items()}
-        structure = to_structure(changes.get("atoms", frame.atoms))
-        records.append(Record(frame.structure_id, structure, values))
+        structure = to_structure(changes.get("atoms", one.atoms))
+        records.append(Record(one.structure_id, structure, values))
     store.append(records[: changes.get("count")])
     return store
 
 
-def test_targets_are_what_the_model_says(
-    frames: list[LabelledStructure], teacher: small.Hipnn
+def test_targets_equal_hippynns_predictions(
+    structures: list[LabelledStructure], teacher: fixtures.Hipnn
 ) -> None:
     """In every split, padded, and atoms add up to the whole."""
-    data = small.database(frames)
+    data = fixtures.make_database(structures)
     report = add_teacher_targets(data, teacher.energy, EVERYTHING)
     for split, arrays in data.splits.items():
-        said = small.predicted(teacher, arrays)
-        for name, value in said.items():
+        predicted = fixtures.predict_with_hippynn(teacher, arrays)
+        for name, value in predicted.items():
             np.testing.assert_allclose(arrays[f"teacher_{name}"], value, rtol=1e-5, atol=1e-5)
         real = arrays["numbers"] != 0
         assert torch.equal(arrays["teacher_atomic_energies_weight"] == 1, real)
@@ -99,24 +100,24 @@ def test_targets_are_what_the_model_says(
         assert split in str(report)
 
 
-def test_from_wherever_the_same_targets_come(
-    frames: list[LabelledStructure], teacher: small.Hipnn, tmp_path: Path
+def test_targets_are_the_same_from_every_kind_of_teacher(
+    structures: list[LabelledStructure], teacher: fixtures.Hipnn, tmp_path: Path
 ) -> None:
     """A node, its model, a model with other pair finders, an ASE calculator, a store."""
-    expected = small.database(frames)
+    expected = fixtures.make_database(structures)
     add_teacher_targets(expected, teacher.energy)
-    cached = with_cached_pairs(frames, teacher)
-    dynamic = small.copy.deepcopy(teacher)
+    cached = with_cached_pairs(structures, teacher)
+    dynamic = fixtures.copy.deepcopy(teacher)
     swap_pairfinders(dynamic.energy, DynamicPeriodicPairs, module_kwargs={"dist_hard_max": 4.0})
     sources = {
-        "model": GraphModule(small.inputs_of(teacher), [teacher.energy.main_output]),
+        "model": GraphModule(fixtures.input_nodes(teacher), [teacher.energy.main_output]),
         "cached pairs": cached,
         "dynamic pairs": dynamic.energy,
         "calculator": PerAtom(teacher.energy),
-        "store": labelled(tmp_path / "store", frames, teacher.energy),
+        "store": labelled(tmp_path / "store", structures, teacher.energy),
     }
     for source in sources.values():
-        data = small.database(frames)
+        data = fixtures.make_database(structures)
         add_teacher_targets(data, source)
         for name, array in added(expected).items():
             torch.testing.assert_close(added(data)[name], array, rtol=1e-5, atol=1e-5)
@@ -137,9 +138,9 @@ class PerAtom(HippynnCalculator):
         return found[:, 0] if name == "energies" else found
 
 
-def with_cached_pairs(frames: list[LabelledStructure], teacher: small.Hipnn) -> Any:
+def with_cached_pairs(structures: list[LabelledStructure], teacher: fixtures.Hipnn) -> Any:
     """Return the model of a script that has cached its pairs."""
-    twin, data = small.copy.deepcopy(teacher), small.database(frames)
+    twin, data = fixtures.copy.deepcopy(teacher), fixtures.make_database(structures)
     loss = distillation_loss(twin.energy, weights={"energy": 1}, energies="total")
     modules, _ = assemble_for_training(loss.train, dict(loss.validation))
     cache_pairs(modules.model, data)
@@ -148,15 +149,17 @@ def with_cached_pairs(frames: list[LabelledStructure], teacher: small.Hipnn) -> 
     return modules.model
 
 
-def test_several_teachers_give_mean_and_spread(frames: list[LabelledStructure]) -> None:
-    """Through hippynn's own ensemble: as the mean and spread of its members."""
-    models = [small.hipnn(seed) for seed in (2, 4, 6)]
+def test_several_models_give_mean_and_spread(structures: list[LabelledStructure]) -> None:
+    """Equal to the mean and the sample standard deviation of hippynn's own predictions."""
+    models = [fixtures.make_hipnn(seed) for seed in (2, 4, 6)]
     for model in models:
-        small.initialise(model, small.database(frames))
-    data = small.database(frames)
+        fixtures.initialise(model, fixtures.make_database(structures))
+    data = fixtures.make_database(structures)
     add_teacher_targets(data, [model.energy for model in models], spread=0.01)
     for arrays in data.splits.values():
-        said = np.stack([small.predicted(model, arrays)["atomic_energies"] for model in models])
+        said = np.stack(
+            [fixtures.predict_with_hippynn(model, arrays)["atomic_energies"] for model in models]
+        )
         np.testing.assert_allclose(arrays["teacher_atomic_energies"], said.mean(0), atol=1e-4)
         real = arrays["numbers"].numpy() != 0
         expected = real / (1 + np.square(said.std(0, ddof=1) / 0.01))
@@ -165,27 +168,31 @@ def test_several_teachers_give_mean_and_spread(frames: list[LabelledStructure]) 
         )
 
 
-def test_a_teacher_stays_as_it_is(frames: list[LabelledStructure], teacher: small.Hipnn) -> None:
+def test_teacher_is_never_changed(
+    structures: list[LabelledStructure], teacher: fixtures.Hipnn
+) -> None:
     """Weights, mode and graph of the user's model."""
     teacher.network.torch_module.train()
     before = {n: p.clone() for n, p in teacher.network.torch_module.named_parameters()}
     names = sorted(node.name for node in teacher.energy.get_all_connected())
-    add_teacher_targets(small.database(frames), [teacher.energy, teacher.energy], EVERYTHING)
+    add_teacher_targets(
+        fixtures.make_database(structures), [teacher.energy, teacher.energy], EVERYTHING
+    )
     assert teacher.network.torch_module.training
     assert names == sorted(node.name for node in teacher.energy.get_all_connected())
     for name, parameter in teacher.network.torch_module.named_parameters():
         assert torch.equal(parameter, before[name])
 
 
-def test_another_zero_of_energy_is_taken_away(
-    frames: list[LabelledStructure], teacher: small.Hipnn
+def test_align_subtracts_an_offset(
+    structures: list[LabelledStructure], teacher: fixtures.Hipnn
 ) -> None:
-    """Only if asked for: what is left is a teacher with the labels' zero."""
+    """Only if asked for; the teacher then has the labels' zero of energy."""
     with torch.no_grad():
         teacher.energy.torch_module.layers[0].weight += 3.0
     with pytest.raises(DataError, match=r"\d eV/atom above the labels.*align=True"):
-        add_teacher_targets(small.database(frames), teacher.energy)
-    data = small.database(frames)
+        add_teacher_targets(fixtures.make_database(structures), teacher.energy)
+    data = fixtures.make_database(structures)
     report = add_teacher_targets(data, teacher.energy, ("atomic_energies", "energy"), align=True)
     assert report.offsets[42] == pytest.approx(3.0, abs=0.2)
     assert abs(report.sums["train"].mean) < 0.05
@@ -194,10 +201,10 @@ def test_another_zero_of_energy_is_taken_away(
     torch.testing.assert_close(total, arrays["teacher_energy"], rtol=1e-5, atol=1e-3)
 
 
-def test_structures_that_do_not_add_up_are_left_out(
-    frames: list[LabelledStructure], teacher: small.Hipnn
+def test_max_sum_error_drops_structures(
+    structures: list[LabelledStructure], teacher: fixtures.Hipnn
 ) -> None:
-    data = small.database(frames)
+    data = fixtures.make_database(structures)
     report = add_teacher_targets(data, teacher.energy, max_sum_error=0.1)
     assert any(report.dropped.values())
     for split, arrays in data.splits.items():
@@ -206,13 +213,13 @@ def test_structures_that_do_not_add_up_are_left_out(
         assert counts.tolist() == [float(not one) for one in beyond]
 
 
-def test_missing_structures_do_not_count_if_allowed(
-    frames: list[LabelledStructure], teacher: small.Hipnn, tmp_path: Path
+def test_missing_structures_have_weight_zero_if_allowed(
+    structures: list[LabelledStructure], teacher: fixtures.Hipnn, tmp_path: Path
 ) -> None:
-    store = labelled(tmp_path / "store", frames, teacher.energy, count=-2)
+    store = labelled(tmp_path / "store", structures, teacher.energy, count=-2)
     with pytest.raises(DataError, match="no targets of .* allow_missing=True"):
-        add_teacher_targets(small.database(frames), store)
-    data = small.database(frames)
+        add_teacher_targets(fixtures.make_database(structures), store)
+    data = fixtures.make_database(structures)
     report = add_teacher_targets(data, store, EVERYTHING, allow_missing=True)
     assert sum(report.missing.values()) == 2
     weights = torch.cat([a["teacher_energy_weight"] for a in data.splits.values()])
@@ -220,7 +227,9 @@ def test_missing_structures_do_not_count_if_allowed(
 
 
 def _edited(change: Callable[[Any], None]) -> Callable[..., Any]:
-    def prepare(data: Any, teacher: Any, frames: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+    def prepare(
+        data: Any, teacher: Any, structures: Any, folder: Path
+    ) -> tuple[Any, dict[str, Any]]:
         change(data.splits["train"])
         return teacher.energy, {}
 
@@ -242,72 +251,75 @@ def _scaled(name: str, factor: float) -> Callable[[Any], None]:
 
 
 def _settings(**settings: Any) -> Callable[..., Any]:
-    return lambda data, teacher, frames, folder: (teacher.energy, settings)
+    return lambda data, teacher, structures, folder: (teacher.energy, settings)
 
 
 def _per_atom(arrays: Any) -> None:
     arrays["energy"] /= (arrays["numbers"] != 0).sum(1, keepdim=True)
 
 
-def _calculator(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+def _calculator(data: Any, teacher: Any, structures: Any, folder: Path) -> Any:
     return LennardJones(), {"quantities": ("magmoms",)}
 
 
-def _other_structures(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
-    moved = [f.atoms.copy() for f in frames]
+def _other_structures(data: Any, teacher: Any, structures: Any, folder: Path) -> Any:
+    moved = [f.atoms.copy() for f in structures]
     for atoms in moved:
         atoms.positions[0] += 0.1
     shifted = [
-        LabelledStructure(f.structure_id, a, f.labels) for f, a in zip(frames, moved, strict=True)
+        LabelledStructure(f.structure_id, a, f.labels)
+        for f, a in zip(structures, moved, strict=True)
     ]
     return labelled(folder / "moved", shifted, teacher.energy), {}
 
 
-def _shuffled_ids(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
-    ids = [frame.structure_id for frame in frames][::-1]
-    other = [LabelledStructure(i, f.atoms, f.labels) for i, f in zip(ids, frames, strict=True)]
+def _shuffled_ids(data: Any, teacher: Any, structures: Any, folder: Path) -> Any:
+    ids = [structure.structure_id for structure in structures][::-1]
+    other = [LabelledStructure(i, f.atoms, f.labels) for i, f in zip(ids, structures, strict=True)]
     return labelled(folder / "shuffled", other, teacher.energy), {}
 
 
-def _no_keys(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+def _no_keys(data: Any, teacher: Any, structures: Any, folder: Path) -> Any:
     for arrays in data.splits.values():
         del arrays["structure_key"]
-    return labelled(folder / "store", frames, teacher.energy), {}
+    return labelled(folder / "store", structures, teacher.energy), {}
 
 
-def _unsplit(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+def _unsplit(data: Any, teacher: Any, structures: Any, folder: Path) -> Any:
     data.splits.clear()
     return teacher.energy, {}
 
 
-def _other_elements(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
-    return small.hipnn(elements=(29, 47)).energy, {}
+def _other_elements(data: Any, teacher: Any, structures: Any, folder: Path) -> Any:
+    return fixtures.make_hipnn(elements=(29, 47)).energy, {}
 
 
-def _twice(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+def _twice(data: Any, teacher: Any, structures: Any, folder: Path) -> Any:
     add_teacher_targets(data, teacher.energy)
     return teacher.energy, {}
 
 
-def _several_energies(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+def _several_energies(data: Any, teacher: Any, structures: Any, folder: Path) -> Any:
     from hippynn.graphs.nodes.targets import HEnergyNode
 
     second = HEnergyNode("second", teacher.network)
     return GraphModule(
-        small.inputs_of(teacher), [teacher.energy.main_output, second.main_output]
+        fixtures.input_nodes(teacher), [teacher.energy.main_output, second.main_output]
     ), {}
 
 
-def _gradients(data: Any, teacher: Any, frames: Any, folder: Path) -> Any:
+def _gradients(data: Any, teacher: Any, structures: Any, folder: Path) -> Any:
     with torch.no_grad():
         teacher.energy.torch_module.layers[1].weight *= 1000
     for arrays in data.splits.values():
-        arrays["forces"] = -torch.as_tensor(small.predicted(teacher, arrays)["forces"])
+        arrays["forces"] = -torch.as_tensor(
+            fixtures.predict_with_hippynn(teacher, arrays)["forces"]
+        )
     return teacher.energy, {"quantities": EVERYTHING}
 
 
 def _given(teacher: Any) -> Callable[..., Any]:
-    return lambda data, own, frames, folder: (teacher, {})
+    return lambda data, own, structures, folder: (teacher, {})
 
 
 BAD: Mapping[str, tuple[Callable[..., Any], type[Exception], str]] = {
@@ -351,12 +363,12 @@ BAD: Mapping[str, tuple[Callable[..., Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_and_nothing_written(
-    name: str, frames: list[LabelledStructure], teacher: small.Hipnn, tmp_path: Path
+def test_bad_input_is_refused_and_adds_nothing(
+    name: str, structures: list[LabelledStructure], teacher: fixtures.Hipnn, tmp_path: Path
 ) -> None:
     prepare, error, message = BAD[name]
-    data = small.database(frames)
-    source, settings = prepare(data, teacher, frames, tmp_path)
+    data = fixtures.make_database(structures)
+    source, settings = prepare(data, teacher, structures, tmp_path)
     before = sorted(added(data))
     with pytest.raises(error, match=message):
         add_teacher_targets(data, source, **settings)
@@ -366,19 +378,21 @@ def test_bad_input_is_refused_and_nothing_written(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda frames: [], "no structures"),
-        (lambda frames: [frames[0], frames[0]], "comes twice"),
-        (lambda frames: [LabelledStructure("a", frames[0].atoms, {})], "has no energy"),
+        (lambda structures: [], "no structures"),
+        (lambda structures: [structures[0], structures[0]], "comes twice"),
+        (lambda structures: [LabelledStructure("a", structures[0].atoms, {})], "has no energy"),
         (
-            lambda frames: [LabelledStructure("a", frames[0].atoms, {"energy": np.array(np.nan)})],
+            lambda structures: [
+                LabelledStructure("a", structures[0].atoms, {"energy": np.array(np.nan)})
+            ],
             r"expected energy \(\), finite",
         ),
     ],
 )
-def test_arrays_of_bad_structures_are_refused(
-    frames: list[LabelledStructure],
+def test_bad_structures_are_refused(
+    structures: list[LabelledStructure],
     change: Callable[[list[LabelledStructure]], list[LabelledStructure]],
     message: str,
 ) -> None:
     with pytest.raises(DataError, match=message):
-        to_arrays(change(frames))
+        to_arrays(change(structures))

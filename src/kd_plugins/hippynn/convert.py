@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
+from kd_plugins.names import renamed_argument
 from kd_plugins.numbers import shown
 from kd_plugins.store.structure import Structure
 from kd_plugins.structures.readers import LabelledStructure
@@ -124,8 +125,9 @@ def structure_keys(structure_ids: Iterable[str]) -> NDArray[np.int64]:
     return np.array([int.from_bytes(one, "big") >> 1 for one in digests], dtype=np.int64)
 
 
+@renamed_argument("frames", "structures")
 def to_arrays(
-    frames: Iterable[LabelledStructure],
+    structures: Iterable[LabelledStructure],
     labels: Sequence[str] = LABELS,
     names: ArrayNames | None = None,
     dtype: DTypeLike = np.float32,
@@ -136,7 +138,7 @@ def to_arrays(
     TargetStore in whatever order a database holds them, and ``energy_per_atom``.
 
     Args:
-        frames: the structures, such as `kd_plugins.structures.read_structures` yields.
+        structures: such as `kd_plugins.structures.read_structures` yields.
         labels: those that every structure must have, ``energy`` and ``forces`` or one of them.
         names: of the arrays.
         dtype: of all arrays of real numbers, float32 or float64.
@@ -153,12 +155,14 @@ def to_arrays(
     ['cell', 'energy', 'energy_per_atom', 'numbers', 'positions', 'structure_key']
     """
     names = checked_names(names)
-    if not isinstance(frames, Iterable):
-        raise DataError(f"frames: expected a list of LabelledStructures, got {shown(frames)}")
+    if not isinstance(structures, Iterable):
+        raise DataError(
+            f"structures: expected a list of LabelledStructures, got {shown(structures)}"
+        )
     if np.dtype(dtype) not in (np.dtype("float32"), np.dtype("float64")):
         raise DataError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
 
-    structures = list(frames)
+    structures = list(structures)
     _check_labelled(structures, labels)
     _check_periodic(structures, names)
 
@@ -208,7 +212,7 @@ def _check_labelled(structures: Sequence[LabelledStructure], labels: Sequence[st
     for one in structures:
         if not isinstance(one, LabelledStructure):
             raise DataError(
-                f"frames: expected LabelledStructures, such as read_structures yields, got "
+                f"structures: expected LabelledStructures, such as read_structures yields, got "
                 f"{type(one).__name__}"
             )
 

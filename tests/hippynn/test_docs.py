@@ -1,4 +1,4 @@
-"""Every block of docs/hippynn.md runs as it stands, with fewer epochs, one after another."""
+"""The code of docs/hippynn.md runs, block after block, with fewer epochs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kd_plugins.structures.readers import read_structures
-from tests.hippynn import small
+from tests.hippynn import fixtures
 from tests.house import ROOT
 from tests.test_readme import write_frames
 
@@ -22,27 +22,27 @@ QUICK = {
     "resumed": (("checkpoint_epoch_90", "checkpoint_epoch_2"), ("store_every=10", "store_every=2")),
     "schedule": (),
 }
-"""What is written, and with how few epochs it runs here, block by block."""
+"""Block to replacements that make it run with few epochs."""
 
 
 @pytest.mark.filterwarnings("ignore:May override plots")
-def test_the_page_runs_and_a_resumed_run_is_the_uninterrupted_one(
+def test_docs_run_and_resumed_training_equals_uninterrupted(
     shared_file: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    held = list(read_structures([shared_file(small.MO)]))
+    held = list(read_structures([shared_file(fixtures.MO)]))
     write_frames(Path("train.extxyz"), [f for f in held if len(f.atoms) < 50][:24])
     text = (ROOT / PAGE).read_text(encoding="utf-8")
     found = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     script, resumed, schedule = (
-        quick(block, name) for block, name in zip(found, QUICK, strict=True)
+        shorten(block, name) for block, name in zip(found, QUICK, strict=True)
     )
 
     names: dict[str, Any] = {}
     exec(compile(script, PAGE, "exec"), names)
     assert (tmp_path / "my-student" / "best_model.pt").is_file()
 
-    # The run is taken up where nothing is left of what came after the checkpoint.
+    # A copy is kept, and all files that were written after the checkpoint are deleted.
     whole = tmp_path / "whole"
     shutil.copytree(tmp_path / "student", whole)
     for path in (tmp_path / "student").iterdir():
@@ -62,7 +62,7 @@ def test_the_page_runs_and_a_resumed_run_is_the_uninterrupted_one(
     assert (tmp_path / "fading" / "best_model.pt").is_file()
 
 
-def quick(block: str, name: str) -> str:
+def shorten(block: str, name: str) -> str:
     for written, fewer in QUICK[name]:
         assert written in block
         block = block.replace(written, fewer)

@@ -10,12 +10,10 @@ import torch
 from hippynn.interfaces.ase_interface import AseDatabase
 
 from kd_plugins.store.structure import Structure
-from tests.structures.exported import QUANTITIES, exported
+from tests.structures.fixtures import QUANTITIES, exported
 
 
-def test_sorted_rows_have_the_same_numbers(
-    shared_file: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_hippynn_reads_exported_labels(shared_file: Callable[[str], Path], tmp_path: Path) -> None:
     """hippynn drops the ids; its rows are in a stable order by the number of atoms."""
     store, path = exported(shared_file, tmp_path)
     database = AseDatabase(

@@ -1,4 +1,4 @@
-"""What a star import brings: our names, and none that hippynn has."""
+"""A star import gives our public names and hides none of hippynn's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import kd_plugins.hippynn as ours
 
 
-def test_all_is_there_and_nothing_else_is_public() -> None:
+def test_public_names_exist_once() -> None:
     assert sorted(ours.__all__) == sorted(set(ours.__all__))
     assert all(hasattr(ours, name) for name in ours.__all__)
 
@@ -16,8 +16,8 @@ def test_all_is_there_and_nothing_else_is_public() -> None:
 @pytest.mark.parametrize(
     "first", ["from hippynn import *", "from hippynn.graphs import inputs, targets, loss"]
 )
-def test_a_star_import_takes_no_name_of_hippynn_away(first: str) -> None:
-    """`targets` was hippynn's nodes before and a module of ours after; in either order now."""
+def test_star_import_replaces_no_name_of_hippynn(first: str) -> None:
+    """Such as `targets`, a module of hippynn's nodes."""
     scope: dict[str, object] = {}
     exec(first, scope)
     before = dict(scope)
@@ -27,7 +27,7 @@ def test_a_star_import_takes_no_name_of_hippynn_away(first: str) -> None:
     assert scope["add_teacher_targets"] is ours.add_teacher_targets
 
 
-def test_the_other_order_takes_none_of_ours() -> None:
+def test_star_import_of_hippynn_replaces_none_of_ours() -> None:
     scope: dict[str, object] = {}
     exec("from kd_plugins.hippynn import *", scope)
     exec("from hippynn import *", scope)

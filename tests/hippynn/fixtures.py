@@ -1,4 +1,4 @@
-"""Small HIPNN models and molybdenum databases, real ones, and hippynn's own way to train them."""
+"""Small HIPNN models, databases of molybdenum structures, and hippynn's own training of them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ from hippynn.graphs.nodes.inputs import CellNode, PositionsNode, SpeciesNode
 from hippynn.pretraining import hierarchical_energy_initialization
 from hippynn.tools import active_directory
 
-from kd_plugins.core.schedules import Schedule
 from kd_plugins.hippynn import LossSchedule, distillation_loss, to_arrays
 from kd_plugins.structures.readers import LabelledStructure, read_structures
 
 MO = "metals/mlearn_Mo_train.extxyz.xz"
 INPUTS = (SpeciesNode, PositionsNode, CellNode)
-STEADY: Mapping[str, float | Schedule] = {"energy": 1, "forces": 10, "atomic_energies": 100}
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Hipnn:
     forces: Any
 
 
-def hipnn(seed: int = 2, width: int = 4, elements: Iterable[int] = (42,)) -> Hipnn:
+def make_hipnn(seed: int = 2, width: int = 4, elements: Iterable[int] = (42,)) -> Hipnn:
     """Return a model of one interaction layer with vector sensitivity."""
     torch.manual_seed(seed)
     species = inputs.SpeciesNode(db_name="numbers")
@@ -60,31 +58,39 @@ def hipnn(seed: int = 2, width: int = 4, elements: Iterable[int] = (42,)) -> Hip
     return Hipnn(network, energy, forces)
 
 
-def frames(
+def read_molybdenum(
     shared_file: Callable[[str], Path], small: int = 6, large: int = 14
 ) -> list[LabelledStructure]:
     """Return molybdenum structures: some of 2 to 36 atoms, and some of 53 or 54."""
-    held = list(read_structures([shared_file(MO)]))
-    sizes = {True: small, False: large}
-    return [
-        frame
-        for is_small, count in sizes.items()
-        for frame in [one for one in held if (len(one.atoms) < 50) == is_small][:count]
-    ]
+    structures = list(read_structures([shared_file(MO)]))
+    few_atoms = [one for one in structures if len(one.atoms) < 50]
+    many_atoms = [one for one in structures if len(one.atoms) >= 50]
+    return [*few_atoms[:small], *many_atoms[:large]]
 
 
-def database(held: Iterable[LabelledStructure], seed: int = 0) -> Database:
-    """Return a database that has been split; what is trained on it says what it needs."""
-    return Database(to_arrays(held), None, None, seed=seed, test_size=3, valid_size=3, quiet=True)
+def make_database(structures: Iterable[LabelledStructure], seed: int = 0) -> Database:
+    """Return a split database; its inputs and targets are set when a loss is assembled."""
+    arrays = to_arrays(structures)
+    return Database(arrays, None, None, seed=seed, test_size=3, valid_size=3, quiet=True)
+
+
+def make_initialised(
+    shared_file: Callable[[str], Path], seed: int = 2, split_seed: int = 0, **sizes: int
+) -> tuple[Database, Hipnn]:
+    """Return a database and a model whose atoms have the mean energy of its labels."""
+    data = make_database(read_molybdenum(shared_file, **sizes), split_seed)
+    model = make_hipnn(seed)
+    initialise(model, data)
+    return data, model
 
 
 def initialise(model: Hipnn, data: Database) -> None:
-    """Set the atoms' energies by the labels, as hippynn's scripts do."""
+    """Set the energies of atoms to the mean of the labels, as hippynn's scripts do."""
     hierarchical_energy_initialization(model.energy, data)
 
 
-def near(model: Hipnn) -> Hipnn:
-    """Return a copy of a model whose weights are a little off."""
+def copy_perturbed(model: Hipnn) -> Hipnn:
+    """Return a copy of a model with slightly other weights."""
     twin = copy.deepcopy(model)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -94,21 +100,24 @@ def near(model: Hipnn) -> Hipnn:
     return twin
 
 
-def inputs_of(model: Hipnn) -> list[Any]:
-    """Return the nodes that read the database."""
+def input_nodes(model: Hipnn) -> list[Any]:
+    """Return the nodes of species, positions and cells."""
     return [model.energy.find_unique_relative(lambda n, k=k: isinstance(n, k)) for k in INPUTS]
 
 
-def predicted(model: Hipnn, arrays: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Return what hippynn's own predictor says, padded."""
-    nodes = {"atomic_energies": model.energy.atom_energies, "forces": model.forces}
-    nodes |= {"energy": model.energy.main_output}
-    inputs = inputs_of(model)
-    said = Predictor(inputs, list(nodes.values()))(
-        **{n.db_name: arrays[n.db_name].clone() for n in inputs}
-    )
-    found = {name: said[node.name].numpy() for name, node in nodes.items()}
-    return {**found, "atomic_energies": found["atomic_energies"][..., 0]}
+def predict_with_hippynn(model: Hipnn, arrays: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return the predictions of hippynn's own predictor, padded."""
+    nodes = {
+        "atomic_energies": model.energy.atom_energies,
+        "forces": model.forces,
+        "energy": model.energy.main_output,
+    }
+    inputs = input_nodes(model)
+    predictor = Predictor(inputs, list(nodes.values()))
+    values = predictor(**{n.db_name: arrays[n.db_name].clone() for n in inputs})
+
+    predicted = {name: values[node.name].numpy() for name, node in nodes.items()}
+    return {**predicted, "atomic_energies": predicted["atomic_energies"][..., 0]}
 
 
 def set_up(
@@ -133,10 +142,10 @@ def set_up(
     return setup_training(modules, SetupParams(controller=controller, device="cpu"))
 
 
-def student(
+def train_student(
     folder: Path, model: Hipnn, data: Database, weights: Mapping[str, Any], max_epochs: int = 3
 ) -> Any:
-    """Train with the loss of this package, in hippynn's own way; return its metrics."""
+    """Train with the loss of this package in hippynn's own loop; return its metrics."""
     loss = distillation_loss(model.energy, model.forces, weights=weights, energies="total")
     schedulers = [LossSchedule(loss)] if loss.schedules else []
     modules, controller, metrics = set_up(model, data, loss, schedulers, max_epochs=max_epochs)
