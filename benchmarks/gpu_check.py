@@ -59,7 +59,7 @@ Part = Callable[[Setup, Found], None]
 PARTS: dict[str, tuple[Part, float]] = {
     "device": (device, 15),
     "correctness": (correctness, 60),
-    "operators": (operators, 40),
+    "operators": (operators, 60),
     "waits": (host_waits, 20),
     "speed": (speed, 120),
     "hippynn": (hippynn, 60),
