@@ -11,7 +11,7 @@ from fairchem.core.datasets import AseReadMultiStructureDataset, data_list_colla
 
 from kd_plugins.fairchem.convert import structure_ids
 from kd_plugins.store.structure import Structure
-from tests.structures.exported import exported
+from tests.structures.fixtures import exported
 
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
 

@@ -1,15 +1,13 @@
-"""A store that was damaged says so, or reads right: bytes, pages, cuts, files gone or too old.
+"""Damage is named, or the store reads right: bytes, pages, cuts, files that are gone or too old.
 
 ``KD_DAMAGES=400 pytest tests/store/test_damage.py`` tries as many.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import pytest
 from kd_plugins.store import StoreError
 from kd_plugins.store.record import pack
 from kd_plugins.store.store import TargetStore
-from tests.store.test_store import MANIFEST, record
+from tests.store.fixtures import MANIFEST, in_a_fork, record
 
 DAMAGES = int(os.environ.get("KD_DAMAGES", "60"))
 PAGE = 4096
@@ -42,7 +40,7 @@ def fill(folder: Path) -> TargetStore:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that nobody has damaged, and beside it as it was one batch earlier."""
+    """A store without damage, and beside it a copy from one batch earlier."""
     folder = tmp_path_factory.mktemp("whole")
     fill(folder / "store")
     for index in range(MAIN + SECOND):
@@ -54,39 +52,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def in_a_fork(work: Callable[[], Any]) -> Any:
-    """Return what something gives in a forked process, or the signal that ended it."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read)
-        try:
-            answer = work()
-        except BaseException as error:  # the parent is to see it, whatever it is
-            answer = {"raised": f"{type(error).__name__}: {error}"}
-        with os.fdopen(write, "w") as pipe:
-            json.dump(answer, pipe)
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        text = pipe.read()
-    status = os.waitpid(child, 0)[1]
-    return json.loads(text) if text else {"signal": os.WTERMSIG(status)}
-
-
 @cache
 def expected(index: int) -> bytes:
-    """Return what a record is made of."""
+    """Return the bytes of a record."""
     return pack(record(index), MANIFEST)
 
 
-def verdict(folder: Path) -> Any:
-    """Return what verify says, in a process of its own."""
+def verify(folder: Path) -> Any:
+    """Return what `TargetStore.verify` gives in a process of its own."""
 
-    def work() -> Any:
-        return TargetStore.open(folder).verify()
-
-    return in_a_fork(work)
+    return in_a_fork(lambda: TargetStore.open(folder).verify())
 
 
 def readings(folder: Path) -> Any:
@@ -239,22 +214,22 @@ def store(whole: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("seed", range(DAMAGES))
 def test_damage_is_named_or_the_store_reads_right(store: Path, seed: int) -> None:
-    """Never a wrong value, a clean verdict over lost records, or the end of who asked."""
+    """No wrong value is read, no lost record goes unnoticed, and no process is ended."""
     chance = random.Random(seed)
     kind = KINDS[seed % len(KINDS)]
     kind(store, chance)
 
-    said, found = verdict(store), readings(store)
-    assert "signal" not in said, (kind.__name__, said)
+    faults, found = verify(store), readings(store)
+    assert "signal" not in faults, (kind.__name__, faults)
     assert "signal" not in found, (kind.__name__, found)
     assert found.get("wrong", 0) == 0, (kind.__name__, found)
-    named = isinstance(said, dict) or bool(said)
-    reads_right = found.get("right") == MAIN + SECOND and not found["more"]
-    assert named or reads_right, (kind.__name__, said, found)
-    for message in said if isinstance(said, list) else [said["raised"]]:
+    is_named = isinstance(faults, dict) or bool(faults)
+    is_right = found.get("right") == MAIN + SECOND and not found["more"]
+    assert is_named or is_right, (kind.__name__, faults, found)
+    for message in faults if isinstance(faults, list) else [faults["raised"]]:
         assert not message.startswith(("TypeError", "AttributeError", "IndexError")), message
 
-    # The next command goes on with what is whole, or refuses; it makes nothing worse.
+    # The next command continues with what is whole, or is refused; it makes nothing worse.
     before = {path.name: path.stat().st_size for path in store.glob("*.lmdb")}
     outcome = appended(store)
     assert "signal" not in outcome, (kind.__name__, outcome)
@@ -267,9 +242,9 @@ def test_damage_is_named_or_the_store_reads_right(store: Path, seed: int) -> Non
     assert later.get("right", 0) >= found.get("right", 0), (kind.__name__, found, later)
 
 
-def test_nothing_is_said_of_a_copy_that_is_whole(store: Path) -> None:
-    """Its times are others, so it is read once by a process of its own."""
-    assert verdict(store) == []
+def test_a_whole_copy_has_no_fault(store: Path) -> None:
+    """Its times differ, so its ids are read once, in a process of their own."""
+    assert verify(store) == []
     assert readings(store)["right"] == MAIN + SECOND
     assert appended(store) == "written"
-    assert verdict(store) == []
+    assert verify(store) == []

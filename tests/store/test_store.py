@@ -1,68 +1,24 @@
-"""A target store keeps what was committed, and gives it to the right structure only."""
+"""A target store keeps each record to the bit, and gives it to the right structure only."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from kd_plugins.cli import main
 from kd_plugins.store import StoreError
 from kd_plugins.store._lmdb import ShardWriter
 from kd_plugins.store.manifest import Manifest
-from kd_plugins.store.record import Record, pack
+from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
 from kd_plugins.store.structure import Structure
-
-MANIFEST = Manifest(
-    "EMT",
-    "ase.calculators.emt.EMT()",
-    {"energy": "float64", "forces": "float32", "node_embeddings": "float16"},
-    versions={"ase": "3.29.0"},
-)
-
-
-def structure(index: int) -> Structure:
-    """Return a random structure of 2 to 5 atoms in a tilted cell."""
-    generator = np.random.default_rng(index)
-    cell = 5.0 * np.eye(3) + generator.normal(size=(3, 3)) * 0.3
-    n_atoms = 2 + index % 4
-    positions = generator.uniform(size=(n_atoms, 3)) @ cell
-    return Structure(generator.integers(1, 90, n_atoms), positions, cell, [True, True, True])
-
-
-def record(index: int) -> Record:
-    """Return a record that is a pure function of its index."""
-    generator = torch.Generator().manual_seed(index)
-    shape = structure(index)
-    values = {
-        "energy": torch.randn((), generator=generator, dtype=torch.float64),
-        "forces": torch.randn(shape.n_atoms, 3, generator=generator),
-        "node_embeddings": torch.randn(shape.n_atoms, 4, generator=generator),
-    }
-    return Record(f"structure-{index}", shape, values)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> TargetStore:
-    """A store of ten structures."""
-    store = TargetStore.create(tmp_path / "store", MANIFEST)
-    store.append(record(index) for index in range(10))
-    return store
-
-
-def content(store: TargetStore) -> dict[str, bytes]:
-    """Return id to the packed record."""
-    return {name: pack(store.record(name), store.manifest) for name in store.ids()}
+from tests.store.fixtures import MANIFEST, content, file_contents, record, structure
 
 
 def test_what_was_written_is_read(store: TargetStore) -> None:
@@ -120,6 +76,9 @@ def test_another_structure_is_refused(store: TargetStore, other: Structure, mess
         store.read("structure-3", other)
 
 
+# Records that no store can hold.
+
+
 def test_bad_records_are_refused(store: TargetStore) -> None:
     """And nothing of their batch is kept."""
     nan = {"energy": torch.tensor(float("nan"))}
@@ -138,6 +97,56 @@ def test_bad_records_are_refused(store: TargetStore) -> None:
     assert content(store) == before
 
 
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "a number": ({"energy": 3.5}, "'x': energy: expected a tensor, got float 3.5"),
+    "a list": ({"energy": [3.5]}, "'x': energy: expected a tensor, got list"),
+    "complex": ({"energy": torch.tensor(1j)}, "'x': energy: expected real numbers, got torch.com"),
+    "booleans": ({"energy": torch.tensor(True)}, "'x': energy: expected real numbers"),
+    "nothing": ({}, "'x' has no value of any quantity; the store holds energy"),
+    "float32": (
+        {"forces": torch.tensor([[0.0, 0.0, 0.0], [0.0, 1e300, 0.0]], dtype=torch.float64)},
+        r"'x': forces\[1, 1\] is 1e\+300, beyond float32's 3.40282e\+38; keep it as float64",
+    ),
+    "float16": (
+        {"node_embeddings": torch.full((2, 4), 1e5)},
+        r"'x': node_embeddings\[0, 0\] is 100000, beyond float16's 65504",
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "message"), BAD.values(), ids=BAD.keys())
+def test_values_that_the_store_cannot_hold_are_refused(
+    store: TargetStore, values: dict[str, Any], message: str, unchecked: None
+) -> None:
+    before = file_contents(store.folder)["main.lmdb"]
+    with pytest.raises(ValueError, match=message):
+        store.append([record(50), Record("x", structure(0), values)])
+    assert file_contents(store.folder)["main.lmdb"] == before
+
+
+def test_positions_beyond_float32_are_refused(store: TargetStore) -> None:
+    far = structure(0)
+    far.positions[1, 2] = 1e9 + 0.3
+    with pytest.raises(ValueError, match=r"'x': positions\[1, 2\] is 1e\+09 Å, more than can be"):
+        store.append([Record("x", far, {"energy": torch.tensor(1.0)})])
+
+
+def test_append_refuses_what_is_no_record(store: TargetStore, unchecked: None) -> None:
+    with pytest.raises(ValueError, match="expected a Record, got float 3.0"):
+        store.append([3.0])
+
+
+def test_a_shard_refuses_an_id_that_it_has(store: TargetStore) -> None:
+    """Also by who asks the shard itself."""
+    with store.writer() as writer, pytest.raises(ValueError, match="'structure-3' is in main.lmdb"):
+        writer.append({"new": b"", "structure-3": b"other"})
+    assert "new" not in store
+    assert store.verify() == []
+
+
+# Other stores, and folders of something else.
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -146,7 +155,7 @@ def test_bad_records_are_refused(store: TargetStore) -> None:
         ({"dtypes": {"energy": "float64"}}, "another dtypes"),
     ],
 )
-def test_another_store_is_refused(
+def test_a_store_of_another_teacher_is_refused(
     store: TargetStore, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     """One store holds one teacher's targets, on creating and on merging."""
@@ -157,7 +166,7 @@ def test_another_store_is_refused(
         store.merge([TargetStore.create(tmp_path / "other", wanted)])
 
 
-def test_what_is_no_store_is_refused(store: TargetStore, tmp_path: Path) -> None:
+def test_a_folder_without_a_readable_store_is_refused(store: TargetStore, tmp_path: Path) -> None:
     """A newer format, a folder of something else, a folder that is not there."""
     path = store.folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
@@ -174,6 +183,42 @@ def test_what_is_no_store_is_refused(store: TargetStore, tmp_path: Path) -> None
         TargetStore.open(store.folder)
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "cat.png").touch()
+    with pytest.raises(StoreError, match="is not empty"):
+        TargetStore.create(tmp_path, MANIFEST)
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.png"]
+
+
+def test_a_lost_manifest_is_named(store: TargetStore) -> None:
+    (store.folder / "manifest.json").unlink()
+    with pytest.raises(StoreError, match=r"has lost its manifest.json, .* restore it"):
+        TargetStore.open(store.folder)
+    with pytest.raises(StoreError, match=r"has lost its manifest.json, .* main.lmdb"):
+        TargetStore.create(store.folder, MANIFEST)
+
+
+def test_verify_names_a_changed_manifest(store: TargetStore) -> None:
+    """Though it can be read."""
+    path = store.folder / "manifest.json"
+    path.write_text(path.read_text().replace("ase.calculators.emt", "ase.calculators.emx"))
+    again = TargetStore.open(store.folder)
+    assert again.manifest.fingerprint == "ase.calculators.emx.EMT()"
+    assert "manifest.json is not what was written" in again.verify()[0]
+
+
+def test_a_store_made_anew_is_not_read_from_the_old_file(store: TargetStore) -> None:
+    """LMDB's handle of the removed file may still be open in this process."""
+    assert "structure-3" in store
+    shutil.rmtree(store.folder)
+    again = TargetStore.create(store.folder, MANIFEST)
+    again.append([record(20)])
+    assert list(again.ids()) == ["structure-20"]
+
+
+# Merging.
+
+
 def test_merging_keeps_every_record_once(store: TargetStore, tmp_path: Path) -> None:
     """Shards of one store and other stores of the same teacher read as one."""
     store.append([record(10)], shard="second")
@@ -184,167 +229,37 @@ def test_merging_keeps_every_record_once(store: TargetStore, tmp_path: Path) -> 
     assert store.verify() == []
 
 
-def in_another_process(code: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run Python code on a store elsewhere, where nothing of this process is open."""
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
-    )
+def test_merging_refuses_one_id_for_two_records(store: TargetStore, tmp_path: Path) -> None:
+    """Rather than keep whichever came first."""
+    other = TargetStore.create(tmp_path / "other", MANIFEST)
+    other.append([Record("structure-3", structure(4), record(4).values)])
+    with pytest.raises(StoreError, match="'structure-3' stands for another record in"):
+        store.merge([other])
+    assert store.read("structure-3", structure(3)).structure_ids == ("structure-3",)
 
 
-VERIFY = r"""
-import sys
-from kd_plugins.store.store import TargetStore
-print(*TargetStore.open(sys.argv[1]).verify(), sep="\n")
-"""
+def two_stores(folder: Path) -> list[TargetStore]:
+    """Return two stores, of the teachers ada and bob."""
+    return [
+        TargetStore.create(folder / name, Manifest(name, "f", {"energy": "float64"}))
+        for name in ("ada", "bob")
+    ]
 
 
-def test_a_flipped_byte_is_found(store: TargetStore) -> None:
-    """The record is named, the others stay readable."""
-    path = store.folder / "main.lmdb"
-    forces = record(4).values["forces"].numpy().tobytes()
-    flipped = bytes([forces[0] ^ 1]) + forces[1:]
-    path.write_bytes(path.read_bytes().replace(forces, flipped))  # stale pages hold copies, too
-    found = in_another_process(VERIFY, store.folder)
-    assert "structure-4: main.lmdb: the record of 'structure-4' is damaged" in found.stdout
-    assert found.stdout.count("damaged") == 1
+def test_merging_another_teachers_store_names_its_folder(tmp_path: Path) -> None:
+    ada, bob = two_stores(tmp_path)
+    with pytest.raises(StoreError, match="bob was made with another teacher: 'bob', not 'ada'"):
+        ada.merge([bob])
 
 
-def test_a_truncated_shard_is_refused(store: TargetStore) -> None:
-    """With a sentence instead of a crash."""
-    path = store.folder / "main.lmdb"
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size // 2)
-    found = in_another_process(VERIFY, store.folder)
-    assert "main.lmdb is damaged: it is cut short" in found.stdout.splitlines()[-1]
-
-
-def test_two_writers_on_one_shard(store: TargetStore) -> None:
-    """The second is refused; another shard is fine."""
-    code = """
-import sys
-from pathlib import Path
-from kd_plugins.store._lmdb import ShardWriter
-ShardWriter(Path(sys.argv[1]))
-"""
-    with store.writer():
-        refused = in_another_process(code, store.folder / "main.lmdb")
-        assert "being written by another process" in refused.stderr.splitlines()[-1]
-        assert in_another_process(code, store.folder / "second.lmdb").returncode == 0
-    assert in_another_process(code, store.folder / "main.lmdb").returncode == 0
-
-
-def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
-    """What was committed before the disk filled up is read afterwards."""
-    code = """
-import resource, signal, sys
-from tests.store.test_store import MANIFEST, record
-from kd_plugins.store.store import TargetStore
-store = TargetStore.create(sys.argv[1], MANIFEST)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, 2**17))
-for index in range(1000):
-    store.append([record(index)])
-    print(index, flush=True)
-"""
-    done = in_another_process(code, tmp_path / "store")
-    assert "could not be written" in done.stderr.splitlines()[-1]
-    assert "make room and go on" in done.stderr
-    committed = [f"structure-{index}" for index in done.stdout.split()]
-    store = TargetStore.open(tmp_path / "store")
-    assert committed
-    assert sorted(store.ids()) == sorted(committed)
-    assert store.verify() == []
-
-
-BATCH, TOTAL = 5, 60
-
-
-def label_until_killed(folder: Path, pipe: int) -> None:
-    """Append what is missing, a batch at a time, and tell which batches are committed."""
-    store = TargetStore.create(folder, MANIFEST)
-    missing = [index for index in range(TOTAL) if f"structure-{index}" not in store]
-    with store.writer() as writer:
-        for start in range(0, len(missing), BATCH):
-            batch = missing[start : start + BATCH]
-            writer.append(store.pack(record(index) for index in batch))
-            os.write(pipe, bytes(batch))
-
-
-def killed_after(seconds: float, folder: Path) -> set[str]:
-    """Fork a writer, kill it after some time, and return the ids that it said it had committed."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            label_until_killed(folder, write)
-        finally:
-            os._exit(0)
-    os.close(write)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    with os.fdopen(read, "rb") as pipe:
-        return {f"structure-{index}" for index in pipe.read()}
-
-
-def seconds_to_begin(folder: Path) -> float:
-    """Tell how long a writer takes here, now, for its first batch."""
-    start = time.monotonic()
-    store = TargetStore.create(folder, MANIFEST)
-    store.append(record(index) for index in range(BATCH))
-    return time.monotonic() - start
-
-
-@pytest.mark.parametrize("seed", range(int(os.environ.get("KD_KILLS", "200")) // 20))
-def test_killed_at_random_moments(tmp_path: Path, seed: int) -> None:
-    """20 kills a seed: what was committed is there, the store is clean and can be completed."""
-    whole = TargetStore.create(tmp_path / "whole", MANIFEST)
-    whole.append(record(index) for index in range(TOTAL))
-    longest = max(0.15, 3 * seconds_to_begin(tmp_path / "clock"))
-    moments, committed = random.Random(seed), set()
-    for _ in range(20):
-        committed |= killed_after(moments.uniform(0.0, longest), tmp_path / "store")
-        if (tmp_path / "store" / "manifest.json").exists():
-            store = TargetStore.open(tmp_path / "store")
-            assert committed <= set(store.ids())
-            assert store.verify() == []
-    assert committed  # the kills did not all come before the first batch
-    store.append(record(i) for i in range(TOTAL) if f"structure-{i}" not in store)
-    assert content(store) == content(whole)
-
-
-class Energies(Dataset):
-    """Reads energies in a data loader's workers."""
-
-    def __init__(self, store: TargetStore) -> None:
-        self.store = store
-
-    def __len__(self) -> int:
-        return 10
-
-    def __getitem__(self, index: int) -> float:
-        return self.store[f"structure-{index}"].values["energy"].item()
-
-
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_reading_in_many_workers(store: TargetStore, context: str) -> None:
-    """An open store may be handed to forked and to spawned workers."""
-    expected = [store[f"structure-{index}"].values["energy"].item() for index in range(10)]
-    loader = DataLoader(Energies(store), num_workers=2, multiprocessing_context=context)
-    assert [float(energy) for energy in loader] == expected
-
-
-def test_a_reader_sees_what_another_process_appends(store: TargetStore) -> None:
-    """Also when the file has outgrown the reader's map."""
-    code = """
-import sys
-from tests.store.test_store import record
-from kd_plugins.store.store import TargetStore
-TargetStore.open(sys.argv[1]).append(record(index) for index in range(10, 20))
-"""
-    done = in_another_process(code, store.folder)
-    assert done.returncode == 0, done.stderr
-    assert "structure-19" in store
+def test_the_merge_command_names_it_and_makes_no_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two_stores(tmp_path)
+    words = ["merge", str(tmp_path / "ada"), str(tmp_path / "bob"), "--into", str(tmp_path / "c")]
+    assert main(words) == 2
+    assert "bob was made with another teacher: 'bob', not 'ada'" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_shard_grows_beyond_its_first_map(
@@ -356,12 +271,3 @@ def test_a_shard_grows_beyond_its_first_map(
         for index in range(40):
             writer.append({f"id-{index}": bytes(8000)})
     assert (tmp_path / "small.lmdb").stat().st_size > 1 << 18
-
-
-def test_merging_refuses_one_id_for_two_records(store: TargetStore, tmp_path: Path) -> None:
-    """Rather than keep whichever came first."""
-    other = TargetStore.create(tmp_path / "other", MANIFEST)
-    other.append([Record("structure-3", structure(4), record(4).values)])
-    with pytest.raises(StoreError, match="'structure-3' stands for another record in"):
-        store.merge([other])
-    assert store.read("structure-3", structure(3)).structure_ids == ("structure-3",)

@@ -49,7 +49,7 @@ def random_atoms(index: int) -> Atoms:
 
 
 @pytest.mark.skipif(not SHARED, reason="no reference data (KD_SHARED_DATA names their folder)")
-def test_shared_data() -> None:
+def test_counts_of_real_files_are_those_read() -> None:
     """Every file of it; the larger ones are read by ASE in another test."""
     small = [path for path in SHARED if path.stat().st_size < 60_000]
     assert len(small) > 20
@@ -57,7 +57,7 @@ def test_shared_data() -> None:
         assert count_structures([path]) == n_read(path), path.name
 
 
-def test_what_the_shared_datas_readme_says(shared_file: Callable[[str], Path]) -> None:
+def test_counts_of_large_real_files(shared_file: Callable[[str], Path]) -> None:
     """Of the larger ones."""
     expected = {
         "mptrj/mptrj_random_1k.extxyz.xz": 1000,
@@ -74,7 +74,7 @@ def test_what_the_shared_datas_readme_says(shared_file: Callable[[str], Path]) -
 
 @pytest.mark.parametrize("suffix", PACKERS)
 @pytest.mark.parametrize("name", ["some.extxyz", "some.xyz", "some.db", "some.json"])
-def test_written_files(tmp_path: Path, name: str, suffix: str) -> None:
+def test_counts_of_written_files(tmp_path: Path, name: str, suffix: str) -> None:
     """Whatever the format, packed or not, of one structure or several."""
     for count in (1, 7):
         plain = tmp_path / f"{count}{name}"
@@ -96,7 +96,7 @@ XYZ = {
 
 
 @pytest.mark.parametrize("name", XYZ)
-def test_awkward_xyz(tmp_path: Path, name: str) -> None:
+def test_counts_of_unusual_xyz(tmp_path: Path, name: str) -> None:
     """As ASE reads it."""
     path = tmp_path / "some.xyz"
     path.write_bytes(XYZ[name].encode())
@@ -104,7 +104,7 @@ def test_awkward_xyz(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 9, 10, 64])
-def test_chunks_of_any_size(
+def test_a_key_across_two_chunks_is_counted_once(
     shared_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chunk: int
 ) -> None:
     """A word that two chunks share is counted once."""
@@ -117,7 +117,7 @@ def test_chunks_of_any_size(
 
 
 def test_what_cannot_be_counted_counts_as_one(tmp_path: Path) -> None:
-    """And is left to whoever reads it to complain about."""
+    """Reading it names what is wrong."""
     contents = {
         "cut.extxyz.xz": lzma.compress(b"1\n\nH 0 0 0\n" * 99)[:-20],
         "cut.xyz.gz": gzip.compress(b"1\n\nH 0 0 0\n" * 99)[:-9],
@@ -134,7 +134,7 @@ def test_what_cannot_be_counted_counts_as_one(tmp_path: Path) -> None:
     assert count_structures([tmp_path / "nowhere.xyz"]) == 1
 
 
-def test_one_path_and_none(tmp_path: Path) -> None:
+def test_a_single_path_and_no_path(tmp_path: Path) -> None:
     """A path by itself is not taken for a list of letters."""
     path = tmp_path / "some.xyz"
     path.write_text("1\n\nH 0 0 0\n" * 3)

@@ -80,7 +80,7 @@ def test_exported_and_imported_again(shared_file: Callable[[str], Path], tmp_pat
             )
 
 
-def test_chosen_ids_in_their_order(tmp_path: Path) -> None:
+def test_chosen_ids_are_written_in_their_order(tmp_path: Path) -> None:
     """One that is not there is named, and nothing is overwritten."""
     store = filled(tmp_path / "store", ["a", "b", "c"])
     path = tmp_path / "out.extxyz"
@@ -92,8 +92,8 @@ def test_chosen_ids_in_their_order(tmp_path: Path) -> None:
     assert path.read_text() == before
 
 
-def test_the_order_of_labelling_leaves_no_trace(tmp_path: Path) -> None:
-    """Workers are done in an order of their own; what learns from the file is to be the same."""
+def test_the_file_does_not_depend_on_the_order_of_labelling(tmp_path: Path) -> None:
+    """Which depends on the workers; a student trained on the file should not."""
     whole = filled(tmp_path / "whole", IDS)
     for name, shards in (("one", "abcab"), ("two", "babbc")):
         store = TargetStore.create(tmp_path / name, whole.manifest)
@@ -103,7 +103,7 @@ def test_the_order_of_labelling_leaves_no_trace(tmp_path: Path) -> None:
     assert (tmp_path / "one.xyz").read_bytes() == (tmp_path / "two.xyz").read_bytes()
 
 
-def test_fairchem_s_names_are_there(tmp_path: Path) -> None:
+def test_ids_are_also_written_as_fairchems_sid_and_fid(tmp_path: Path) -> None:
     """``sid`` and ``fid`` for ids of the form that fairchem's data sets give."""
     store = filled(tmp_path / "store", ["random7/12", "slab/x", "mp-1"])
     export_extxyz(store, tmp_path / "out.extxyz", ["random7/12", "slab/x", "mp-1"])
@@ -127,7 +127,7 @@ def test_missing_quantities_stay_missing(tmp_path: Path) -> None:
 
 
 def test_embeddings_are_left_out(tmp_path: Path) -> None:
-    """With a sentence."""
+    """With a warning."""
     store = filled(tmp_path / "store", ["a"], node_embeddings=(4, 8))
     with pytest.warns(UserWarning, match=r"out\.extxyz goes without node_embeddings"):
         export_extxyz(store, tmp_path / "out.extxyz")
@@ -142,7 +142,7 @@ def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
         export_extxyz(filled(tmp_path / "store", ["a"]), tmp_path / name)
 
 
-def test_ids_that_extended_xyz_cannot_hold(tmp_path: Path) -> None:
+def test_ids_that_extended_xyz_cannot_hold_are_refused(tmp_path: Path) -> None:
     """A line break would end the line of keys."""
     store = filled(tmp_path / "store", ["a\nb"])
     with pytest.raises(ValueError, match="cannot be written into an extended xyz"):

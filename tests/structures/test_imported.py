@@ -55,7 +55,7 @@ def test_what_was_written_is_read(tmp_path: Path, suffix: str) -> None:
     assert store.manifest.fingerprint == f"labels made elsewhere: {PFP}"
 
 
-def test_default_precision() -> None:
+def test_default_dtypes() -> None:
     """Energies in double precision, all else in single; every quantity has one."""
     double = {name for name, dtype in DEFAULT_DTYPES.items() if dtype == "float64"}
     assert double == {"energy", "energy_per_atom", "atomic_energies"}
@@ -118,7 +118,7 @@ def move_atom(atoms: Atoms) -> None:
     [(shift_energy, "its energy is not the same"), (move_atom, "atom 1 is 0.8660 Å away")],
 )
 @pytest.mark.parametrize("together", [True, False])
-def test_one_id_for_two_things(
+def test_one_id_for_two_structures_or_labels_is_refused(
     source: Path, tmp_path: Path, change: Any, message: str, together: bool
 ) -> None:
     """Other labels and other structures are refused, in one run or in two."""
@@ -166,7 +166,7 @@ def test_bad_labels_leave_no_trace(source: Path, tmp_path: Path, change: Any, me
     assert not (tmp_path / "store").exists()
 
 
-def test_only_what_is_asked_for(source: Path, tmp_path: Path) -> None:
+def test_chosen_and_optional_quantities(source: Path, tmp_path: Path) -> None:
     """The others do not matter then; optional ones may lack."""
     path = changed(source, tmp_path / "less", drop("magmoms"))
     store = import_labels([path], tmp_path / "store", PFP, ["energy", "forces"], ["magmoms"])
@@ -180,7 +180,7 @@ def test_only_what_is_asked_for(source: Path, tmp_path: Path) -> None:
         import_labels([bare], tmp_path / "other", PFP)
 
 
-def test_mptrj(shared_file: Callable[[str], Path], tmp_path: Path) -> None:
+def test_real_frames_of_mptrj(shared_file: Callable[[str], Path], tmp_path: Path) -> None:
     """Real records, of which some have magnetic moments."""
     path = shared_file("mptrj/mptrj_format_sample.json")
     with pytest.raises(ValueError, match="'mp-1095441-0-1' has no magmoms"):

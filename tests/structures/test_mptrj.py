@@ -47,7 +47,7 @@ def write(path: Path, *frames: dict[str, Any]) -> Path:
     return path
 
 
-def test_units_and_signs(tmp_path: Path) -> None:
+def test_labels_have_ases_units_and_signs(tmp_path: Path) -> None:
     """VASP's stress is in kBar and positive under compression; ASE's order is xx yy zz yz xz xy."""
     (read,) = read_structures([write(tmp_path / "some.json", frame())])
     assert read.structure_id == "mp-0-0-0"
@@ -61,7 +61,7 @@ def test_units_and_signs(tmp_path: Path) -> None:
     assert read.atoms.positions.tolist() == [[0, 0, 0], [5, 0, 0]]
 
 
-def test_the_same_frames_by_another_way(shared_file: Callable[[str], Path]) -> None:
+def test_another_projects_conversion_agrees(shared_file: Callable[[str], Path]) -> None:
     """Another project converted these frames to extended xyz, with the energies not corrected."""
     ours = read_structures([shared_file("mptrj/mptrj_organic_elements.json.xz")])
     theirs = read_structures([shared_file("mptrj/mptrj_organic_elements.extxyz.xz")])
@@ -75,7 +75,7 @@ def test_the_same_frames_by_another_way(shared_file: Callable[[str], Path]) -> N
     assert not others
 
 
-def test_real_records(shared_file: Callable[[str], Path]) -> None:
+def test_real_frames_keep_ids_energies_and_moments(shared_file: Callable[[str], Path]) -> None:
     """Corrected energies; magnetic moments where they are."""
     path = shared_file(SAMPLE)
     written = {
@@ -99,7 +99,7 @@ def test_one_energy_is_enough(tmp_path: Path, missing: str) -> None:
     assert read.labels["energy"] == -12.0
 
 
-def test_labels_that_are_missing_stay_away(tmp_path: Path) -> None:
+def test_missing_labels_stay_missing(tmp_path: Path) -> None:
     """Whether null or not there at all."""
     bare = {"structure": frame()["structure"], "force": None, "bandgap": 0.1}
     (read,) = read_structures([write(tmp_path / "some.json", bare)])
@@ -134,15 +134,15 @@ def test_wrong_structures_are_named(tmp_path: Path, changes: dict[str, Any], mes
         next(frames)
 
 
-def test_energies_that_contradict_each_other(tmp_path: Path) -> None:
-    """Which of the two is right is not for us to guess."""
+def test_contradicting_energies_are_refused(tmp_path: Path) -> None:
+    """Neither is preferred."""
     path = write(tmp_path / "some.json", frame(energy_per_atom=-4.01))
     with pytest.raises(ValueError, match=r"'mp-0-0-0': corrected_total_energy is -8.0 eV, but"):
         list(read_mptrj(path))
 
 
 def test_a_file_cut_short_gives_its_first_frames(tmp_path: Path) -> None:
-    """And then says so."""
+    """Then an error names the cut."""
     path = write(tmp_path / "some.json", *[frame()] * 6)
     path.write_text(path.read_text()[:-500])
     frames = read_structures([path])
@@ -153,7 +153,9 @@ def test_a_file_cut_short_gives_its_first_frames(tmp_path: Path) -> None:
         next(frames)
 
 
-def test_other_json_is_told_apart(tmp_path: Path, shared_file: Callable[[str], Path]) -> None:
+def test_other_json_is_not_taken_for_mptrj(
+    tmp_path: Path, shared_file: Callable[[str], Path]
+) -> None:
     """By its first frame, compressed or not."""
     assert is_mptrj(shared_file(SAMPLE))
     assert is_mptrj(shared_file("mptrj/mptrj_organic_elements.json.xz"))
@@ -163,8 +165,10 @@ def test_other_json_is_told_apart(tmp_path: Path, shared_file: Callable[[str], P
 
 
 @pytest.mark.parametrize("pack", [(".json.gz", gzip.compress), (".json.xz", lzma.compress)])
-def test_compressed_streams(tmp_path: Path, pack: tuple[str, Callable[[bytes], bytes]]) -> None:
-    """No temporary copy of eleven gigabytes; the names do not change."""
+def test_compressed_files_are_streamed(
+    tmp_path: Path, pack: tuple[str, Callable[[bytes], bytes]]
+) -> None:
+    """Without a temporary copy of eleven gigabytes, and with the same ids."""
     plain = write(tmp_path / "some.json", frame(), frame())
     packed = tmp_path / f"some{pack[0]}"
     packed.write_bytes(pack[1](plain.read_bytes()))

@@ -161,7 +161,7 @@ def test_a_database_names_by_row(tmp_path: Path) -> None:
     assert names(tmp_path / "one.json") == ["one:1"]
 
 
-def test_chosen_keys(tmp_path: Path) -> None:
+def test_ids_of_chosen_keys(tmp_path: Path) -> None:
     """Joined by a slash; one that is missing is named."""
     path = tmp_path / "run.extxyz"
     ase.io.write(path, [labelled(0, run="a", step=7), labelled(1, run="b")])
@@ -207,7 +207,7 @@ def test_databases_are_read_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def broken(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Return what is wrong, in which file, and what is said of it."""
+    """Return name to a file that cannot be read, and the message."""
     good = folder / "good.extxyz"
     ase.io.write(good, [labelled(0), labelled(1)])
     contents = {
@@ -225,7 +225,7 @@ def broken(folder: Path) -> dict[str, tuple[Path, str]]:
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    said = {
+    messages = {
         "nowhere.extxyz": "no such file",
         "empty.extxyz": "is empty",
         "blank.extxyz": "holds no structure",
@@ -240,7 +240,7 @@ def broken(folder: Path) -> dict[str, tuple[Path, str]]:
         "cut.json": "beyond its first 0 structures",
         ".": "is a folder",
     }
-    return {name: (folder / name, message) for name, message in said.items()}
+    return {name: (folder / name, message) for name, message in messages.items()}
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_path_is_found_before_anything_is_read(tmp_path: Path) -> None:
-    """A slip in the tenth path should not cost the hours of the nine before."""
+    """A wrong tenth path should not cost the hours of the nine before."""
     ase.io.write(tmp_path / "run.extxyz", labelled(0))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_structures([tmp_path / "run.extxyz", tmp_path / "nowhere"])
@@ -262,7 +262,7 @@ def test_a_missing_path_is_found_before_anything_is_read(tmp_path: Path) -> None
 def test_disordered_crystals_are_refused(
     shared_file: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """ASE would take the commonest element of a mixed site without a word."""
+    """ASE would take the commonest element of a mixed site without a warning."""
     assert names(shared_file("molecular_crystals/x23/urea.cif")) == ["urea"]
     for occupancy in ({"Cu": 1.0}, {"Cu": 0.7, "Au": 0.3}):
         crystal = Atoms("Cu", cell=[3.6] * 3, pbc=True, info={"occupancy": {"0": occupancy}})
@@ -281,7 +281,7 @@ def test_disordered_crystals_are_refused(
         ("molecular_crystals/x23/hexamine_dftH.extxyz", 1, "hexamine_dftH", set()),
     ],
 )
-def test_real_data(
+def test_real_files_have_as_many_structures_as_documented(
     shared_file: Callable[[str], Path], name: str, count: int, first: str, quantities: set[str]
 ) -> None:
     """As many as the files have, each with an id of its own."""
@@ -305,8 +305,8 @@ def test_fixed_atoms_keep_their_forces(shared_file: Callable[[str], Path], tmp_p
         assert isinstance(to_structure(frame.atoms), Structure)
 
 
-def test_a_blank_line_does_not_end_an_xyz_silently(tmp_path: Path) -> None:
-    """ASE stops reading there; the rest of the file is not lost without a word."""
+def test_frames_after_a_blank_line_are_not_lost(tmp_path: Path) -> None:
+    """ASE stops reading there, which is an error with the number of frames."""
     frame = "1\nProperties=species:S:1:pos:R:3\nH 0.0 0.0 0.0\n"
     (tmp_path / "gap.extxyz").write_text(f"{frame}{frame}\n{frame}")
     with pytest.raises(ValueError, match="beyond its first 2 structures: .*it holds 3"):
