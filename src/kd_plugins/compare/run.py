@@ -41,7 +41,7 @@ from kd_plugins.evaluate.inputs import (
     check_potential,
     shared_labels,
 )
-from kd_plugins.evaluate.measurements import alone, read_settings
+from kd_plugins.evaluate.measurements import alone, read_folder_settings
 from kd_plugins.evaluate.requirements import check_metrics
 from kd_plugins.evaluate.settings import Measure
 from kd_plugins.files import read_json, write_json
@@ -293,7 +293,7 @@ class Comparison:
         }
 
     def _provenance(self) -> dict[str, Any]:
-        experiment, stored = self.experiment, read_settings(self.out / "teacher")
+        experiment, stored = self.experiment, read_folder_settings(self.out / "teacher")
         fingerprint = None if stored is None else stored.fingerprint
         origin = provenance(experiment.measure, experiment.teacher, fingerprint, self.command)
         return {**origin, **experiment.provenance}

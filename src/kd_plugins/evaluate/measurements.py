@@ -87,7 +87,7 @@ class FolderSettings:
     files: Mapping[str, str] = reader(_read_hashes)
 
 
-def read_settings(folder: Path) -> FolderSettings | None:
+def read_folder_settings(folder: Path) -> FolderSettings | None:
     """Return the settings of a folder; None for a folder without measurements.
 
     Raises:
@@ -140,7 +140,7 @@ def planned(folder: Path, settings: Measure, fingerprint: str | None = None) -> 
             a file that has changed since; and for what `check_inputs` refuses.
     """
     check_folder(folder)
-    stored = read_settings(folder)
+    stored = read_folder_settings(folder)
     if stored is None:
         check_inputs(settings)
         return settings
