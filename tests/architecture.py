@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 from tests.house import PACKAGE, ROOT
@@ -16,6 +17,19 @@ PAGE = ROOT / "docs" / "architecture.md"
 MARKED = r"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)"
 TOP = "files, lazy, names, numbers, torch_files"
 """What the diagram calls the modules outside a room that the rooms import."""
+WAY = [
+    ("a file", "structures/readers.py", "read_structures"),
+    ("LabelledStructure", "teachers/labelling.py", "label"),
+    ("Record", "store/store.py", "TargetStore"),
+    ("TeacherTargets", "core/targets.py", "TeacherTargets"),
+    ("the host's batch", "core/terms.py", "DistillationLoss"),
+    ("a trained student", "evaluate/evaluator.py", "Evaluator"),
+    ("evaluation.json", "evaluate/evaluation.py", "evaluation"),
+    ("RunResults", "report/statistics.py", "compare_pairs"),
+    ("Difference", "report/verdicts.py", "verdict"),
+    ("a sentence", "", ""),
+]
+"""A structure's way from a file to a verdict: each form, and what turns it into the next."""
 ABOVE = {"__init__", "cli", "crystals", "exit_codes", "testing"}
 """Modules outside a room that stand above all rooms, or that are a room's old name."""
 
@@ -95,13 +109,30 @@ def diagram_of(package: Path = PACKAGE) -> str:
     return "\n".join(["```mermaid", "graph TD", *arrows, "```"])
 
 
+def way(package: Path = PACKAGE) -> str:
+    """Return the way of a structure from a file to a verdict, as a mermaid graph.
+
+    Raises:
+        ValueError: for a step whose function or class is not defined where it should be.
+    """
+    arrows = []
+    for place, ((form, module, name), (following, *_)) in enumerate(pairwise(WAY)):
+        defined = re.search(rf"^(def|class) {name}\b", (package / module).read_text(), re.M)
+        if not defined:
+            raise ValueError(f"{module} does not define {name}")
+        step = f'    s{place}["{form}"] -- "{name} ({module})" --> s{place + 1}["{following}"]'
+        arrows.append(step)
+    return "\n".join(["```mermaid", "graph TD", *arrows, "```"])
+
+
 def rewritten(page: str, package: Path = PACKAGE) -> str:
     """Return the page with its generated parts made anew.
 
     Raises:
         ValueError: if the page has no place for one of them.
     """
-    for name, text in (("rooms", diagram_of(package)), ("map", map_of(package))):
+    parts = {"rooms": diagram_of(package), "way": way(), "map": map_of(package)}
+    for name, text in parts.items():
         pattern = MARKED.format(name=name)
         if not re.search(pattern, page, re.DOTALL):
             raise ValueError(f"no place for the part {name!r}")
@@ -110,7 +141,8 @@ def rewritten(page: str, package: Path = PACKAGE) -> str:
 
 
 def _node(name: str, package: Path) -> str:
-    is_room = (package / name).is_dir() or name == "config"  # which reads YAML for rooms above core
+    # These two import rooms, so they stand above them.
+    is_room = (package / name).is_dir() or name in ("config", "preflight")
     return name if is_room else TOP
 
 
