@@ -79,15 +79,15 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def structures(crystals: Path, count: int):
+def make_structures(crystals: Path, count: int):
     """Yield the structures that are labelled."""
     for name in CRYSTALS:
-        (frame,) = read_structures([crystals / f"{name}.cif"])
-        yield from deformed_frames([replace(frame, labels={})], count, seed=0)
+        (structure,) = read_structures([crystals / f"{name}.cif"])
+        yield from deformed_frames([replace(structure, labels={})], count, seed=0)
 
 
 def student() -> CHGNet:
-    """Return a pretrained student of whom only the readout trains."""
+    """Return a pretrained student of which only the readout trains."""
     with contextlib.redirect_stdout(io.StringIO()):
         model = CHGNet.load(verbose=False)
     freeze_except(model)
@@ -102,12 +102,12 @@ def epoch(trainer: Trainer, data: torch.utils.data.Dataset) -> float:
 
 def measure(crystals: Path, count: int, rounds: int, folder: Path, force_share: float) -> Rates:
     """Return all rates, the best of some rounds."""
-    frames = list(structures(crystals, count))
+    structures = list(make_structures(crystals, count))
     quantities = ("energy", "forces", "stress")
     labelling = seconds(
-        lambda: label(frames, "chgnet+d3", folder / "store", quantities, progress=False)
+        lambda: label(structures, "chgnet+d3", folder / "store", quantities, progress=False)
     )
-    data = DistillData(frames, TargetStore.open(folder / "store"), progress=False)
+    data = DistillData(structures, TargetStore.open(folder / "store"), progress=False)
     trunk = FrozenTrunk(student())
     building = seconds(
         lambda: CachedData(data, trunk, folder / "x", force_share=force_share, progress=False)
@@ -116,12 +116,15 @@ def measure(crystals: Path, count: int, rounds: int, folder: Path, force_share: 
     print(f"{len(data)} structures, {sum(sample.n_atoms for sample in data.samples)} atoms")
     print(f"features: {cached.size / len(data) / 1e6:.2f} MB a structure")
     ratios = {"energy_loss_ratio": 1, "force_loss_ratio": 1, "stress_loss_ratio": 0.1}
+
     with contextlib.redirect_stdout(io.StringIO()):
         stock = Trainer(student(), targets="efs", criterion="MAE", use_device="cpu", **ratios)
         ours = DistillTrainer(student(), soft=SOFT, use_device="cpu")
+
     loss, settings = DistillLoss(Ratios(soft=SOFT)), FitSettings(epochs=40, batch_size=len(data))
     once = cached.part([0])
     found = []
+
     for _ in range(rounds):
         found.append(
             (
@@ -133,6 +136,7 @@ def measure(crystals: Path, count: int, rounds: int, folder: Path, force_share: 
                 / settings.epochs,
             )
         )
+
     best = [min(times) / len(data) for times in zip(*found, strict=True)]
     return Rates(labelling / len(data), best[0], best[1], building / len(data), best[2])
 
@@ -142,8 +146,10 @@ def report(rates: Rates) -> None:
     print("| a structure and step | ms | speed against CHGNet's Trainer |")
     print("|---|---|---|")
     rows = (("CHGNet's Trainer", rates.stock), ("DistillTrainer", rates.ours))
+
     for name, each in (*rows, ("cached features", rates.cached)):
         print(f"| {name} | {1000 * each:.2f} | {rates.stock / each:.2f} |")
+
     print(f"labels {rates.label:.2f} s, features {rates.build:.2f} s a structure")
     print(f"features pay off after {rates.build / (rates.stock - rates.cached):.0f} epochs")
     seen = STEPS * BATCH
@@ -166,10 +172,12 @@ def main() -> None:
     parser.add_argument("--force-share", type=float, default=1 / 3)
     options = parser.parse_args()
     torch.set_num_threads(1)
+
     with tempfile.TemporaryDirectory() as folder:
         rates = measure(
             options.crystals, options.count, options.rounds, Path(folder), options.force_share
         )
+
     report(rates)
 
 

@@ -10,15 +10,15 @@ import pytest
 
 if TYPE_CHECKING:
     from kd_plugins.chgnet import DistillData
-    from tests.chgnet.small import Labelled
+    from tests.chgnet.fixtures import Labelled
 
 
 @pytest.fixture(scope="session")
 def salts(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
     """Four crystals of two atoms."""
-    from tests.chgnet import small
+    from tests.chgnet import fixtures
 
-    return small.labelled(list(small.salts()), tmp_path_factory.mktemp("salts"))
+    return fixtures.labelled(list(fixtures.salts()), tmp_path_factory.mktemp("salts"))
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +26,10 @@ def crystals(
     tmp_path_factory: pytest.TempPathFactory, shared_file: Callable[[str], Path]
 ) -> Labelled:
     """Carbon dioxide (12 atoms) and a salt."""
-    from tests.chgnet import small
+    from tests.chgnet import fixtures
 
-    frames = [*small.molecular(shared_file, "co2"), next(small.salts())]
-    return small.labelled(frames, tmp_path_factory.mktemp("crystals"))
+    structures = [*fixtures.molecular(shared_file, "co2"), next(fixtures.salts())]
+    return fixtures.labelled(structures, tmp_path_factory.mktemp("crystals"))
 
 
 @pytest.fixture(scope="session")

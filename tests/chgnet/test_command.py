@@ -26,12 +26,15 @@ from tests.chgnet.fixtures import Labelled
 @pytest.fixture
 def config(salts: Labelled, tmp_path: Path) -> Path:
     """A YAML for two epochs on four salts."""
-    for frame in salts.frames:
-        atoms = frame.atoms.copy()
-        atoms.info["structure_id"] = frame.structure_id
-        labels = {name: frame.labels[name] for name in ("forces", "stress")}
-        atoms.calc = SinglePointCalculator(atoms, energy=float(frame.labels["energy"]), **labels)
+    for structure in salts.structures:
+        atoms = structure.atoms.copy()
+        atoms.info["structure_id"] = structure.structure_id
+        labels = {name: structure.labels[name] for name in ("forces", "stress")}
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=float(structure.labels["energy"]), **labels
+        )
         ase.io.write(tmp_path / "salts.extxyz", atoms, append=True)
+
     data = {"structures": [str(tmp_path / "salts.extxyz")], "store": str(salts.store.folder)}
     settings = {
         "train": data,
@@ -51,10 +54,13 @@ def test_command_trains_and_prints_the_path_of_the_student(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(config), "optim.steps=3", "optim.epochs=null", "student.align=true"]) == 0
-    said = capsys.readouterr().out
+
+    printed = capsys.readouterr().out
     best = tmp_path / "run" / "best.pth.tar"
-    assert said.splitlines()[-1] == f"the best student is {best}"
-    assert "val_soft_f" in said.splitlines()[-2]
+
+    assert printed.splitlines()[-1] == f"the best student is {best}"
+    assert "val_soft_f" in printed.splitlines()[-2]
+
     model = CHGNet.from_file(str(best))
     assert {name.split(".")[0] for name in fixtures.has_changed(model)} <= {
         "mlp",
@@ -69,6 +75,7 @@ def test_changes_on_the_command_line_set_labels_subset_and_checkpoint(
     changes = ["train.size=2", "loss.hard.energy=0.5", "loss.soft.stress=0", "loss.select=hard"]
     assert main([str(config), *changes]) == 0
     assert "val_hard_e" in capsys.readouterr().out
+
     words = [f"student.model={tmp_path / 'run' / 'best.pth.tar'}", f"out={tmp_path / 'second'}"]
     assert main([str(config), *words]) == 0
     assert (tmp_path / "second" / "best.pth.tar").exists()
@@ -117,11 +124,14 @@ def test_errors_in_the_yaml_are_reported_before_training(
 ) -> None:
     changes, messages = BAD[name]
     monkeypatch.chdir(tmp_path)
+
     assert main([str(config), *changes]) == 2
-    said = capsys.readouterr().err
+
+    printed = capsys.readouterr().err
     for message in messages:
-        assert message in said
-    assert "error: " in said
+        assert message in printed
+
+    assert "error: " in printed
     assert not list((tmp_path).glob("run/*.tar"))
 
 
@@ -158,17 +168,18 @@ def test_an_interrupt_during_imports_prints_no_traceback(config: Path, seconds: 
     )
     time.sleep(seconds)
     running.send_signal(signal.SIGINT)
-    said = running.communicate(timeout=120)[1]
+    printed = running.communicate(timeout=120)[1]
+
     assert running.returncode in (130, -signal.SIGINT)
-    assert "Traceback" not in said
+    assert "Traceback" not in printed
 
 
 def test_debug_prints_the_traceback(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, shown in (([], False), (["--debug"], True)):
         assert main([str(config), "train.store=nowhere", *words]) == 2
-        said = capsys.readouterr().err
-        assert ("Traceback" in said) == shown
-        assert "error: train: nowhere holds no target store" in said
+        printed = capsys.readouterr().err
+        assert ("Traceback" in printed) == shown
+        assert "error: train: nowhere holds no target store" in printed
 
 
 def test_settings_are_refused_before_structures_are_read(
@@ -176,6 +187,7 @@ def test_settings_are_refused_before_structures_are_read(
 ) -> None:
     monkeypatch.setattr("kd_plugins.chgnet.command.DistillData", None)
     (config.parent / "file").write_text("x")
+
     for change, message in (
         ("allow=[]", "validation: these are the structures of train"),
         ("allow=[same_validaton]", "did you mean 'same_validation'"),
@@ -204,9 +216,10 @@ def test_settings_are_refused_before_structures_are_read(
         ("optim.seed=[1", "optim.seed=[1: no YAML"),
     ):
         assert main([str(config), change]) == 2, change
-        said = capsys.readouterr().err
-        assert message in said, f"{change}: {said}"
-        assert "Traceback" not in said
+        printed = capsys.readouterr().err
+        assert message in printed, f"{change}: {printed}"
+        assert "Traceback" not in printed
+
     assert not (config.parent / "run").exists()
     assert not (config.parent / "trunk").exists()
 
@@ -227,6 +240,7 @@ def test_home_is_expanded_in_paths(
         config,
         ("out=~/a", "cache=~/b", "train.structures=[~/salts.extxyz]", "train.store=~/c"),
     )
+
     assert (settings.out, settings.cache) == (str(tmp_path / "a"), str(tmp_path / "b"))
     assert settings.train.structures == (str(tmp_path / "salts.extxyz"),)
     assert settings.train.store == str(tmp_path / "c")
@@ -248,12 +262,15 @@ def test_compare_trains_arms_of_a_yaml(config: Path, tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(experiment, sort_keys=False))
     Comparison(read_experiment(path), out).all(progress=False)
     runs = read_results(out).runs
+
     assert sorted(runs) == [("hard", 3), ("soft", 3)]
+
     for arm, taught in (("hard", "hard energy"), ("soft", "soft energy")):
         run = runs[arm, 3]
         logged = CHGNet.from_file(str(out / "runs" / arm / "seed3" / "last.pth.tar"))
         assert run.weights == sum(weight.numel() for weight in logged.parameters())
         assert run.terms[taught].epochs == (1,)
         assert run.metrics["energy_per_atom_mae"] > 0
+
     labels = runs["hard", 3].curves["valid hard energy"].values[-1]
     assert runs["hard", 3].metrics["energy_per_atom_mae"] == pytest.approx(labels, rel=1e-3)

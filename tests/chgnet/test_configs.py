@@ -15,7 +15,7 @@ CONFIGS = sorted((ROOT / "configs" / "chgnet").glob("*.yml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_it_can_be_read(path: Path) -> None:
+def test_config_is_read(path: Path) -> None:
     """And train and validation are not the same structures."""
     settings = read_training(path)
     assert settings.train != settings.validation
@@ -25,7 +25,7 @@ def test_it_can_be_read(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["paper_soft", "paper_hard", "paper_mixed", "open_teacher"])
-def test_the_papers_protocol(name: str) -> None:
+def test_configs_of_the_paper_have_its_protocol(name: str) -> None:
     """100 epochs with CHGNet's own schedule, energies and forces alone."""
     settings = read_training(ROOT / "configs" / "chgnet" / f"{name}.yml")
     assert (settings.optim.epochs, settings.optim.schedule) == (100, "chgnet")
@@ -33,23 +33,27 @@ def test_the_papers_protocol(name: str) -> None:
     assert settings.student.trainable == ("mlp.",)
 
 
-def test_a_row_of_table_1_is_two_changes_away() -> None:
+def test_a_row_of_table_1_takes_two_changes() -> None:
     """As the file's first line says."""
     path = ROOT / "configs" / "chgnet" / "paper_mixed.yml"
     changed = read_training(path, ("loss.hard.energy=0.5", "train.size=500"))
+
     assert changed.loss.hard == {"energy": 0.5, "forces": 1}
     assert changed.train.size == 500
 
 
-def test_what_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+def test_every_wrong_key_and_value_is_named(tmp_path: Path) -> None:
     """Every wrong key and value, by its place."""
     text = (ROOT / "configs" / "chgnet" / "paper_soft.yml").read_text()
     text = text.replace("criterion: MAE", "criterium: MAE").replace("epochs: 100", "epochs: many")
     (tmp_path / "x.yml").write_text(text.replace("soft: {energy: 1", "soft: {enrgy: 1"))
+
     with pytest.raises(ConfigError) as error:
         read_training(tmp_path / "x.yml")
+
     for part in ("loss.criterium: unknown key", "optim.epochs: expected a whole number"):
         assert part in str(error.value)
+
     with pytest.raises(ConfigError, match=r"loss: soft: unknown quantity 'enrgy'.*'energy'"):
         read_training(
             ROOT / "configs" / "chgnet" / "paper_soft.yml", ("loss.soft={enrgy: 1, forces: 1}",)

@@ -15,8 +15,8 @@ from chgnet.model import CHGNet
 
 from kd_plugins.chgnet import DistillData, Distilled, FitSettings, distill
 from kd_plugins.chgnet.distilling import CostEstimate
-from tests.chgnet import small
-from tests.chgnet.small import Labelled, differs
+from tests.chgnet import fixtures
+from tests.chgnet.fixtures import Labelled, differs
 from tests.house import ROOT
 
 LOADS = "ignore:You are using `torch.load` with `weights_only=False`:FutureWarning:chgnet"
@@ -27,9 +27,9 @@ SHORT = FitSettings(epochs=2, batch_size=2, seed=3)
 
 def run(data: DistillData, folder: Path, **settings: Any) -> tuple[Distilled, CHGNet]:
     """Distil pretrained CHGNet."""
-    usual = {"soft": small.ALL_SOFT, "settings": SHORT, "cache": folder / "cache"}
-    usual["allow"] = small.ALLOW
-    model = settings.pop("model", None) or small.student()
+    usual = {"soft": fixtures.ALL_SOFT, "settings": SHORT, "cache": folder / "cache"}
+    usual["allow"] = fixtures.ALLOW
+    model = settings.pop("model", None) or fixtures.student()
     folders, valid = {"out": folder / "out"}, settings.pop("validation", data)
     return distill(model, data, valid, **{**folders, **usual, **settings}), model
 
@@ -59,17 +59,20 @@ def test_features_pay_off_over_many_epochs_alone(
 
     for name in ("on_features", "with_trainer"):
         monkeypatch.setattr(MODULE._Task, name, stop)
+
     with pytest.raises(KeyboardInterrupt):
         run(data, tmp_path, settings=FitSettings(epochs=epochs, batch_size=2))
     assert chosen == [way]
-    said = capsys.readouterr().out
-    spoken = {"plain": "with CHGNet's Trainer", "cached": "on cached features"}[way]
-    assert "12,545 of 412,525 weights train" in said
-    assert f"training {spoken}: with cached features about" in said
+
+    printed = capsys.readouterr().out
+    in_words = {"plain": "with CHGNet's Trainer", "cached": "on cached features"}[way]
+
+    assert "12,545 of 412,525 weights train" in printed
+    assert f"training {in_words}: with cached features about" in printed
 
 
 @pytest.mark.filterwarnings(LOADS)
-def test_both_ways_lead_to_the_same_student(
+def test_both_ways_give_the_same_student(
     data: DistillData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a second call trains nothing more."""
@@ -78,30 +81,35 @@ def test_both_ways_lead_to_the_same_student(
         with monkeypatch.context() as patch:
             prefer(patch, way)
             found, models[way] = run(data, tmp_path / way)
+
         assert found.way == way
         assert found.fitted.steps == 4
         assert found.fitted.model is models[way]
-        assert {name.split(".")[0] for name in small.has_changed(models[way])} == {"mlp"}
+        assert {name.split(".")[0] for name in fixtures.has_changed(models[way])} == {"mlp"}
+
         again, model = run(data, tmp_path / way)
         assert (again.way, again.fitted.steps) == (way, 4)
         assert again.reason == f"goes on from {tmp_path / way / 'out' / 'last.pth.tar'}"
         assert differs(model, models[way]) == 0.0
         assert differs(again.fitted.best, found.fitted.best) == 0.0
         assert again.fitted.errors == found.fitted.errors
+
         best = CHGNet.from_file(str(tmp_path / way / "out" / "best.pth.tar"))
         assert differs(best, found.fitted.best) == 0.0
+
         for changed in (
             {"settings": FitSettings(epochs=3, batch_size=2, seed=3)},
             {"soft": {"energy": 1}},
         ):
             with pytest.raises(FileExistsError, match="holds a run with other settings"):
                 run(data, tmp_path / way, **changed)
+
         with pytest.raises((FileExistsError, ValueError), match="other (settings|structures)"):
             run(data.part([0, 1]), tmp_path / way)
     assert differs(models["plain"], models["cached"]) < 5e-4  # see test_trunk
 
 
-def test_what_features_cannot_do_is_done_by_the_trainer(
+def test_trainer_is_chosen_where_features_cannot_be_kept(
     data: DistillData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trunk that trains, and magnetic moments."""
@@ -109,13 +117,16 @@ def test_what_features_cannot_do_is_done_by_the_trainer(
     one = FitSettings(epochs=1, batch_size=2)
     part = data.part([0, 1])
     found, model = run(part, tmp_path, settings=one, trainable=("mlp.", "readout_norm."))
+
     assert found.way == "plain"
     assert found.reason == "readout_norm.weight trains, so that the trunk is not frozen"
     with pytest.raises(ValueError, match="no weight that trains decides CHGNet's magnetic moments"):
         run(part, tmp_path / "m", settings=one, hard={"magmoms": 1})
-    dropping = small.student()
+
+    dropping = fixtures.student()
     dropping.mlp.layers.append(torch.nn.Dropout(0.5))
     found, _ = run(part, tmp_path / "drop", settings=one, model=dropping)
+
     assert found.way == "plain"
     assert "without dropout" in found.reason
 
@@ -126,7 +137,7 @@ def test_validation_may_be_smaller_than_a_batch(
     for way in ("plain", "cached"):
         prefer(monkeypatch, way)
         found = distill(
-            small.student(),
+            fixtures.student(),
             data.part([0, 1]),
             data.part([2]),
             out=tmp_path / way,
@@ -137,7 +148,7 @@ def test_validation_may_be_smaller_than_a_batch(
         assert found.fitted.steps == 1
 
 
-def test_features_that_are_there_cost_nothing_more() -> None:
+def test_features_on_disk_cost_nothing_in_the_estimate() -> None:
     costly = CostEstimate(plain=10.0, build=100.0, cached=1.0, size=10**9)
     assert not costly.prefers_cache
     assert CostEstimate(plain=10.0, build=0.0, cached=1.0, size=0).prefers_cache
@@ -149,17 +160,17 @@ import sys
 from pathlib import Path
 from kd_plugins import TargetStore
 from kd_plugins.chgnet import DistillData, FitSettings
-from tests.chgnet import small, test_distill
+from tests.chgnet import fixtures, test_distill
 
 store = TargetStore.open(sys.argv[1])
-data = DistillData(small.salts(), store, progress=False)
+data = DistillData(fixtures.salts(), store, progress=False)
 test_distill.prefer(test_distill.pytest.MonkeyPatch(), "cached")
 settings = FitSettings(epochs=int(sys.argv[3]), batch_size=2, seed=3)
 test_distill.run(data, Path(sys.argv[2]), settings=settings)
 """
 
 
-def test_a_killed_call_goes_on(salts: Labelled, tmp_path: Path) -> None:
+def test_a_killed_call_resumes(salts: Labelled, tmp_path: Path) -> None:
     """Before its first checkpoint of twenty seconds."""
     epochs = 40
     words = [str(salts.store.folder), str(tmp_path), str(epochs)]
@@ -170,15 +181,21 @@ def test_a_killed_call_goes_on(salts: Labelled, tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     last = tmp_path / "out" / "last.pth.tar"
+
     while running.poll() is None and not last.exists():
         time.sleep(0.01)
+
     running.kill()
     running.wait()
+
     assert last.exists()
+
     data = salts.data()
     found, model = run(data, tmp_path, settings=FitSettings(epochs=epochs, batch_size=2, seed=3))
+
     assert found.way == "cached"
     assert "goes on from" in found.reason
     assert found.fitted.steps == 2 * epochs
-    _, expected = small.fitted(data, tmp_path / "cache", epochs=epochs, seed=3)
+
+    _, expected = fixtures.fitted(data, tmp_path / "cache", epochs=epochs, seed=3)
     assert differs(model, expected) == 0.0

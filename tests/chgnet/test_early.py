@@ -22,8 +22,8 @@ from kd_plugins.chgnet import (
     align_references,
 )
 from kd_plugins.chgnet.frozen_trunk import choose_coordinates
-from tests.chgnet import small
-from tests.chgnet.small import Labelled, differs
+from tests.chgnet import fixtures
+from tests.chgnet.fixtures import Labelled, differs
 from tests.chgnet.test_distill import LOADS, prefer, run
 
 Bad = Callable[[Labelled, DistillData, Path], Any]
@@ -31,7 +31,7 @@ Bad = Callable[[Labelled, DistillData, Path], Any]
 
 def _other(salts: Labelled, folder: Path, name: str, change: Callable[..., Any]) -> DistillData:
     """Return the salts with changed targets of the teacher."""
-    store = small.changed_store(
+    store = fixtures.changed_store(
         salts.store, folder / f"store_{name}", lambda key, value: change(value, key == name)
     )
     return salts.data(store=store)
@@ -92,24 +92,27 @@ BAD: dict[str, tuple[Bad, str]] = {
     "true epochs": (lambda s, d, p: FitSettings(epochs=True), "epochs: .*got True"),
     "steps": (lambda s, d, p: FitSettings.for_steps(0, 4), "steps: .*got 0"),
     "steps of none": (lambda s, d, p: FitSettings.for_steps(5, 0), "n_structures: .*got 0"),
-    "trainer's seed": (lambda s, d, p: small.trainer(seed=-1), "seed: .*got -1"),
-    "trainer's epochs": (lambda s, d, p: small.trainer(epochs=0), "epochs: .*got 0"),
+    "trainer's seed": (lambda s, d, p: fixtures.trainer(seed=-1), "seed: .*got -1"),
+    "trainer's epochs": (lambda s, d, p: fixtures.trainer(epochs=0), "epochs: .*got 0"),
     "trainer's rate": (
-        lambda s, d, p: small.trainer(learning_rate=float("nan")),
+        lambda s, d, p: fixtures.trainer(learning_rate=float("nan")),
         "learning_rate: .*got nan",
     ),
     "trainer's model": (
         lambda s, d, p: DistillTrainer(None, soft={"energy": 1}),
         "model: expected a CHGNet, got a NoneType",
     ),
-    "optimizer": (lambda s, d, p: small.trainer(optimizer="Adma"), "no 'Adma'; did you mean 'Adam"),
-    "scheduler": (lambda s, d, p: small.trainer(scheduler="CosLr"), "did you mean 'CosLR'"),
-    "argument": (lambda s, d, p: small.trainer(epoch=3), "'epoch'; did you mean 'epochs'"),
+    "optimizer": (
+        lambda s, d, p: fixtures.trainer(optimizer="Adma"),
+        "no 'Adma'; did you mean 'Adam",
+    ),
+    "scheduler": (lambda s, d, p: fixtures.trainer(scheduler="CosLr"), "did you mean 'CosLR'"),
+    "argument": (lambda s, d, p: fixtures.trainer(epoch=3), "'epoch'; did you mean 'epochs'"),
     "argument of another": (
-        lambda s, d, p: small.trainer(momentum=0.5),
+        lambda s, d, p: fixtures.trainer(momentum=0.5),
         "momentum: is for SGD, not for Adam",
     ),
-    "device": (lambda s, d, p: small.trainer(use_device="cuda:0"), "torch finds none here"),
+    "device": (lambda s, d, p: fixtures.trainer(use_device="cuda:0"), "torch finds none here"),
 }
 
 
@@ -123,13 +126,16 @@ def test_nothing_is_computed_before_the_refusal(
 ) -> None:
     if name == "device" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
+
     computed: list[object] = []
     monkeypatch.setattr(FrozenTrunk, "features", lambda self, *given: computed.append(given))
     (tmp_path / "file").write_text("x")
     bad, message = BAD[name]
+
     with pytest.raises((ValueError, OSError), match=message):
         bad(salts, data, tmp_path)
     assert not computed
+
     left = {path.name for path in tmp_path.iterdir()}
     assert not {name for name in left if not name.startswith(("file", "store_"))}
 
@@ -147,19 +153,22 @@ def test_other_settings_of_a_run_are_refused_before_features(
         "batch_size": {"settings": FitSettings(epochs=2, batch_size=1, seed=3)},
         "validation": {"validation": data},
     }
+
     for name, other in others.items():
         with pytest.raises(FileExistsError, match=f"holds a run with other settings, .*{name}"):
             run(part, tmp_path, **other)
+
     assert run(part, tmp_path)[0].fitted.steps == 2
 
 
 @pytest.mark.filterwarnings(LOADS)
-def test_a_run_with_chgnets_trainer_goes_on_with_its_batches_and_validation_alone(
+def test_a_run_with_chgnets_trainer_resumes_with_the_same_batches_and_validation_only(
     data: DistillData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefer(monkeypatch, "plain")
     part, one = data.part([0, 1]), FitSettings(epochs=1, batch_size=2)
     run(part, tmp_path, settings=one)
+
     for other, message in (
         ({"settings": FitSettings(epochs=1, batch_size=1)}, "has batches of 2, not of 1"),
         ({"validation": data}, "was validated on other structures"),
@@ -171,7 +180,7 @@ def test_a_run_with_chgnets_trainer_goes_on_with_its_batches_and_validation_alon
 
 @pytest.mark.filterwarnings(LOADS)
 @pytest.mark.parametrize("way", ["plain", "cached"])
-def test_runs_of_earlier_versions_go_on(
+def test_runs_of_earlier_versions_resume(
     data: DistillData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Which did not say what they were validated on, nor which forces counted."""
@@ -183,10 +192,13 @@ def test_runs_of_earlier_versions_go_on(
     state = torch.load(last, weights_only=True)
     later = {"plain": ("validated", "batch_size"), "cached": ("select", "trainable", "force_share")}
     kept = state["distillation" if way == "plain" else "settings"]
+
     for name in (*later[way], *(("validation",) if way == "cached" else ())):
         del kept[name]
+
     torch.save(state, last)
     found, _ = run(part, tmp_path, force_share=0.5)
+
     assert found.fitted.steps == 2
 
 
@@ -199,45 +211,53 @@ def test_both_ways_take_the_same_share_of_the_forces(
         prefer(monkeypatch, way)
         soft = {"energy": 0.1, "forces": 1}
         _, models[way] = run(data, tmp_path / way, force_share=0.34, soft=soft)
+
     _, whole = run(data, tmp_path / "whole", soft={"energy": 0.1, "forces": 1})
     assert differs(models["plain"], models["cached"]) < 5e-4
     assert differs(models["plain"], whole) > 1e-3
+
     part = data.along(lambda row: choose_coordinates(row, 0.34, 0))
     there = [~row.targets["soft_f"].isnan() for row in part.samples]
+
     assert [int(mask.sum()) for mask in there] == [3] * 4
     assert part.fingerprint != data.fingerprint
     assert torch.isfinite(data.samples[0].targets["soft_f"]).all()
 
 
-def test_features_of_what_is_no_data_are_refused(data: DistillData, tmp_path: Path) -> None:
-    trunk = FrozenTrunk(small.frozen())
+def test_features_of_other_objects_are_refused(data: DistillData, tmp_path: Path) -> None:
+    trunk = FrozenTrunk(fixtures.frozen())
     with pytest.raises(ValueError, match="data: expected a DistillData, got a list"):
         CachedData([], trunk, tmp_path / "cache")
     with pytest.raises(ValueError, match="trunk: expected a FrozenTrunk"):
-        CachedData(data, small.frozen(), tmp_path / "cache")
+        CachedData(data, fixtures.frozen(), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_offsets_that_were_applied_are_told(
+def test_offsets_of_references_are_logged(
     salts: Labelled, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, before = small.student(), small.student()
-    frames = [
-        small.with_label(frame, energy=frame.labels["energy"] + 2.0) for frame in salts.frames
+    model, before = fixtures.student(), fixtures.student()
+    structures = [
+        fixtures.with_label(structure, energy=structure.labels["energy"] + 2.0)
+        for structure in salts.structures
     ]
+
     with caplog.at_level(logging.INFO):
-        found = align_references(model, salts.data(frames, hard=("energy",)), "hard")
+        found = align_references(model, salts.data(structures, hard=("energy",)), "hard")
+
     assert "element references moved by (eV/atom): Na +1.0" in caplog.text
+
     weights = [one.composition_model.fc.weight for one in (model, before)]
     for number, offset in found.offsets.items():
         moved = float((weights[0] - weights[1])[0, number - 1])
         assert moved == pytest.approx(offset, abs=1e-5)
 
 
-def test_all_that_is_public_is_in_all() -> None:
+def test_public_names_are_in_all() -> None:
     package = importlib.import_module("kd_plugins.chgnet")
     names: dict[str, Any] = {}
     exec("from kd_plugins.chgnet import *", names)
+
     assert set(package.__all__) == set(names) - {"__builtins__"}
     assert set(package.__all__) <= set(dir(package))
     assert names["fit"] is package.fit
@@ -245,7 +265,7 @@ def test_all_that_is_public_is_in_all() -> None:
         _ = package.fits
 
 
-def test_a_loss_that_diverged_is_no_surprise() -> None:
+def test_an_infinite_error_is_a_floating_point_error() -> None:
     loss = DistillLoss(Ratios(soft={"energy": 1}))
     loss({"soft_e": torch.tensor([1.0])}, {"e": torch.tensor([torch.inf])})
     with pytest.raises(FloatingPointError, match="has diverged; lower learning_rate"):

@@ -53,20 +53,25 @@ def test_a_kill_in_between_changes_nothing(
     """Killed after its first batches and started again: the same, and the doctor finds nothing."""
     paths, folder = sources(shared_file, name), tmp_path / "killed"
     running = command(paths, folder)
+
     while n_labelled(folder) == 0 and running.poll() is None:
         time.sleep(0.02)
+
     running.send_signal(signal.SIGKILL)
     running.communicate()
     before = n_labelled(folder)
+
     assert running.returncode == -signal.SIGKILL
     assert TargetStore.open(folder).verify() == []
+
     output, _ = command(paths, folder).communicate()
     assert f"there already {before}, failed 0" in output, output
 
-    frames = list(read_structures(paths))
-    label(frames, "chgnet+d3", tmp_path / "whole", progress=False)
+    structures = list(read_structures(paths))
+    label(structures, "chgnet+d3", tmp_path / "whole", progress=False)
     whole = TargetStore.open(tmp_path / "whole")
-    assert 0 < before < len(frames) == len(whole)
+
+    assert 0 < before < len(structures) == len(whole)
     assert failures(whole) == {}
     assert content(folder) == content(tmp_path / "whole")
-    assert diagnose(frames, whole, load_teacher("chgnet+d3"), progress=False).findings == ()
+    assert diagnose(structures, whole, load_teacher("chgnet+d3"), progress=False).findings == ()

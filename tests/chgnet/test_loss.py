@@ -15,7 +15,7 @@ from torch import Tensor
 from kd_plugins.chgnet import CachedData, DistillData, DistillLoss, FrozenTrunk, Ratios
 from kd_plugins.chgnet.fitting import _collate
 from kd_plugins.core import DISTANCES, Huber, absolute_mean, masked_mean, squared_mean
-from tests.chgnet import small
+from tests.chgnet import fixtures
 
 Batch = tuple[dict[str, Any], dict[str, Any]]
 SIZES = (2, 3)
@@ -43,6 +43,7 @@ def batch(seed: int = 0, sizes: tuple[int, ...] = SIZES) -> Batch:
     for value in prediction.values():
         for one in [value] if isinstance(value, Tensor) else value:
             one.requires_grad_()
+
     soft = {f"soft_{letter}": value for letter, value in values().items() if letter != "m"}
     return {**values(), **soft}, prediction
 
@@ -73,6 +74,7 @@ def test_loss_is_the_weighted_sum_of_the_criterion_over_all_numbers(criterion: A
         for prefix, weights in (("", hard), ("soft_", soft))
         for name, weight in weights.items()
     )
+
     assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
@@ -86,11 +88,13 @@ def test_labels_alone_give_chgnets_loss_and_gradients_bit_for_bit(criterion: Any
 
     expected = host(labels, prediction)
     found = DistillLoss(Ratios(hard=hard), criterion)(targets, prediction)
+
     for name in ("loss", "e_MAE", "f_MAE", "s_MAE", "m_MAE"):
         assert torch.equal(found[name], expected[name])
 
     inputs = [prediction["e"], *prediction["f"], *prediction["s"], *prediction["m"]]
     gradients = [torch.autograd.grad(one["loss"], inputs) for one in (found, expected)]
+
     for ours, plain in zip(*gradients, strict=True):
         assert torch.equal(ours, plain)
 
@@ -106,6 +110,7 @@ def test_chgnets_criteria_equal_cores_distances_of_single_numbers(
     loss = DistillLoss(Ratios(soft={"forces": 1}), criterion, delta=0.3)
     student, teacher = (torch.cat(one).view(-1) for one in (prediction["f"], targets["soft_f"]))
     expected = masked_mean(distance(student, teacher))
+
     assert torch.equal(loss(targets, prediction)["loss"], expected)
 
 
@@ -132,6 +137,7 @@ def test_every_distance_of_core_compares_whole_vectors(criterion: Any) -> None:
     flat_targets = {**targets, "soft_f": teacher.view(-1), "f": torch.cat(targets["f"]).view(-1)}
     flat_prediction = {**prediction, "f": student.view(-1)}
     torch.testing.assert_close(loss(flat_targets, flat_prediction)["loss"], expected)
+
     with pytest.raises(ValueError, match=f"{criterion} compares whole force vectors.*got 0.5"):
         loss.check_force_share(0.5)
 
@@ -153,6 +159,7 @@ def test_missing_numbers_count_as_removed() -> None:
         + (targets["soft_e"] - prediction["e"]).abs().mean()
     )
     torch.testing.assert_close(found, expected)
+
     assert all(torch.isfinite(force.grad).all() for force in prediction["f"])
     assert prediction["f"][0].grad[1, 2] == 0
 
@@ -164,6 +171,7 @@ def test_a_batch_without_any_number_gives_a_zero_with_a_graph(missing: Any) -> N
     loss = DistillLoss(Ratios(hard={"energy": 1, "magmoms": 1}))
     out = loss(targets, prediction)
     out["loss"].backward()
+
     assert float(out["loss"].detach()) == 0.0
     assert torch.equal(prediction["e"].grad, torch.zeros(2))
     assert (out["e_MAE"], out["e_MAE_size"], out["m_MAE_size"]) == (0.0, 0, 0)
@@ -171,15 +179,16 @@ def test_a_batch_without_any_number_gives_a_zero_with_a_graph(missing: Any) -> N
 
 
 def test_a_batch_without_labels_leaves_the_training_finite(
-    salts: small.Labelled, tmp_path: Path
+    salts: fixtures.Labelled, tmp_path: Path
 ) -> None:
     """Adam then moves by its momentum alone."""
-    bare = [small.with_label(salts.frames[1], energy=None), salts.frames[0]]
+    bare = [fixtures.with_label(salts.structures[1], energy=None), salts.structures[0]]
     names = {"hard": ("energy",), "missing": ("energy",), "soft": (), "store": None}
     data = salts.data(bare, **names)
-    made = small.trainer(hard={"energy": 1}, epochs=2)
-    one_by_one = small.loader(data, 1)
+    made = fixtures.trainer(hard={"energy": 1}, epochs=2)
+    one_by_one = fixtures.loader(data, 1)
     made.train(one_by_one, one_by_one, save_dir=str(tmp_path))
+
     assert all(bool(value.isfinite().all()) for value in made.model.state_dict().values())
     assert np.isfinite(made.errors[-1]["val_score"])
 
@@ -187,10 +196,13 @@ def test_a_batch_without_labels_leaves_the_training_finite(
 def test_errors_are_means_over_numbers_not_over_batches() -> None:
     loss = DistillLoss(Ratios(soft={"energy": 1, "forces": 1}))
     seen = [batch(1, sizes=(2,)), batch(2, sizes=(3, 4, 1))]
+
     for targets, prediction in seen:
         loss(targets, prediction)
+
     found = loss.take_errors()
     assert set(found) == {"hard_e", "hard_f", "soft_e", "soft_f"}
+
     for name, value in found.items():
         source = "soft_" if name.startswith("soft") else ""
         errors = [
@@ -198,6 +210,7 @@ def test_errors_are_means_over_numbers_not_over_batches() -> None:
             for targets, prediction in seen
         ]
         assert value == pytest.approx(np.concatenate(errors).mean(), rel=1e-6)
+
     assert loss.take_errors() == {}
 
 
@@ -206,11 +219,14 @@ def test_scores_use_the_last_weights_of_the_schedules() -> None:
     grows = {"schedule": "linear", "start": 0.0, "end": 2.0, "first_step": 0, "last_step": 10}
     errors = {"soft_e": 1.0, "soft_f": 3.0, "hard_e": 50.0}
     loss = DistillLoss(Ratios(soft={"energy": grows, "forces": 1}, hard={"energy": 1}))
+
     for step in (0, 5, 100):
         loss.step = step
         assert loss.score(errors) == 2.0 * 1.0 + 3.0
+
     fades = {**grows, "start": 2.0, "end": 0.0}
     faded = DistillLoss(Ratios(soft={"energy": fades, "forces": fades}, hard={"energy": 1}))
+
     assert faded.score(errors) == 1.0 + 3.0
     assert DistillLoss(Ratios(soft={"energy": 1}), select="hard").score(errors) == 50.0
     assert DistillLoss(Ratios(hard={"energy": 1})).score(errors) == 50.0
@@ -221,6 +237,7 @@ def test_weights_follow_their_schedules_in_training_alone() -> None:
     targets, prediction = batch()
     loss = DistillLoss(Ratios(soft={"energy": ramp})).train()
     error = float((targets["soft_e"] - prediction["e"]).abs().mean())
+
     for step in range(6):
         loss.eval()(targets, prediction)
         assert loss.step == step
@@ -231,7 +248,7 @@ def test_weights_follow_their_schedules_in_training_alone() -> None:
 @pytest.fixture(scope="module")
 def features(data: DistillData, trunk_folder: Path) -> CachedData:
     """Features of the salts."""
-    return CachedData(data, FrozenTrunk(small.frozen()), trunk_folder, progress=False)
+    return CachedData(data, FrozenTrunk(fixtures.frozen()), trunk_folder, progress=False)
 
 
 @pytest.mark.parametrize(("energy", "forces"), TABLE_1)
@@ -239,7 +256,7 @@ def test_every_row_of_table_1_runs(features: CachedData, energy: float, forces: 
     """Twenty-six of them on features: finite, as recomputed, and the readout moves."""
     hard = {"energy": energy, "forces": forces}
     loss = DistillLoss(Ratios(soft={"energy": 1, "forces": 1}, hard=hard)).train()
-    trunk = FrozenTrunk(small.frozen()) if (energy, forces) == (0, 0) else features.trunk
+    trunk = FrozenTrunk(fixtures.frozen()) if (energy, forces) == (0, 0) else features.trunk
     rows, targets = _collate([features[index] for index in range(len(features))])
     head = list(trunk.model.mlp.parameters())
     prediction = trunk.predict(rows)
@@ -250,6 +267,7 @@ def test_every_row_of_table_1_runs(features: CachedData, energy: float, forces: 
         weight * np.abs(flat(targets[name]) - flat(prediction[name[-1]])).mean()
         for name, weight in weights.items()
     )
+
     assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
     assert all(bool(one.isfinite().all()) for one in gradients if one is not None)
     assert any(bool(one.any()) for one in gradients if one is not None)
@@ -260,5 +278,6 @@ def test_a_diverged_training_is_an_error() -> None:
     prediction["e"] = prediction["e"] * torch.nan
     loss = DistillLoss(Ratios(soft={"energy": 1}))
     loss(targets, prediction)
+
     with pytest.raises(FloatingPointError, match="_e is nan: the training has diverged"):
         loss.take_errors()

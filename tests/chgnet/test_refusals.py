@@ -30,8 +30,8 @@ from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.record import Record
 from kd_plugins.structures import LabelledStructure, read_structures
 from kd_plugins.structures.readers import to_structure
-from tests.chgnet import small
-from tests.chgnet.small import Labelled
+from tests.chgnet import fixtures
+from tests.chgnet.fixtures import Labelled
 
 NAN = np.nan
 
@@ -51,23 +51,23 @@ class Case:
     folder: Path
 
     @property
-    def frame(self) -> LabelledStructure:
+    def structure(self) -> LabelledStructure:
         """The first structure."""
-        return self.salts.frames[0]
+        return self.salts.structures[0]
 
     def labelled(self, **labels: Any) -> DistillData:
         """Make data of one structure with other labels."""
-        return self.salts.data([small.with_label(self.frame, **labels)], hard=tuple(labels))
+        return self.salts.data([fixtures.with_label(self.structure, **labels)], hard=tuple(labels))
 
     def of(self, atoms: Atoms) -> DistillData:
         """Make data of one structure with an energy."""
         return self.salts.data([LabelledStructure("x", atoms, {"energy": np.array(-1.0)})], **HARD)
 
     def train(self, data: DistillData | None = None, **settings: Any) -> DistillTrainer:
-        """Train, with the data as validation too, which `small.trainer` allows."""
+        """Train, with the data as validation too, which `fixtures.trainer` allows."""
         data, batch = data or self.data, settings.pop("batch_size", 2)
-        loaders = (small.loader(data, batch), small.loader(data, batch))
-        made = small.trainer(**settings)
+        loaders = (fixtures.loader(data, batch), fixtures.loader(data, batch))
+        made = fixtures.trainer(**settings)
         made.train(*loaders, save_dir=str(self.folder / "run"))
         return made
 
@@ -79,7 +79,7 @@ DATA: dict[str, tuple[Bad, str]] = {
     "NaN label": (lambda c: c.labelled(forces=[[NAN] * 3] * 2), "label forces holds NaN or inf"),
     "infinite label": (
         lambda c: c.salts.data(
-            [small.with_label(c.frame, energy=np.inf)], hard=("energy",), missing=("energy",)
+            [fixtures.with_label(c.structure, energy=np.inf)], hard=("energy",), missing=("energy",)
         ),
         "label energy holds NaN or inf",
     ),
@@ -89,18 +89,18 @@ DATA: dict[str, tuple[Bad, str]] = {
         r"label forces has shape \(3, 3\), expected \(2, 3\)",
     ),
     "soft label that is missing": (
-        lambda c: c.salts.data([LabelledStructure("NaCl/1", c.frame.atoms)]),
+        lambda c: c.salts.data([LabelledStructure("NaCl/1", c.structure.atoms)]),
         "NaCl/1: the store teacher has no structure 'NaCl/1'",
     ),
     "ids shuffled": (
-        lambda c: c.salts.data([LabelledStructure("NaCl/0", c.salts.frames[1].atoms)]),
+        lambda c: c.salts.data([LabelledStructure("NaCl/0", c.salts.structures[1].atoms)]),
         "not the one that was labelled: .* were ids shuffled or structures edited",
     ),
     "store of other structures": (
-        lambda c: c.salts.data([LabelledStructure("urea", c.frame.atoms)], bad="leave_out"),
+        lambda c: c.salts.data([LabelledStructure("urea", c.structure.atoms)], bad="leave_out"),
         "1 of 1 structures cannot be trained on",
     ),
-    "id twice": (lambda c: c.salts.data([c.frame] * 2), "NaCl/0: its id comes twice"),
+    "id twice": (lambda c: c.salts.data([c.structure] * 2), "NaCl/0: its id comes twice"),
     "no structures": (lambda c: c.salts.data([]), "there are no structures"),
     "no cell": (lambda c: c.of(Atoms("Ar")), "needs three lattice vectors; give a molecule a box"),
     "isolated atom": (
@@ -139,7 +139,11 @@ DATA: dict[str, tuple[Bad, str]] = {
 def share(case: Case, force_share: float) -> CachedData:
     """Make features of a share of the forces."""
     return CachedData(
-        case.data, FrozenTrunk(small.frozen()), case.folder, force_share=force_share, progress=False
+        case.data,
+        FrozenTrunk(fixtures.frozen()),
+        case.folder,
+        force_share=force_share,
+        progress=False,
     )
 
 
@@ -222,7 +226,7 @@ def case(salts: Labelled, data: DistillData, tmp_path: Path) -> Case:
 
 
 @pytest.mark.parametrize("name", [*(f"data: {name}" for name in DATA), *SETTINGS])
-def test_is_refused(case: Case, name: str) -> None:
+def test_bad_input_is_refused(case: Case, name: str) -> None:
     bad, message = DATA[name[6:]] if name.startswith("data: ") else SETTINGS[name]
     with pytest.raises(ValueError, match=message):
         bad(case)
@@ -247,12 +251,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
     """A dozen salts, strained and rattled, so that there is enough to tell from."""
     generator, made = np.random.default_rng(0), []
     for index in range(12):
-        atoms = list(small.salts())[index % 4].atoms
+        atoms = list(fixtures.salts())[index % 4].atoms
         strain = generator.normal(scale=0.02, size=(3, 3))
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain + strain.T), scale_atoms=True)
         atoms.rattle(0.1, seed=index)
         made.append(LabelledStructure(f"salt/{index}", atoms))
-    return small.labelled(made, tmp_path_factory.mktemp("many"))
+    return fixtures.labelled(made, tmp_path_factory.mktemp("many"))
 
 
 @pytest.mark.parametrize("source", ["hard", "soft"])
@@ -262,47 +266,57 @@ def test_units_and_signs_are_refused(
 ) -> None:
     """In labels and in the store, by what pretrained CHGNet says of the structures."""
     quantity, change, message = UNITS[name]
-    frames, store = many.frames, None
+    structures, store = many.structures, None
+
     if source == "hard":
-        frames = [
-            small.with_label(frame, **{quantity: change(frame.labels[quantity], 2)})
-            for frame in frames
+        structures = [
+            fixtures.with_label(structure, **{quantity: change(structure.labels[quantity], 2)})
+            for structure in structures
         ]
     else:
-        store = small.changed_store(
+        store = fixtures.changed_store(
             many.store,
             tmp_path / "store",
             lambda key, value: change(value, 2) if key == quantity else value,
         )
+
     weights = {"energy": 1, "forces": 1, "stress": 1}
-    data = many.data(frames, store=store, **{source: tuple(weights)})
+    data = many.data(structures, store=store, **{source: tuple(weights)})
     match = f"the {source} targets cannot be right.*(\n.*)*({message})"
+
     with pytest.raises(DataError, match=match):
-        small.trainer(**{source: weights}).train(
-            small.loader(data, 2), small.loader(data, 2), save_dir=str(tmp_path / "run")
+        fixtures.trainer(**{source: weights}).train(
+            fixtures.loader(data, 2), fixtures.loader(data, 2), save_dir=str(tmp_path / "run")
         )
     assert not (tmp_path / "run").exists()
 
 
-def test_a_store_takes_no_nan_and_has_what_is_asked(case: Case) -> None:
+def test_stores_refuse_nan_and_name_missing_targets(case: Case) -> None:
     store = TargetStore.create(case.folder / "store", Manifest("t", "f", SOME))
-    structure = to_structure(case.frame.atoms)
+    structure = to_structure(case.structure.atoms)
+
     with pytest.raises(ValueError, match="energy.*(NaN|finite)"):
         store.append([Record("NaCl/0", structure, {"energy": torch.tensor(NAN)})])
+
     store.append([Record("NaCl/0", structure, {"energy": torch.tensor(-6.0)})])
     with pytest.raises(KeyError, match="has no stress, it has energy, magmoms; label with --quan"):
-        case.salts.data([case.frame], store=store, soft=("energy", "stress"))
-    assert case.salts.data([case.frame], store=store).soft == ("energy",)
-    other = Record("GaAs/0", to_structure(case.salts.frames[1].atoms), {"magmoms": torch.zeros(2)})
+        case.salts.data([case.structure], store=store, soft=("energy", "stress"))
+    assert case.salts.data([case.structure], store=store).soft == ("energy",)
+
+    other = Record(
+        "GaAs/0", to_structure(case.salts.structures[1].atoms), {"magmoms": torch.zeros(2)}
+    )
     store.append([other])
+
     with pytest.raises(DataError, match="the store has no energy of it; label it again"):
-        case.salts.data([case.salts.frames[1]], store=store)
+        case.salts.data([case.salts.structures[1]], store=store)
 
 
 def test_a_corrupt_record_of_mptrj_is_named(case: Case) -> None:
     site = {"species": [{"element": "Cu", "occu": 1}], "abc": [0, 0, 0]}
     structure = {"lattice": {"matrix": np.eye(3).tolist()}, "sites": [site]}
     good = {"structure": structure, "energy_per_atom": -4.0, "force": [[0, 0, 0]], "stress": None}
+
     for bad in ({"corrected_total_energy": 7.0}, {"structure": {"sites": [site]}}):
         path = case.folder / "mptrj.json"
         path.write_text(json.dumps({"mp-1": {"mp-1-0-0": good, "mp-1-0-1": {**good, **bad}}}))
@@ -317,6 +331,7 @@ def test_a_folder_of_another_run_is_refused(case: Case) -> None:
     part = case.data.part([0, 1])
     case.train(part, **settings)
     held = {path.name: path.read_bytes() for path in (case.folder / "run").iterdir()}
+
     with pytest.raises(
         FileExistsError, match=r"another run; go on with DistillTrainer.load\('last"
     ):
@@ -325,17 +340,18 @@ def test_a_folder_of_another_run_is_refused(case: Case) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning:chgnet")
-def test_a_run_goes_on_with_its_own_data_alone(case: Case) -> None:
+def test_a_run_resumes_with_the_same_data_only(case: Case) -> None:
     part = case.data.part([0, 1])
     case.train(part, epochs=1, soft={"energy": 1})
     resumed = DistillTrainer.load(str(case.folder / "run" / "last.pth.tar"))
-    other = small.loader(case.data.part([0, 2]), 2)
+    other = fixtures.loader(case.data.part([0, 2]), 2)
+
     with pytest.raises(DataError, match="learned from other structures or targets"):
         resumed.train(other, other, save_dir=str(case.folder / "run"))
 
 
 def test_a_checkpoint_of_chgnets_trainer_is_refused(case: Case) -> None:
-    Trainer(small.student(), use_device="cpu").save(str(case.folder / "stock.pth.tar"))
+    Trainer(fixtures.student(), use_device="cpu").save(str(case.folder / "stock.pth.tar"))
     with pytest.raises(ValueError, match="stock.pth.tar was not written by DistillTrainer"):
         DistillTrainer.load(str(case.folder / "stock.pth.tar"))
 
@@ -343,19 +359,19 @@ def test_a_checkpoint_of_chgnets_trainer_is_refused(case: Case) -> None:
 def test_a_test_loader_is_checked_before_training(case: Case) -> None:
     lacking = case.salts.data(soft=("energy",))
     with pytest.raises(DataError, match="the loss weighs soft forces"):
-        small.trainer().train(
-            *[small.loader(each, 2) for each in (case.data, case.data, lacking)],
+        fixtures.trainer().train(
+            *[fixtures.loader(each, 2) for each in (case.data, case.data, lacking)],
             save_dir=str(case.folder / "run"),
         )
 
 
 def test_a_model_without_references_is_refused() -> None:
-    model = small.student()
+    model = fixtures.student()
     model.composition_model = None
     with pytest.raises(ValueError, match="needs a model with a composition_model"):
-        small.trainer(model)
+        fixtures.trainer(model)
 
 
-def test_what_is_refused_by_name_is_so_in_the_loss_too() -> None:
+def test_the_loss_refuses_an_unknown_criterion() -> None:
     with pytest.raises(ValueError, match="unknown criterion 'mae'"):
         DistillLoss(Ratios(soft={"energy": 1}), "mae")

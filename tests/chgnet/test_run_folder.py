@@ -22,7 +22,7 @@ from kd_plugins.chgnet.run_folder import (
     lock_run_folder,
     write_checkpoint,
 )
-from tests.chgnet import small
+from tests.chgnet import fixtures
 from tests.chgnet.test_distill import LOADS, prefer, run
 from tests.house import ROOT
 
@@ -41,7 +41,9 @@ def held_by_another(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Let another process train in a folder, as far as its lock goes."""
     words = [sys.executable, "-W", "ignore", "-c", HOLDS, str(folder)]
     other = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
     assert other.stdout is not None
+
     try:
         assert other.stdout.readline() == "held\n"
         yield other
@@ -56,12 +58,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def trained(data: DistillData, folder: Path) -> None:
-    made = small.trainer(epochs=1)
-    made.train(small.loader(data, 2), small.loader(data, 2), save_dir=folder / "out")
+    made = fixtures.trainer(epochs=1)
+    made.train(fixtures.loader(data, 2), fixtures.loader(data, 2), save_dir=folder / "out")
 
 
 def featured(data: DistillData, folder: Path) -> None:
-    small.fitted(data, folder / "cache", folder / "out", epochs=1)
+    fixtures.fitted(data, folder / "cache", folder / "out", epochs=1)
 
 
 def distilled(data: DistillData, folder: Path) -> None:
@@ -69,7 +71,7 @@ def distilled(data: DistillData, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("way", [trained, featured, distilled])
-def test_a_second_training_is_refused_and_a_killed_ones_lock_does_not_block(
+def test_a_second_training_is_refused_and_the_lock_of_a_killed_one_is_free(
     data: DistillData, tmp_path: Path, way: Callable[[DistillData, Path], None]
 ) -> None:
     part = data.part([0, 1])
@@ -78,18 +80,21 @@ def test_a_second_training_is_refused_and_a_killed_ones_lock_does_not_block(
         with pytest.raises(FileExistsError, match="out: another training is writing there"):
             way(part, tmp_path)
         assert contents(tmp_path / "out") == before
+
         other.send_signal(signal.SIGKILL)
         other.wait()
         way(part, tmp_path)
     assert (tmp_path / "out" / "last.pth.tar").exists()
 
 
-def test_a_lock_is_had_once_and_given_back(tmp_path: Path) -> None:
+def test_the_lock_is_reentrant_and_freed(tmp_path: Path) -> None:
     check_not_in_use(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
     for _ in range(2):
         with lock_run_folder(tmp_path / "out"), lock_run_folder(tmp_path / "out" / ".." / "out"):
             check_not_in_use(tmp_path / "out")
+
     with held_by_another(tmp_path / "out"), pytest.raises(FileExistsError):
         check_not_in_use(tmp_path / "out")
 
@@ -111,11 +116,13 @@ def test_a_truncated_checkpoint_is_one_sentence(
     whole = last.read_bytes()
     last.write_bytes(whole[: int(left * len(whole)) if left < 1 else int(left)])
     before = contents(tmp_path)
+
     with pytest.raises(ValueError, match=f"{last}: .*; to train anew, remove {last}$"):
         distilled(part, tmp_path)
     with pytest.raises(ValueError, match=f"{last}: .*; to train anew, remove {last}$"):
         DistillTrainer.load(last)
     assert contents(tmp_path) == before
+
     last.write_bytes(whole)
     distilled(part, tmp_path)
 
@@ -130,6 +137,7 @@ def test_a_checkpoint_that_lacks_something_is_named(data: DistillData, tmp_path:
         state = torch.load(last, weights_only=True)
         del state.get("distillation", state)[lost]
         torch.save(state, last)
+
         with pytest.raises(ValueError, match="last.pth.tar: is damaged .*remove it"):
             DistillTrainer.load(last) if way is trained else way(part, folder)
     for other in ([1.0], {"weights": 1.0}):
@@ -156,11 +164,12 @@ def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(
     write_checkpoint(path, {"model": {}})
     before = contents(tmp_path)
     big = {"model": {"weights": torch.zeros(100_000)}}
+
     with full_disk(50_000), pytest.raises(OSError, match=f"{path}: could not be written .*room"):
         write_checkpoint(path, big)
     assert contents(tmp_path) == before
 
-    trunk, part = FrozenTrunk(small.frozen()), data.part([0, 1])
+    trunk, part = FrozenTrunk(fixtures.frozen()), data.part([0, 1])
     with full_disk(1_000), pytest.raises(OSError, match="safetensors: could not be written .*room"):
         CachedData(part, trunk, tmp_path / "cache", progress=False)
     assert contents(tmp_path / "cache") == {}
@@ -168,6 +177,7 @@ def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(
     with full_disk(50_000), pytest.raises(OSError, match="last.pth.tar: could not be written"):
         trained(part, tmp_path)
     assert not list((tmp_path / "out").glob("*.tar*"))
+
     trained(part, tmp_path)
 
 
@@ -184,6 +194,7 @@ def test_chgnets_own_files_are_not_left_half_written(
         patch.setattr(host.shutil, "copyfile", copy)
         with pytest.raises(OSError, match="files of epoch 0 could not be written .No space"):
             trained(data.part([0, 1]), tmp_path)
+
     assert not list((tmp_path / "out").glob("bestE*"))
 
 
@@ -199,11 +210,12 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = 
 def test_bad_folders_are_refused(data: DistillData, tmp_path: Path, name: str) -> None:
     folder, error, message = BAD_FOLDERS[name]
     (tmp_path / "file").write_text("x")
+
     with pytest.raises(error, match=message):
         check_run_folder(folder(tmp_path), "out")
     with pytest.raises(error, match=message.replace("out:", "save_dir:")):
-        made = small.trainer()
-        made.train(small.loader(data, 2), small.loader(data, 2), save_dir=folder(tmp_path))
+        made = fixtures.trainer()
+        made.train(fixtures.loader(data, 2), fixtures.loader(data, 2), save_dir=folder(tmp_path))
     with pytest.raises(error, match=message):
         run(data, tmp_path, out=folder(tmp_path))
     with pytest.raises(error, match=message.replace("out:", "cache:")):
@@ -224,6 +236,7 @@ def test_home_is_expanded(
     monkeypatch.setenv("HOME", str(tmp_path))
     prefer(monkeypatch, "cached")
     run(data.part([0, 1]), tmp_path, out="~/out", cache="~/cache")
+
     assert (tmp_path / "out" / "best.pth.tar").exists()
     assert list((tmp_path / "cache").rglob("*.safetensors"))
     assert not Path("~").exists()

@@ -43,9 +43,9 @@ def crystals(shared_data: Path) -> dict[str, Atoms]:
     found = {}
     for name in ("urea", "co2"):
         path = shared_data / "molecular_crystals" / "x23" / f"{name}.cif"
-        (frame,) = read_structures([path])
-        frame.atoms.rattle(0.03, seed=1)
-        found[name] = frame.atoms
+        (structure,) = read_structures([path])
+        structure.atoms.rattle(0.03, seed=1)
+        found[name] = structure.atoms
     return found
 
 
@@ -74,6 +74,7 @@ def test_forces_equal_the_slope_of_the_energy(
     """Along random directions of all atoms, by central differences."""
     teacher, atoms, generator = teachers[name], crystals[crystal], np.random.default_rng(0)
     forces = predict(teacher, atoms, "forces")["forces"]
+
     for _ in range(2):
         direction = generator.normal(size=forces.shape)
         direction /= np.linalg.norm(direction)
@@ -82,6 +83,7 @@ def test_forces_equal_the_slope_of_the_energy(
         back.positions -= direction * 0.01
         slope = (energy(teacher, ahead) - energy(teacher, back)) / 0.02
         np.testing.assert_allclose(slope, -(forces * direction).sum(), **SLOPE)
+
     assert np.abs(forces).max() > 1
 
 
@@ -92,6 +94,7 @@ def test_stress_equals_the_slope_of_the_energy_in_strain(
     """Over the volume, in eV/Å³, positive where the crystal wants to be smaller."""
     teacher, atoms, step = teachers[name], crystals[crystal], 4e-3
     stress = voigt_6_to_full_3x3_stress(predict(teacher, atoms, "stress")["stress"])
+
     for row, column in ((0, 0), (1, 1), (0, 2)):
         strain = np.zeros((3, 3))
         strain[row, column] += step / 2
@@ -100,6 +103,7 @@ def test_stress_equals_the_slope_of_the_energy_in_strain(
         rise = energy(teacher, strained(atoms, half)) - energy(teacher, strained(atoms, -half))
         slope = rise / step / atoms.get_volume()
         np.testing.assert_allclose(slope, stress[row, column], **STRAIN)
+
     assert np.abs(stress).max() > 5e-3
 
 
@@ -111,8 +115,10 @@ def test_chgnet_d3_is_the_sum_of_chgnet_and_d3(
     plain, both = (predict(teachers[name], atoms, *names) for name in ("chgnet", "chgnet+d3"))
     dispersion = CalculatorTeacher(DFTD3(method="PBE", damping="d3bj"))
     alone = predict(dispersion, atoms, *names)
+
     for name in names:
         np.testing.assert_allclose(both[name] - plain[name], alone[name], rtol=0, atol=1e-9)
+
     assert alone["energy"] < -0.5
     assert alone["stress"][:3].min() > 0
 
@@ -133,6 +139,7 @@ def transformed(atoms: Atoms, how: str) -> tuple[Atoms, np.ndarray, np.ndarray]:
     """Return a crystal that is the same, the order of its atoms, and the rotation."""
     generator = np.random.default_rng(2)
     order, rotation = np.arange(len(atoms)), np.eye(3)
+
     if how == "permuted":
         order = generator.permutation(order)
         atoms = atoms[order]
@@ -145,6 +152,7 @@ def transformed(atoms: Atoms, how: str) -> tuple[Atoms, np.ndarray, np.ndarray]:
         atoms = atoms.copy()
         atoms.positions += [0.3, -1.7, 2.2]
         atoms.positions += generator.integers(-2, 3, (len(atoms), 3)) @ atoms.cell[:]
+
     return atoms, order, rotation
 
 
@@ -157,9 +165,12 @@ def test_embeddings_follow_the_atoms_and_ignore_axes_and_origin(
     teacher, atoms = teachers["chgnet"], crystals["urea"]
     same, order, rotation = transformed(atoms, how)
     expected, found = predict(teacher, atoms, *names), predict(teacher, same, *names)
+
     assert found["node_embeddings"].shape == (len(atoms), 64)
+
     for name in ("atomic_energies", "node_embeddings", "magmoms"):
         np.testing.assert_allclose(found[name], expected[name][order], err_msg=name, **SINGLE)
+
     np.testing.assert_allclose(found["forces"], expected["forces"][order] @ rotation, **TURNED)
     assert np.ptp(expected["node_embeddings"], axis=0).max() > 0.1
 
@@ -171,8 +182,10 @@ def test_readout_of_the_embeddings_gives_the_atomic_energies(
     teacher, atoms = teachers["chgnet"], crystals["co2"]
     found = predict(teacher, atoms, "node_embeddings", "atomic_energies")
     model = teacher.calculator.model
+
     with torch.no_grad():
         shares = model.mlp(torch.tensor(found["node_embeddings"])).squeeze(1).numpy()
+
     references = model.composition_model.fc.weight[0].detach().numpy()
     expected = shares + references[atoms.numbers - 1]
     np.testing.assert_allclose(found["atomic_energies"], expected, **SINGLE)
@@ -185,6 +198,7 @@ def test_one_structure_has_the_same_values_whatever_was_predicted_before(
     teacher = teachers["chgnet"]
     names = teacher.quantities
     first = {name: predict(teacher, atoms, *names) for name, atoms in crystals.items()}
+
     for name, atoms in reversed(crystals.items()):
         magnetic = atoms.copy()
         magnetic.set_initial_magnetic_moments([1.0] * len(atoms))
@@ -246,6 +260,7 @@ def test_predictions_equal_those_of_the_ase_calculator(
     plain = CalculatorTeacher(teacher.calculator)
     left_handed = crystals["co2"].copy()
     left_handed.set_cell(left_handed.cell[:][[1, 0, 2]])
+
     for atoms in (*crystals.values(), left_handed):
         expected = predict(plain, atoms, *teacher.quantities)
         found = predict(teacher, atoms, *teacher.quantities)
@@ -280,6 +295,7 @@ def test_quantities_of_both_teachers(teachers: dict[str, CHGNetTeacher]) -> None
     """Dispersion has no atomic energies."""
     common = ("energy", "energy_per_atom", "forces", "stress")
     more = ("atomic_energies", "magmoms", "node_embeddings")
+
     assert teachers["chgnet"].quantities == (*common, *more)
     assert teachers["chgnet+d3"].quantities == common
 
@@ -291,7 +307,9 @@ def test_fingerprint_depends_on_the_weights_alone(
     model = teachers["chgnet"].calculator.model
     torch.save({"model": model.as_dict()}, tmp_path / "same.pth.tar")
     same = load_teacher(f"chgnet model={tmp_path / 'same.pth.tar'}")
+
     assert same.fingerprint == load_teacher("chgnet").fingerprint == teachers["chgnet"].fingerprint
+
     other = load_teacher("chgnet model=r2scan")
     assert other.fingerprint != same.fingerprint
     assert same.fingerprint in teachers["chgnet+d3"].fingerprint
@@ -317,20 +335,24 @@ def test_bad_checkpoints_are_refused_with_a_remedy(tmp_path: Path) -> None:
     path = tmp_path / "model.pth.tar"
     state = {"model": load_teacher("chgnet").calculator.model.as_dict()}
     torch.save({**state, "history": Opener()}, path)
+
     with pytest.raises(TeacherError, match="more than plain tensors.*trust_pickle=true"):
         load_teacher(f"chgnet model={path}")
     with pytest.raises(TeacherError, match="trust_pickle: expected true or false, got 'no'"):
         load_teacher(f"chgnet model={path} trust_pickle=no")
     assert load_teacher(f"chgnet model={path} trust_pickle=true").quantities
+
     for content in ({"state": 1}, [1]):
         torch.save(content, path)
         with pytest.raises(TeacherError, match="is no CHGNet checkpoint"):
             load_teacher(f"chgnet model={path}")
+
     for text, expected in (("hello", "is text"), ("<html>404", "web page"), ("", "is empty")):
         path.write_text(text)
         with pytest.raises(TeacherError, match=f"model.pth.tar: (is a )?{expected}") as no:
             load_teacher(f"chgnet model={path}")
         assert "trust" not in str(no.value)
+
     with pytest.raises(TeacherError, match="CHGNet has no weights '0.9.9', nor is that a file"):
         load_teacher("chgnet model=0.9.9")
 

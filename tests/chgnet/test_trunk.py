@@ -30,8 +30,8 @@ from kd_plugins.chgnet import (
 )
 from kd_plugins.chgnet.fitting import _collate
 from kd_plugins.chgnet.frozen_trunk import choose_coordinates
-from tests.chgnet import small
-from tests.chgnet.small import Labelled, differs
+from tests.chgnet import fixtures
+from tests.chgnet.fixtures import Labelled, differs
 from tests.house import ROOT
 from tests.tolerances import MODEL
 
@@ -47,21 +47,25 @@ def organic(crystals: Labelled) -> DistillData:
 @pytest.fixture(scope="module")
 def features(organic: DistillData, trunk_folder: Path) -> CachedData:
     """Those of carbon dioxide and a salt."""
-    return CachedData(organic, FrozenTrunk(small.frozen()), trunk_folder, progress=False)
+    return CachedData(organic, FrozenTrunk(fixtures.frozen()), trunk_folder, progress=False)
 
 
-def test_predictions_are_those_of_the_model(features: CachedData) -> None:
+def test_predictions_on_features_equal_the_models(features: CachedData) -> None:
     """Energy, forces and stress, with the weights that it has now."""
     model = features.trunk.model
     before = [parameter.clone() for parameter in model.mlp.parameters()]
+
     with torch.no_grad():
         for parameter in model.mlp.parameters():
             parameter.mul_(1.1)
+
     graphs = [graph for graph, _ in features.data]
     expected = model.predict_graph(graphs, task="efs")
     found = features.trunk.predict([one for one, _ in features])
+
     for parameter, value in zip(model.mlp.parameters(), before, strict=True):
         parameter.data = value
+
     torch.testing.assert_close(
         found["e"], torch.from_numpy(np.stack([one["e"] for one in expected]))
     )
@@ -69,58 +73,67 @@ def test_predictions_are_those_of_the_model(features: CachedData) -> None:
     torch.testing.assert_close(found["f"], forces, **MODEL[torch.float32])
     stress = torch.stack([torch.from_numpy(one["s"]) for one in expected])
     torch.testing.assert_close(found["s"], stress, **MODEL[torch.float32])
+
     assert forces.abs().max() > 0.5
     assert stress.abs().max() > 0.5
 
 
 @pytest.mark.parametrize("criterion", ["MAE", "MSE"])
-def test_gradients_are_those_of_the_trainer(features: CachedData, criterion: Any) -> None:
-    ratios = Ratios(soft=small.ALL_SOFT, hard={"energy": 0.5, "forces": 0.1, "stress": 0.01})
+def test_gradients_on_features_equal_the_trainers(features: CachedData, criterion: Any) -> None:
+    ratios = Ratios(soft=fixtures.ALL_SOFT, hard={"energy": 0.5, "forces": 0.1, "stress": 0.01})
     model = features.trunk.model
     head = list(model.mlp.parameters())
     graphs, targets = collate_graphs(list(features.data))
+
     for graph in graphs:
         graph.atom_frac_coord.requires_grad_()
+
     loss = DistillLoss(ratios, criterion)
     plain = torch.autograd.grad(loss(targets, model(graphs, task="efs"))["loss"], head)
     rows, targets = _collate(list(features))
     cached = torch.autograd.grad(loss(targets, features.trunk.predict(rows))["loss"], head)
     plain, cached = (torch.cat([one.reshape(-1) for one in side]) for side in (plain, cached))
     bound = {"MAE": 1e-5, "MSE": 1e-4}[criterion]  # whose gradient has the errors' own rounding
+
     assert float((plain - cached).norm()) <= bound * float(plain.norm())
 
 
-def test_weights_after_six_steps_are_the_trainers(
+def test_weights_after_six_steps_equal_the_trainers(
     organic: DistillData, features: CachedData, trunk_folder: Path, tmp_path: Path
 ) -> None:
     """With a weight that grows; Adam makes much of a gradient that is nearly zero, hence CO2."""
     settings: dict[str, Any] = {"soft": {"energy": 1, "forces": RAMP}, "epochs": 6, "seed": 5}
     co2 = organic.part([0])
-    plain = small.trainer(**settings)
-    plain.train(small.loader(co2, 1), small.loader(co2, 1), save_dir=str(tmp_path))
-    found, model = small.fitted(co2, trunk_folder, batch_size=1, **settings)
+    plain = fixtures.trainer(**settings)
+    plain.train(fixtures.loader(co2, 1), fixtures.loader(co2, 1), save_dir=str(tmp_path))
+    found, model = fixtures.fitted(co2, trunk_folder, batch_size=1, **settings)
+
     assert found.steps == plain.criterion.step == 6
+
     for one, other in zip(plain.model.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, **small.CACHED)
+        torch.testing.assert_close(one, other, **fixtures.CACHED)
+
     for one, other in zip(plain.errors, found.errors, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
-def test_some_rows_are_rows_of_the_whole(features: CachedData) -> None:
+def test_rows_along_some_coordinates_equal_those_of_the_whole(features: CachedData) -> None:
     graph, whole = features.data[0][0], features[0][0]
     along = [1, 2, 17, 35]
     part = features.trunk.features(graph, along)
     rows = [*along, *range(len(whole.jacobian) - 6, len(whole.jacobian))]
     torch.testing.assert_close(part.jacobian, whole.jacobian[rows], rtol=1e-5, atol=1e-5)
+
     assert part.coordinates.tolist() == along
 
 
 def test_features_are_read_back_as_they_were_made(
     data: DistillData, trunk_folder: Path, tmp_path: Path
 ) -> None:
-    trunk, part = FrozenTrunk(small.frozen()), data.part([0])
+    trunk, part = FrozenTrunk(fixtures.frozen()), data.part([0])
     made = CachedData(part, trunk, tmp_path, progress=False)[0][0]
     read = CachedData(part, trunk, tmp_path, progress=False)[0][0]
+
     for field in fields(made):
         one, other = getattr(made, field.name), getattr(read, field.name)
         assert torch.equal(one, other)
@@ -134,29 +147,35 @@ def names(folder: Path) -> set[str]:
 
 def test_another_trunk_or_structure_has_another_key(salts: Labelled, tmp_path: Path) -> None:
     """But not another readout or other element references."""
-    frame = salts.frames[0]
-    data = salts.data([frame])
+    structure = salts.structures[0]
+    data = salts.data([structure])
     keys = []
     share = {"force_share": 0.1, "progress": False}
-    model = small.frozen()
+    model = fixtures.frozen()
     CachedData(data, FrozenTrunk(model), tmp_path, **share)
     keys.append(names(tmp_path))
+
     with torch.no_grad():
         model.mlp.layers[0].weight.mul_(2)
         model.composition_model.fc.weight.add_(1)
+
     CachedData(data, FrozenTrunk(model), tmp_path, **share)
     assert names(tmp_path) == keys[0]
-    atoms = frame.atoms.copy()
+
+    atoms = structure.atoms.copy()
     atoms.positions[0, 0] += 0.01
-    other = DistillData([small.moved(frame, atoms)], hard=("energy",), progress=False)
+    other = DistillData([fixtures.moved(structure, atoms)], hard=("energy",), progress=False)
     CachedData(other, FrozenTrunk(model), tmp_path, **share)
     keys.append(names(tmp_path))
     CachedData(data, FrozenTrunk(model), tmp_path, force_share=0.1, seed=3, progress=False)
     keys.append(names(tmp_path))
+
     with torch.no_grad():
         model.atom_conv_layers[0].twoBody_atom.mlp_core.layers[0].weight[0, 0] += 1e-4
+
     CachedData(data, FrozenTrunk(model), tmp_path, **share)
     keys.append(names(tmp_path))
+
     assert [len(key) for key in keys] == [1, 2, 3, 4]
     assert len({key.split("/")[0] for key in keys[-1]}) == 2
 
@@ -171,21 +190,24 @@ def test_another_trunk_or_structure_has_another_key(salts: Labelled, tmp_path: P
         lambda whole: b"hello",
     ],
 )
-def test_a_damaged_file_is_computed_anew(
+def test_damaged_features_are_computed_again(
     data: DistillData, trunk_folder: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
-    trunk, part = FrozenTrunk(small.frozen()), data.part([0])
+    trunk, part = FrozenTrunk(fixtures.frozen()), data.part([0])
     CachedData(part, trunk, trunk_folder, progress=False)
     shutil.copytree(trunk_folder / trunk.fingerprint, tmp_path / trunk.fingerprint)
     cached = CachedData(part, trunk, tmp_path, progress=False)
     expected = cached[0][0].jacobian.clone()
+
     for path in (tmp_path / trunk.fingerprint).iterdir():
         whole = path.read_bytes()
         path.unlink()
         path.write_bytes(damage(whole))
+
     found = CachedData(part, trunk, tmp_path, progress=False)[0][0]
     torch.testing.assert_close(found.jacobian, expected, rtol=1e-5, atol=1e-5)
     again = CachedData(part, trunk, tmp_path, progress=False)[0][0]
+
     assert torch.equal(again.jacobian, found.jacobian)
 
 
@@ -198,6 +220,7 @@ def test_a_share_of_the_forces_is_an_unbiased_choice(features: CachedData) -> No
     errors = np.abs(sample.targets["soft_f"].numpy().ravel() - 0.1)
     means = [errors[choose(0.25, seed)].mean() for seed in range(2000)]
     spread = errors.std() / np.sqrt(9)
+
     assert abs(np.mean(means) - errors.mean()) < 4 * spread / np.sqrt(2000)
 
     chosen = [place for seed in range(2000) for place in choose(0.25, seed)]
@@ -208,8 +231,8 @@ def test_a_share_of_the_forces_is_an_unbiased_choice(features: CachedData) -> No
 
 def test_a_share_compares_the_same_components(salts: Labelled, tmp_path: Path) -> None:
     cached = CachedData(
-        salts.data(salts.frames[:2]),
-        FrozenTrunk(small.frozen()),
+        salts.data(salts.structures[:2]),
+        FrozenTrunk(fixtures.frozen()),
         tmp_path,
         force_share=0.5,
         progress=False,
@@ -220,14 +243,16 @@ def test_a_share_compares_the_same_components(salts: Labelled, tmp_path: Path) -
         assert len(features.coordinates) == 3
 
 
-def test_resumed_is_uninterrupted(data: DistillData, trunk_folder: Path, tmp_path: Path) -> None:
+def test_resumed_fit_equals_uninterrupted(
+    data: DistillData, trunk_folder: Path, tmp_path: Path
+) -> None:
     """Stopped in the third epoch and started again with other random numbers."""
     settings: dict[str, Any] = {
         "soft": {"energy": 1, "forces": RAMP, "stress": 0.1},
         "hard": {"energy": {**RAMP, "start": 1.0, "end": 0.0}},
         "epochs": 6,
     }
-    whole, model = small.fitted(data, trunk_folder, tmp_path / "whole", **settings)
+    whole, model = fixtures.fitted(data, trunk_folder, tmp_path / "whole", **settings)
 
     class Killed(BaseException):
         pass
@@ -245,14 +270,17 @@ def test_resumed_is_uninterrupted(data: DistillData, trunk_folder: Path, tmp_pat
         patch.setattr(module, "SECONDS", 0.0)
         patch.setattr(module, "is_schedule_step", stopping)
         with pytest.raises(Killed):
-            small.fitted(data, trunk_folder, tmp_path / "stopped", **settings)
+            fixtures.fitted(data, trunk_folder, tmp_path / "stopped", **settings)
+
     torch.manual_seed(99)
-    resumed, other = small.fitted(data, trunk_folder, tmp_path / "stopped", **settings)
+    resumed, other = fixtures.fitted(data, trunk_folder, tmp_path / "stopped", **settings)
+
     assert differs(model, other) == differs(whole.best, resumed.best) == 0.0
     assert whole.errors == resumed.errors
     assert whole.steps == resumed.steps == 12
-    assert {name.split(".")[0] for name in small.has_changed(other)} == {"mlp"}
-    again, last = small.fitted(data, trunk_folder, tmp_path / "stopped", **settings)
+    assert {name.split(".")[0] for name in fixtures.has_changed(other)} == {"mlp"}
+
+    again, last = fixtures.fitted(data, trunk_folder, tmp_path / "stopped", **settings)
     assert again.steps == 12
     assert differs(last, model) == 0.0
 
@@ -260,23 +288,25 @@ def test_resumed_is_uninterrupted(data: DistillData, trunk_folder: Path, tmp_pat
 def test_a_folder_of_another_run_is_refused(
     data: DistillData, trunk_folder: Path, tmp_path: Path
 ) -> None:
-    small.fitted(data, trunk_folder, tmp_path, epochs=1)
+    fixtures.fitted(data, trunk_folder, tmp_path, epochs=1)
     with pytest.raises(FileExistsError, match="holds a run with other settings.*another folder"):
-        small.fitted(data, trunk_folder, tmp_path, epochs=2)
+        fixtures.fitted(data, trunk_folder, tmp_path, epochs=2)
     with pytest.raises(FileExistsError, match="holds a run with other settings"):
-        small.fitted(data.part([0, 1, 2]), trunk_folder, tmp_path, epochs=1)
+        fixtures.fitted(data.part([0, 1, 2]), trunk_folder, tmp_path, epochs=1)
+
     torch.save({"model": {}}, tmp_path / "last.pth.tar")
     with pytest.raises(FileExistsError, match="is of another kind of run"):
-        small.fitted(data, trunk_folder, tmp_path, epochs=1)
+        fixtures.fitted(data, trunk_folder, tmp_path, epochs=1)
 
 
-def test_seeds_seed_and_the_random_state_before_does_not_matter(
+def test_the_seed_determines_the_fit_whatever_the_random_state_before(
     data: DistillData, trunk_folder: Path
 ) -> None:
     models = []
     for index, seed in enumerate((3, 3, 4)):
         torch.manual_seed(index)
-        models.append(small.fitted(data, trunk_folder, seed=seed, batch_size=1)[1])
+        models.append(fixtures.fitted(data, trunk_folder, seed=seed, batch_size=1)[1])
+
     assert differs(models[0], models[1]) == 0.0
     assert differs(models[0], models[2]) > 0.0
 
@@ -286,31 +316,34 @@ def test_a_loss_that_was_used_before_starts_at_its_first_step(
 ) -> None:
     loss, models = DistillLoss(Ratios(soft={"energy": RAMP, "forces": 1})), []
     for _ in range(2):
-        trunk = FrozenTrunk(small.frozen())
+        trunk = FrozenTrunk(fixtures.frozen())
         cached = CachedData(data, trunk, trunk_folder, progress=False)
         settings = FitSettings(epochs=2, batch_size=2)
-        found = fit(trunk, cached, cached, loss, settings, progress=False, allow=small.ALLOW)
+        found = fit(trunk, cached, cached, loss, settings, progress=False, allow=fixtures.ALLOW)
         models.append(found.model)
     assert differs(*models) == 0.0
 
 
-def test_the_best_of_a_fit_is_that_of_the_lowest_score(
+def test_the_best_model_of_a_fit_has_the_lowest_score(
     salts: Labelled, data: DistillData, trunk_folder: Path, tmp_path: Path
 ) -> None:
-    """Validated against what it said before training, a model is best after the first epoch."""
-    trunk = FrozenTrunk(small.frozen())
+    """Validated against its predictions before training, a model is best after the first epoch."""
+    trunk = FrozenTrunk(fixtures.frozen())
     before = salts.data(store=salts.own)
     train, valid = (CachedData(one, trunk, trunk_folder, progress=False) for one in (data, before))
-    loss = DistillLoss(Ratios(soft=small.ALL_SOFT))
+    loss = DistillLoss(Ratios(soft=fixtures.ALL_SOFT))
     settings = FitSettings(epochs=5, batch_size=2, seed=5)
-    allow = (*small.ALLOW, "validation_zero")  # what it said before is another teacher's
+    allow = (*fixtures.ALLOW, "validation_zero")  # these predictions are another teacher's
     found = fit(trunk, train, valid, loss, settings, tmp_path, progress=False, allow=allow)
     scores = [errors["val_score"] for errors in found.errors]
+
     assert int(np.argmin(scores)) == 0
-    trunk = FrozenTrunk(small.freeze_except(found.best) and found.best)
+
+    trunk = FrozenTrunk(fixtures.freeze_except(found.best) and found.best)
     rows, targets = _collate(list(CachedData(before, trunk, trunk_folder, progress=False)))
-    loss = DistillLoss(Ratios(soft=small.ALL_SOFT)).eval()
+    loss = DistillLoss(Ratios(soft=fixtures.ALL_SOFT)).eval()
     loss(targets, trunk.predict(rows))
+
     assert loss.score(loss.take_errors()) == pytest.approx(scores[0], rel=1e-5)
     assert differs(found.best, found.model) > 0.0
     assert differs(CHGNet.from_file(str(tmp_path / "best.pth.tar")), found.best) == 0.0
@@ -321,30 +354,35 @@ KILLED = """
 import importlib, sys
 from pathlib import Path
 from kd_plugins import TargetStore
-from tests.chgnet import small
+from tests.chgnet import fixtures
 
 importlib.import_module("kd_plugins.chgnet.fitting").SECONDS = 0.0
 store = TargetStore.open(sys.argv[1])
-data = small.DistillData(small.salts(), store, progress=False)
-small.fitted(data, Path(sys.argv[2]), Path(sys.argv[3]), epochs=int(sys.argv[4]))
+data = fixtures.DistillData(fixtures.salts(), store, progress=False)
+fixtures.fitted(data, Path(sys.argv[2]), Path(sys.argv[3]), epochs=int(sys.argv[4]))
 """
 
 
-def test_a_killed_fit_goes_on(salts: Labelled, trunk_folder: Path, tmp_path: Path) -> None:
+def test_a_killed_fit_resumes(salts: Labelled, trunk_folder: Path, tmp_path: Path) -> None:
     """Killed with SIGKILL after its first checkpoints, at whatever moment."""
     data = salts.data()
-    CachedData(data, FrozenTrunk(small.frozen()), trunk_folder, progress=False)
+    CachedData(data, FrozenTrunk(fixtures.frozen()), trunk_folder, progress=False)
     epochs = 80
     words = [str(salts.store.folder), str(trunk_folder), str(tmp_path / "killed"), str(epochs)]
     running = subprocess.Popen([sys.executable, "-W", "ignore", "-c", KILLED, *words], cwd=ROOT)
     last = tmp_path / "killed" / "last.pth.tar"
+
     while running.poll() is None and not (last.exists() and state_of(last)["steps"] > 4):
         time.sleep(0.01)
+
     running.kill()
     running.wait()
+
     assert 4 < state_of(last)["steps"] < 2 * epochs
-    found, model = small.fitted(data, trunk_folder, tmp_path / "killed", epochs=epochs)
-    whole, expected = small.fitted(data, trunk_folder, epochs=epochs)
+
+    found, model = fixtures.fitted(data, trunk_folder, tmp_path / "killed", epochs=epochs)
+    whole, expected = fixtures.fitted(data, trunk_folder, epochs=epochs)
+
     assert differs(model, expected) == 0.0
     assert found.errors == whole.errors
 
@@ -354,32 +392,41 @@ def state_of(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
-def test_a_trunk_that_trains_or_cannot_be_kept_is_refused() -> None:
-    model = small.student()
+def test_unsuitable_trunks_are_refused() -> None:
+    model = fixtures.student()
     with pytest.raises(ValueError, match="but atom_embedding.embedding.weight trains as well"):
         FrozenTrunk(model)
+
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+
     with pytest.raises(ValueError, match="but nothing trains; call freeze_except"):
         FrozenTrunk(model)
-    small.freeze_except(model)
+
+    fixtures.freeze_except(model)
     model.mlp_first = False
+
     with pytest.raises(ValueError, match="pools atoms' energies"):
         FrozenTrunk(model)
+
     model.mlp_first, model.mlp.layers[1] = True, torch.nn.Dropout(0.1)
     with pytest.raises(ValueError, match="without dropout"):
         FrozenTrunk(model)
 
 
-def test_references_count(features: CachedData, organic: DistillData) -> None:
+def test_moved_references_move_the_energies_of_features(
+    features: CachedData, organic: DistillData
+) -> None:
     """Moved references move the energies of features as those of the model."""
     before = features.trunk.predict([one for one, _ in features])["e"].detach()
     weight = features.trunk.model.composition_model.fc.weight
     references = align_references(features.trunk.model, organic)
     after = features.trunk.predict([one for one, _ in features])["e"].detach()
+
     with torch.no_grad():
         for number, offset in references.offsets.items():
             weight[0, number - 1] -= offset
-    said = torch.stack([row.targets["soft_e"] for row in organic.samples])
-    assert (before - said).abs().max() > 1e-2
-    assert (after - said).abs().max() < 1e-4
+
+    target = torch.stack([row.targets["soft_e"] for row in organic.samples])
+    assert (before - target).abs().max() > 1e-2
+    assert (after - target).abs().max() < 1e-4

@@ -32,10 +32,13 @@ def saved() -> dict[str, Any]:
     return {"model": CHGNet.load(verbose=False).as_dict()}
 
 
-def test_pickled_code_in_a_student_needs_trust(saved: dict[str, Any], tmp_path: Path) -> None:
+def test_pickled_code_in_a_checkpoint_needs_trust_pickle(
+    saved: dict[str, Any], tmp_path: Path
+) -> None:
     """By the key that the message names."""
     path, mark = tmp_path / "theirs.pth.tar", tmp_path / "mark"
     torch.save({**saved, "history": Touches(mark)}, path)
+
     with pytest.raises(ValueError, match=r"student.model: .*theirs.*posix.system.*") as caught:
         _load_student(StudentSettings(str(path)))
     assert str(caught.value).endswith("set student.trust_pickle: true")
@@ -44,7 +47,9 @@ def test_pickled_code_in_a_student_needs_trust(saved: dict[str, Any], tmp_path: 
     assert mark.exists()
 
 
-def test_a_plain_student_needs_none(saved: dict[str, Any], tmp_path: Path, monkeypatch) -> None:
+def test_a_plain_checkpoint_loads_without_trust(
+    saved: dict[str, Any], tmp_path: Path, monkeypatch
+) -> None:
     """And its path may begin with ~."""
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save(saved, tmp_path / "mine.pth.tar")

@@ -89,50 +89,52 @@ def salts() -> Iterator[LabelledStructure]:
 def molecular(shared_file: Callable[[str], Path], *names: str) -> Iterator[LabelledStructure]:
     """Yield rattled molecular crystals of X23."""
     for index, name in enumerate(names):
-        (frame,) = read_structures([shared_file(f"molecular_crystals/x23/{name}.cif")])
-        frame.atoms.rattle(0.03, seed=index)
-        yield LabelledStructure(name, frame.atoms)
+        (structure,) = read_structures([shared_file(f"molecular_crystals/x23/{name}.cif")])
+        structure.atoms.rattle(0.03, seed=index)
+        yield LabelledStructure(name, structure.atoms)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Structures, with what pretrained CHGNet says of them as labels, and two teachers' targets.
+    """Structures, with the predictions of pretrained CHGNet as labels, and two teachers' targets.
 
     Args:
-        frames: of the structures.
+        structures: with labels.
         store: of CHGNet with dispersion, a little off: dispersion moves atoms of salts by less than
             rounding, whose sign decides a gradient of absolute errors.
         own: of CHGNet itself.
     """
 
-    frames: tuple[LabelledStructure, ...]
+    structures: tuple[LabelledStructure, ...]
     store: TargetStore
     own: TargetStore
 
     def data(
-        self, frames: Sequence[LabelledStructure] | None = None, **settings: Any
+        self, structures: Sequence[LabelledStructure] | None = None, **settings: Any
     ) -> DistillData:
-        """Return a data set, with the store unless told otherwise."""
+        """Return a data set, with the store unless `settings` name another."""
         settings = {"store": self.store, "progress": False, **settings}
-        return DistillData(self.frames if frames is None else frames, **settings)
+        return DistillData(self.structures if structures is None else structures, **settings)
 
     def noisy(self) -> list[LabelledStructure]:
         """Return the structures with labels a little off, so that no error is zero by rounding."""
         generator = np.random.default_rng(0)
         made = []
-        for frame in self.frames:
+
+        for structure in self.structures:
             labels = {
                 name: value + NOISE[name] * generator.normal(size=value.shape)
-                for name, value in frame.labels.items()
+                for name, value in structure.labels.items()
             }
-            made.append(with_label(frame, **labels))
+            made.append(with_label(structure, **labels))
+
         return made
 
 
-def labelled(frames: Sequence[LabelledStructure], folder: Path) -> Labelled:
+def labelled(structures: Sequence[LabelledStructure], folder: Path) -> Labelled:
     """Label structures."""
     quantities = ("energy", "forces", "stress")
-    label(frames, "chgnet+d3", folder / "d3", quantities, progress=False)
+    label(structures, "chgnet+d3", folder / "d3", quantities, progress=False)
     generator = torch.Generator().manual_seed(0)
 
     def noisy(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -141,9 +143,9 @@ def labelled(frames: Sequence[LabelledStructure], folder: Path) -> Labelled:
 
     changed_store(TargetStore.open(folder / "d3"), folder / "teacher", noisy)
     own = (*quantities, "magmoms")
-    label(frames, "chgnet", folder / "own", own, progress=False)
+    label(structures, "chgnet", folder / "own", own, progress=False)
     stores = [TargetStore.open(folder / name) for name in ("teacher", "own")]
-    return Labelled(tuple(_with_labels(frame, stores[1]) for frame in frames), *stores)
+    return Labelled(tuple(_with_labels(structure, stores[1]) for structure in structures), *stores)
 
 
 def changed_store(
@@ -158,28 +160,30 @@ def changed_store(
     return made
 
 
-def _with_labels(frame: LabelledStructure, store: TargetStore) -> LabelledStructure:
-    values = store[frame.structure_id].values
+def _with_labels(structure: LabelledStructure, store: TargetStore) -> LabelledStructure:
+    values = store[structure.structure_id].values
     labels = {name: value.double().numpy() for name, value in values.items()}
+
     for name in ("energy", "stress"):
         labels[name] = labels[name][0]
-    return replace(frame, labels=labels)
+
+    return replace(structure, labels=labels)
 
 
-def with_label(frame: LabelledStructure, **labels: Any) -> LabelledStructure:
+def with_label(structure: LabelledStructure, **labels: Any) -> LabelledStructure:
     """Return a structure with other labels; None takes one away."""
-    changed = {**frame.labels, **labels}
+    changed = {**structure.labels, **labels}
     return replace(
-        frame,
+        structure,
         labels={
             name: np.asarray(value, float) for name, value in changed.items() if value is not None
         },
     )
 
 
-def moved(frame: LabelledStructure, atoms: Atoms) -> LabelledStructure:
+def moved(structure: LabelledStructure, atoms: Atoms) -> LabelledStructure:
     """Return another structure of the same id and labels."""
-    return replace(frame, atoms=atoms)
+    return replace(structure, atoms=atoms)
 
 
 def loader(data: Any, batch_size: int, shuffle: bool = True) -> DataLoader[Any]:
@@ -191,8 +195,10 @@ def trainer(model: CHGNet | None = None, **settings: Any) -> DistillTrainer:
     """Return a trainer of the readout MLP."""
     usual = {"epochs": 2, "learning_rate": 1e-2, "print_freq": 1000, "use_device": "cpu"}
     usual["allow"] = ALLOW
+
     if not {"soft", "hard"} & set(settings):
         usual["soft"] = ALL_SOFT
+
     return DistillTrainer(model or student(), **{**usual, **settings})
 
 
