@@ -1,8 +1,8 @@
-"""What labelling and the store cost: throughput against the bare calculator, writing, reading.
+"""Measure labelling and the store: throughput, batch sizes, writing and reading.
 
-    python benchmarks/labelling.py [--structures 10000] [--repeats 3]
+    python benchmarks/labelling.py [--structures 10000] [--repeats 3] [--device auto]
 
-Each figure is the best of some repeats; what is compared is run in turn in this one process.
+Each figure is the best of some repeats. What is compared runs in turn in this one process.
 """
 
 from __future__ import annotations
@@ -27,21 +27,25 @@ from kd_plugins.structures import LabelledStructure
 from kd_plugins.structures.readers import to_structure
 from kd_plugins.teachers import CalculatorTeacher, label, load_teacher
 
+TEACHERS = (("emt", 400), ("chgnet", 60))
+"""Names, and numbers of structures that take some seconds on a CPU."""
+
 QUANTITIES = ("energy", "forces", "stress")
+BATCH_SIZES = (1, 4, 16)
 
 
 def crystals(count: int) -> list[LabelledStructure]:
     """Return rattled 16-atom cells of copper and nickel."""
-    frames = []
+    made = []
     for index in range(count):
         atoms = bulk(("Cu", "Ni")[index % 2], cubic=True) * (2, 2, 1)
         atoms.rattle(0.1, seed=index)
-        frames.append(LabelledStructure(f"crystal-{index}", atoms))
-    return frames
+        made.append(LabelledStructure(f"crystal-{index}", atoms))
+    return made
 
 
 def bare_loop(calculator: Any, structures: Sequence[Atoms]) -> None:
-    """Compute what the labeller would, and forget it."""
+    """Compute the same as the labeller, and keep nothing."""
     for atoms in structures:
         atoms.calc = calculator
         atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
@@ -55,19 +59,40 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def throughput(name: str, count: int, repeats: int) -> tuple[float, float]:
-    """Return structures a second of the bare loop and of the labeller, run in turn."""
-    frames, teacher = crystals(count), load_teacher(name)
+def throughput(
+    name: str, count: int, repeats: int, device: str = "auto"
+) -> tuple[float, float, str]:
+    """Return structures a second of the bare loop and of the labeller, and the device."""
+    structures, teacher = crystals(count), load_teacher(name, device)
     if not isinstance(teacher, CalculatorTeacher):
         raise SystemExit(f"{name} is no ASE calculator")
-    structures = [frame.atoms for frame in frames]
+
+    atoms = [one.atoms for one in structures]
     bare, labelled = [], []
     for _ in tqdm(range(repeats), f"throughput with {name}"):
-        bare.append(seconds(lambda: bare_loop(teacher.calculator, structures)))
+        bare.append(seconds(lambda: bare_loop(teacher.calculator, atoms)))
         with tempfile.TemporaryDirectory() as folder:
-            run = lambda: label(frames, teacher, folder, QUANTITIES, progress=False)  # noqa: B023, E731
+            run = lambda: label(structures, teacher, folder, QUANTITIES, progress=False)  # noqa: B023, E731
             labelled.append(seconds(run))
-    return count / min(bare), count / min(labelled)
+    return count / min(bare), count / min(labelled), teacher.device
+
+
+def batch_seconds(name: str, repeats: int, device: str = "auto") -> dict[int, float]:
+    """Return batch size to the process' CPU seconds a structure, of 16 structures.
+
+    CPU time, because it is the same on a machine that others use too; on a GPU it is not the time
+    that counts.
+    """
+    teacher = load_teacher(name, device)
+    atoms = [one.atoms for one in crystals(16)]
+    times: dict[int, list[float]] = {size: [] for size in BATCH_SIZES}
+    for _ in tqdm(range(repeats), f"batches with {name}"):
+        for size, found in times.items():
+            teacher.batch_size = size  # type: ignore[misc]  # in which a native teacher splits
+            start = time.process_time()
+            teacher.predict(atoms, QUANTITIES)
+            found.append((time.process_time() - start) / len(atoms))
+    return {size: min(found) for size, found in times.items()}
 
 
 def records(count: int) -> list[Record]:
@@ -75,21 +100,22 @@ def records(count: int) -> list[Record]:
     generator = np.random.default_rng(0)
     return [
         Record(
-            frame.structure_id,
-            to_structure(frame.atoms),
+            one.structure_id,
+            to_structure(one.atoms),
             {
                 "energy": torch.tensor(generator.normal()),
                 "forces": torch.tensor(generator.normal(size=(16, 3))),
                 "stress": torch.tensor(generator.normal(size=6)),
             },
         )
-        for frame in crystals(count)
+        for one in crystals(count)
     ]
 
 
 def store_costs(count: int, repeats: int) -> dict[str, float]:
-    """Return seconds to write, read and check so many structures, and bytes a structure."""
+    """Return seconds to write, read and check ``count`` structures, and bytes a structure."""
     content, costs = records(count), {"write": [], "read": [], "check": []}
+    # Read in random order, as a data loader does.
     shuffled = random.Random(0).sample(content, count)
     dtypes = {"energy": "float64", "forces": "float32", "stress": "float32"}
     for _ in tqdm(range(repeats), "store"):
@@ -101,12 +127,13 @@ def store_costs(count: int, repeats: int) -> dict[str, float]:
             )
             check = lambda: [store.read(r.structure_id, r.structure) for r in shuffled]  # noqa: B023, E731
             costs["check"].append(seconds(check))
+
             size = sum(path.stat().st_size for path in Path(folder).glob("*.lmdb"))
     return {**{name: min(times) for name, times in costs.items()}, "bytes": size / count}
 
 
 def write(store: TargetStore, content: Sequence[Record], batch: int = 1000) -> None:
-    """Write all, a thousand at a time."""
+    """Write all records, a thousand at a time."""
     with store.writer() as writer:
         for start in range(0, len(content), batch):
             writer.append(store.pack(content[start : start + batch]))
@@ -117,12 +144,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--structures", type=int, default=10_000, help="in the store's part")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    rows = [(name, *throughput(name, n, arguments.repeats)) for name, n in TEACHERS]
-    costs = store_costs(arguments.structures, arguments.repeats)
-    print("| teacher | bare loop (1/s) | labelling (1/s) | ratio |\n|---|---|---|---|")
-    for name, bare, labelled in rows:
-        print(f"| {name} | {bare:.0f} | {labelled:.0f} | {labelled / bare:.2f} |")
+    repeats, device = arguments.repeats, arguments.device
+
+    print("| teacher | device | bare loop (1/s) | labelling (1/s) | ratio |\n|---|---|---|---|---|")
+    for name, count in TEACHERS:
+        bare, labelled, where = throughput(name, count, repeats, device if name != "emt" else "cpu")
+        print(f"| {name} | {where} | {bare:.0f} | {labelled:.0f} | {labelled / bare:.2f} |")
+
+    by_size = batch_seconds("chgnet", repeats, device)
+    print("\n| batch size of chgnet | CPU time a structure |\n|---|---|")
+    for size, each in by_size.items():
+        print(f"| {size} | {each:.3f} s |")
+
+    costs = store_costs(arguments.structures, repeats)
     each = {name: costs[name] / arguments.structures * 1e6 for name in ("write", "read", "check")}
     print(f"\n{arguments.structures} structures of 16 atoms, energy, forces, stress:")
     print("| write | random read | random read and check | size |\n|---|---|---|---|")
@@ -130,9 +166,6 @@ def main() -> None:
         f"| {each['write']:.0f} µs | {each['read']:.0f} µs | {each['check']:.0f} µs "
         f"| {costs['bytes']:.0f} bytes |"
     )
-
-
-TEACHERS = (("emt", 400), ("chgnet", 60))
 
 
 if __name__ == "__main__":

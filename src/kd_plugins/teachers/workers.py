@@ -62,6 +62,7 @@ class Worker:
         self.teacher, self.store = teacher, store
         self.quantities = tuple(store.manifest.dtypes)
         self.batch_size = max(1, teacher.batch_size)
+        self.device = teacher.device
         self.writer = store.writer(shard)
 
     def label(self, structures: Sequence[LabelledStructure]) -> Outcome:
@@ -81,7 +82,7 @@ class Worker:
         for part in split_into_batches(packed, lambda item: len(item[1]), len(structures)):
             self.writer.append(dict(part))
             labelled += len(part)
-        return Outcome(labelled, failed, time.monotonic() - start, self.teacher.device)
+        return Outcome(labelled, failed, time.monotonic() - start, self.device)
 
     def _pack_all(
         self, structures: Sequence[LabelledStructure], failed: dict[str, str]
