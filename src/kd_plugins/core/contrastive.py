@@ -31,7 +31,6 @@ from kd_plugins.core._relations import (
     check_edge_index,
     check_numbers,
     check_shapes,
-    unit_embeddings,
 )
 from kd_plugins.core.reduction import (
     counts_of_ranks,
@@ -67,23 +66,24 @@ MOST_PLAIN_NUMBERS = {"cpu": 2**16, "cuda": 2**22}
 
 
 def relation_vectors(
-    embeddings: NodeEmbeddings, pairs: Int[Tensor, "2 E"], shortest: float
+    units: Float[Tensor, "N D"], pairs: Int[Tensor, "2 E"], shortest: float
 ) -> Float[Tensor, "E D"]:
-    """Return the unit difference of two atoms' unit embeddings (CRACK, section 3.2.1).
+    """Return the unit differences of atoms' unit embeddings (CRACK, section 3.2.1).
+
+        r_k = (ẑ_i - ẑ_j) / ‖ẑ_i - ẑ_j‖
 
     Args:
-        embeddings: (N, D).
-        pairs: (2, E) atoms of each relation.
+        units: (N, D) unit embeddings ẑ; in float64, because the difference of two atoms that are
+            nearly alike cancels digits.
+        pairs: (2, E) atoms i and j of each relation.
         shortest: a difference shorter than this is not blown up to unit length.
 
     >>> relation_vectors(torch.eye(2), torch.tensor([[0], [1]]), shortest=1e-3)
     tensor([[ 0.7071, -0.7071]])
     """
-    # In float64, because the difference of two atoms that are nearly alike cancels digits.
-    units = unit_embeddings(embeddings.double())
     first, second = pairs
     differences = units.index_select(0, first) - units.index_select(0, second)
-    return F.normalize(differences, dim=1, eps=shortest).to(embeddings.dtype)
+    return F.normalize(differences, dim=1, eps=shortest)
 
 
 def info_nce(
@@ -114,19 +114,22 @@ def info_nce(
     >>> [round(loss, 4) for loss in losses.tolist()], is_correct.tolist()
     ([0.3133, 0.3133], [True, True])
     """
-    # The product is taken in float64, which neither autocast nor TF32 touches, forward or
-    # backward: logits of bfloat16 would be off by a tenth.
-    logits = (anchors.double() @ keys.double().T / temperature).to(anchors.dtype)
-    positives = logits.diagonal(offset=offset)
+    # Logits of bfloat16 would be off by a tenth. float64 on a GPU, because the host may have
+    # allowed TF32 there, which has the digits of float16, in the backward pass, too.
+    dtype = anchors.dtype
+    exact = dtype if anchors.device.type == "cpu" else torch.float64
+    with torch.autocast(anchors.device.type, enabled=False):
+        logits = ((anchors.to(exact) / temperature) @ keys.to(exact).T).to(dtype)
 
+    positives = logits.diagonal(offset=offset)
     if logits.shape[1] == 0:  # no keys have no largest
         return positives, positives.bool()
 
-    log_sums, largest = logits.logsumexp(dim=1), logits.amax(dim=1)
+    log_sums, compared = logits.logsumexp(dim=1), logits.detach()
     if both_directions:
         log_sums = torch.logaddexp(log_sums, (-logits).logsumexp(dim=1))
-        largest = torch.maximum(largest, -logits.amin(dim=1))
-    return log_sums - positives, positives >= largest
+        compared = compared.abs()
+    return log_sums - positives, positives >= compared.amax(dim=1)
 
 
 def choose_form(
@@ -456,9 +459,10 @@ def _contrast(
 
 def _vectors(relations: Relations) -> Float[Tensor, "E D"]:
     """Return all relations of a model written out."""
-    if relations.pairs is None:
-        return unit_embeddings(relations.embeddings)
-    return relation_vectors(relations.embeddings, relations.pairs, relations.shortest)
+    vectors = relations.units
+    if relations.pairs is not None:
+        vectors = relation_vectors(vectors, relations.pairs, relations.shortest)
+    return vectors.to(relations.embeddings.dtype)
 
 
 def _both(items: Tensor) -> Tensor:
