@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from kd_plugins.teachers import (
 )
 from kd_plugins.teachers.teacher import check_device, resolve_device
 from kd_plugins.teachers.workers import Worker
+from tests.house import ROOT
 from tests.teachers import slow
 from tests.teachers.batching import assert_batch_independent
 
@@ -296,6 +298,18 @@ def test_command_reports_the_device(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*words, str(tmp_path / "b"), "--device", "cuda:99"]) == 2
     assert "'cuda:99', but torch finds" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_teacher_of_the_documentation_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(import numpy.*?)```", page, flags=re.DOTALL)
+    slow.write(tmp_path / "train.extxyz", 2)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    store = TargetStore.open(tmp_path / "targets")
+    assert set(store["cu-0"].values) == {"energy", "forces"}
 
 
 def test_worker_predicts_whole_batches(tmp_path: Path) -> None:
