@@ -1,8 +1,8 @@
 """Read the ANI-Al release (aluminium, Matin et al. 2025): HDF5 files of groups of arrays.
 
 A group holds cells of the same atoms: ``species`` (N,), ``coordinates`` (M, N, 3) and ``cell``
-(M, 3, 3) in Å, ``energy`` (M,) and ``force`` (M, N, 3). The files do not say their units, and paper
-003 does not either, so that the study has to.
+(M, 3, 3) in Å, ``energy`` (M,) and ``force`` (M, N, 3). The files do not say their units, nor
+does the paper, so that the study has to.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading torch files without running what is in them, and saying what a file is instead."""
+"""Read torch files without running code in them, and explain what another file is."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from typing import Any, BinaryIO
 import torch
 
 _HEAD = 512
+"""Bytes by which a file is recognised."""
 _ZIP = b"PK"
+"""The start of a zip archive, which torch.save has written since torch 1.6."""
 _MAGIC = 0x1950A86A20F9469CFC6C
-"""The first pickle of a file in torch's older format, which is no zip archive."""
-_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""The first pickle of a file in torch's older format, which is not a zip archive."""
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype|html|head|body|\?xml|svg)\b", re.I | re.S)
 _PLAIN = re.compile(
     r"torch(\.\w+)*\.\w*(Storage|Tensor|_rebuild\w+|Parameter|Size|device|dtype|_get_layout|int\d+|"
     r"uint\d+|b?float\d+|complex\d+|bool)|collections\.(OrderedDict|Counter)|_codecs\.encode|"
     r"(builtins|__builtin__)\.(set|bytearray|complex)"
 )
-"""What weights are made of; torch itself decides what it makes, this is for messages."""
+"""Classes and functions of plain weights, for messages. torch decides itself what it allows."""
 
 
 def load_torch_file(
@@ -37,32 +39,33 @@ def load_torch_file(
     remedy: str,
     pickle_module: Any = None,
 ) -> Any:
-    """Return what ``torch.save`` wrote, its tensors on the CPU.
+    """Load a file of ``torch.save``, its tensors on the CPU.
 
-    Tensors, numbers, strings and containers of them are read, and nothing is run. A TorchScript
-    archive and torch's oldest format, a tar file, are always refused: torch before 2.6 runs code of
-    theirs even when it is told to read weights only.
+    Tensors, numbers, strings and containers of them are read, and no code is run. A TorchScript
+    archive and torch's oldest format, a tar file, are always refused: torch before 2.6 runs code in
+    them even with ``weights_only=True``.
 
     Args:
         path: of the file; ``~`` is expanded.
-        trust_pickle: if True, read pickled objects of any class, too, which may run any code. Only
-            for a file that the user named, and said so.
-        remedy: what to do if such objects are in it and the user trusts them, such as ``"set
-            student.trust_pickle: true"``. It is said in no other case.
-        pickle_module: has an ``Unpickler`` that makes only what it knows, for files of a known
+        trust_pickle: also read pickled objects of any class, which may run any code. Only for a
+            file that the user has named and trusts.
+        remedy: what to do about such objects if the user trusts the file, such as ``"set
+            student.trust_pickle: true"``. The error for any other fault leaves it out.
+        pickle_module: has an ``Unpickler`` that makes only known classes, for files of a known
             kind that hold more than tensors; used where ``trust_pickle`` is false.
 
     Raises:
         FileNotFoundError: if there is no such file.
         OSError: if it is a folder or may not be read.
-        ValueError: if it holds more than that, is damaged, or is something else, saying what; or if
-            ``trust_pickle`` is no boolean.
+        ValueError: if it holds more than that, is damaged, or is another kind of file, which is
+            named; or if ``trust_pickle`` is not a boolean.
     """
     if not isinstance(trust_pickle, bool):
         raise ValueError(f"trust_pickle: expected true or false, got {trust_pickle!r}")
+
     path = Path(path).expanduser()
     _check_readable(path)
-    foreign = _what_it_is(path)
+    foreign = _foreign_kind(path)
     if foreign:
         raise ValueError(f"{path}: {foreign}; expected a file that torch.save wrote")
 
@@ -70,28 +73,30 @@ def load_torch_file(
     module = None if trust_pickle else pickle_module
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch guesses at files that are not its own
+            warnings.simplefilter("ignore")  # torch warns of files that it did not write
             return torch.load(
                 path, map_location="cpu", weights_only=restricted, pickle_module=module
             )
     except OSError as error:
         raise OSError(f"{path}: cannot be read ({error})") from error
-    except Exception as error:  # whatever reading a foreign file leads to
-        raise ValueError(f"{path}: {_why(error, path, trust_pickle, remedy)}") from error
+    except Exception as error:  # a damaged or foreign file can raise anything
+        raise ValueError(f"{path}: {_reason(error, path, trust_pickle, remedy)}") from error
 
 
 def pickled_names(path: Path) -> Iterator[str]:
-    """Yield the classes and functions that the file's pickle names, in order, and run nothing.
+    """Yield the classes and functions that the file's pickle names, in order; run no code.
 
     A file that is cut short gives those before the cut.
     """
+    # A pickle is a program for a stack machine. Follow only its strings: on the stack and in the
+    # memo, from which it takes them again.
     memo: dict[int, str] = {}
     recent: list[str] = []
     try:
         for opcode, argument, _ in _operations(path):
             if opcode.name in ("GLOBAL", "INST"):
                 yield str(argument).replace(" ", ".", 1)
-            elif opcode.name == "STACK_GLOBAL":  # its two names are on the stack
+            elif opcode.name == "STACK_GLOBAL":  # module and name are the last two on the stack
                 yield ".".join(recent[-2:])
             elif opcode.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"):
                 place = len(memo) if opcode.name == "MEMOIZE" else int(argument)
@@ -119,11 +124,12 @@ def _check_readable(path: Path) -> None:
         ) from None
 
 
-def _what_it_is(path: Path) -> str | None:
-    """Return what a file is that torch.save did not write, or None."""
+def _foreign_kind(path: Path) -> str | None:
+    """Return what kind of file it is if torch.save did not write it, else None."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_HEAD)
+
     if not size:
         return "is empty, as after a download or a copy that failed"
     if not head.strip(b"\0"):
@@ -132,15 +138,18 @@ def _what_it_is(path: Path) -> str | None:
         return "is a web page (HTML), so what was downloaded is not the file; download it again"
     if head.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer, not the file itself; run `git lfs pull`"
-    packed = [name for start, name in _PACKED.items() if head.startswith(start)]
-    if packed:
-        return f"is compressed with {packed[0]}; unpack it first"
+    programs = [name for start, name in _COMPRESSED.items() if head.startswith(start)]
+    if programs:
+        return f"is compressed with {programs[0]}; unpack it first"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
         return "is a safetensors file, which has no settings of a model"
-    return _no_zip(path, size) if head.startswith(_ZIP) else _no_old_file(path, head)
+
+    if head.startswith(_ZIP):
+        return _fault_of_zip(path, size)
+    return _fault_of_old_format(path, head)
 
 
-def _no_zip(path: Path, size: int) -> str | None:
+def _fault_of_zip(path: Path, size: int) -> str | None:
     """Return what is wrong with a zip archive, or None if it may be torch's."""
     if not zipfile.is_zipfile(path):
         return f"is cut short: its end is missing after {size} bytes; copy or download it again"
@@ -149,30 +158,33 @@ def _no_zip(path: Path, size: int) -> str | None:
             parts = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         return f"is damaged ({error}); copy or download it again"
+
     if _is_script(path):
         return "is a TorchScript archive, which is code"
     if not any(part.filename.endswith("/data.pkl") for part in parts):
         return "is a zip archive of something else"
-    # torch never compresses, and reads a gigabyte of zeros from a megabyte without a word.
+    # torch never compresses. It would unpack a gigabyte of zeros from a megabyte without a warning.
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         return "is a zip archive with compressed parts, which torch.save never writes"
     return None
 
 
-def _no_old_file(path: Path, head: bytes) -> str | None:
-    """Return what a file is that is no zip archive, or None if torch's older formats wrote it."""
+def _fault_of_old_format(path: Path, head: bytes) -> str | None:
+    """Return what kind of file it is, or None if it has torch's older format."""
     if _is_tar(path):
         return "is in torch's oldest format, a tar file"
     try:
-        first = [argument for _, argument, _ in pickletools.genops(io.BytesIO(head))]
+        arguments = [argument for _, argument, _ in pickletools.genops(io.BytesIO(head))]
     except (ValueError, EOFError):
-        first = []
-    if _MAGIC in first:
+        arguments = []
+    if _MAGIC in arguments:
         return None
-    names = list(pickled_names(path)) if first or head[:1] == b"\x80" else []
+
+    is_pickle = arguments or head[:1] == b"\x80"
+    names = list(pickled_names(path)) if is_pickle else []
     if names:
         return f"is a bare pickle, of {names[0]}, and no torch file"
-    text = _text(head)
+    text = _first_line(head)
     return "is no torch file" if text is None else f"is text, beginning with {text!r}"
 
 
@@ -183,7 +195,8 @@ def _is_tar(path: Path) -> bool:
         return False
 
 
-def _text(head: bytes) -> str | None:
+def _first_line(head: bytes) -> str | None:
+    """Return the start of the first line of a text file; None for any other file."""
     try:
         line = head.decode("utf-8", errors="strict" if len(head) < _HEAD else "ignore").strip()
     except UnicodeDecodeError:
@@ -192,7 +205,8 @@ def _text(head: bytes) -> str | None:
 
 
 def _is_script(path: Path) -> bool:
-    # The bytes, not the archive's table: torch reads that in another way than Python does.
+    # Search the bytes: torch and Python read the table of contents in different ways, so an archive
+    # can show Python other files than it shows torch.
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
@@ -200,19 +214,20 @@ def _is_script(path: Path) -> bool:
         return content.find(b"constants.pkl") >= 0
 
 
-def _why(error: Exception, path: Path, trusted: bool, remedy: str) -> str:
+def _reason(error: Exception, path: Path, trusted: bool, remedy: str) -> str:
     """Return why a file could not be read, with the remedy only where it would help."""
-    said = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-    first = said.split("\n")[0][:200].rstrip(".") or type(error).__name__
+    message = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    first = message.split("\n")[0][:200].rstrip(".") or type(error).__name__
     if trusted:
         return f"cannot be read ({type(error).__name__}: {first})"
+
     if isinstance(error, pickle.UnpicklingError):
-        if name := _refused(said, path):
+        if name := _refused_name(message, path):
             return (
                 f"holds more than plain tensors, first {name}: pickled objects, which can run any "
                 f"code when they are read. If you trust where the file comes from, {remedy}"
             )
-        if "operand" in said:
+        if "operand" in message:
             return (
                 "its pickle protocol is not torch's, though it holds plain tensors; write it again "
                 "with torch.save and no pickle_protocol"
@@ -221,18 +236,19 @@ def _why(error: Exception, path: Path, trusted: bool, remedy: str) -> str:
     return f"is damaged ({first}); copy, download or write it again"
 
 
-def _refused(said: str, path: Path) -> str | None:
-    """Return the class or function that torch refused, if the file does name one."""
+def _refused_name(message: str, path: Path) -> str | None:
+    """Return the class or function that torch refused, if the file names one."""
     names = [name.replace("__builtin__.", "builtins.") for name in pickled_names(path)]
-    refused = re.search(r"GLOBAL (\S+)", said)
-    # Of a file that is cut within a name, torch reports what is left of it.
+    refused = re.search(r"GLOBAL (\S+)", message)
+
+    # torch reports the rest of a name at which a file was cut; only whole names count.
     if refused and refused[1] in names:
         return refused[1]
     return next((name for name in names if not _PLAIN.fullmatch(name)), None)
 
 
 def _operations(path: Path) -> Iterator[tuple[Any, Any, int | None]]:
-    """Yield the operations of the pickle in a torch file, or of the first ones that it is."""
+    """Yield the operations of the pickle in a torch file, or of the first pickles of an old one."""
     with path.open("rb") as file:
         if file.read(len(_ZIP)) == _ZIP:
             with zipfile.ZipFile(file) as archive:
@@ -240,10 +256,10 @@ def _operations(path: Path) -> Iterator[tuple[Any, Any, int | None]]:
                 yield from pickletools.genops(archive.read(inside[0])) if inside else ()
             return
         file.seek(0)
-        yield from _one_after_another(file)
+        yield from _first_pickles(file)
 
 
-def _one_after_another(file: BinaryIO) -> Iterator[tuple[Any, Any, int | None]]:
-    # The older format is a magic number, a version, the machine, the object: a pickle each.
+def _first_pickles(file: BinaryIO) -> Iterator[tuple[Any, Any, int | None]]:
+    # The older format has four pickles: a magic number, a version, the machine and the object.
     for _ in range(4):
         yield from pickletools.genops(file)
