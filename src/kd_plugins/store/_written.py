@@ -1,8 +1,8 @@
 """What was written to a shard, kept in a file beside it, and whether the shard still holds it.
 
-``main.lmdb.written`` says how many records ``main.lmdb`` should hold, what their checksums add up
-to, and the state of the file after the last batch. A shard whose file is still in that state is
-opened at once; any other, such as a copy, is first read in a process of its own.
+``main.lmdb.written`` has the number of records of ``main.lmdb``, the sum of their checksums, and
+the state of the file after the last batch. A shard is opened at once if its file is still in that
+state. Any other, such as a copy, is first read in a process of its own.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ class Entry:
 class WrittenLog:
     """The file beside a shard, with a line before each batch and one after it.
 
-    The line before is on the disk before the batch is, so a shard that holds less than it says has
-    lost records. A kill between the two lines leaves the shard with or without that batch, and
-    both are as they should be. The line after is not waited for. Each line has a checksum: one that
-    a kill has left incomplete is skipped.
+    The line before is on the disk before the batch is, so a shard that holds fewer records than it
+    names has lost some. A kill between the two lines leaves the shard with or without that batch,
+    and both are as they should be. The line after is not waited for. Each line has a checksum: one
+    that a kill has left incomplete is skipped.
 
     Args:
         shard: path of the shard.
@@ -128,8 +128,8 @@ class WrittenLog:
             if entry is not None:
                 return entry
         raise StoreError(
-            f"{self.path.name} is damaged, so that nobody knows how many records its shard should "
-            f"hold; restore it from a copy, or remove it and copy what is there into another "
+            f"{self.path.name} is damaged, so the number of records that its shard should hold is "
+            "unknown; restore it from a copy, or remove it and copy what is there into another "
             "store (kd-plugins merge STORE --into NEW)"
         )
 
@@ -227,9 +227,9 @@ def check_shard(path: Path, *, always_walk: bool = False) -> bool:
 def missing_log_fault(path: Path) -> str:
     """Return the message for a shard whose `WrittenLog` is gone."""
     return (
-        f"{path.name}{SUFFIX} is missing, so that nobody knows how many records {path.name} should "
-        "hold; restore it from a copy, or copy what is there into another store (kd-plugins merge "
-        "STORE --into NEW)"
+        f"{path.name}{SUFFIX} is missing, so the number of records that {path.name} should hold is "
+        "unknown; restore it from a copy, or copy what is there into another store (kd-plugins "
+        "merge STORE --into NEW)"
     )
 
 

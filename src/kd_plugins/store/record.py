@@ -196,8 +196,8 @@ def check_matches_manifest(record: Record, manifest: Manifest) -> None:
         if expected is None or value.dtype != DTYPES[expected]:
             found = str(value.dtype).removeprefix("torch.")
             raise ValueError(
-                f"holds {name} as {found}, but the manifest says "
-                f"{expected or 'that the store has none'}; restore manifest.json from a copy"
+                f"holds {name} as {found}, but the manifest has "
+                f"{expected or 'no such quantity'}; restore manifest.json from a copy"
             )
 
 
@@ -233,7 +233,7 @@ def _to_dtype(value: Tensor, dtype: str, what: str) -> NDArray[np.generic]:
 def _to_float32(lengths: NDArray[np.float64], what: str) -> NDArray[np.float32]:
     """Return lengths in Å as float32, which must keep them to `POSITION_TOLERANCE`."""
     # Beyond some 10,000 Å neighbouring float32 numbers are further apart than that, so that a
-    # structure could no longer be told from one whose atoms were moved.
+    # structure would seem the same after its atoms were moved.
     with np.errstate(over="ignore"):
         single = lengths.astype(np.float32)
         lost = np.abs(single - lengths)

@@ -45,9 +45,9 @@ SECONDS_TO_MAKE = 2.0
 class TargetStore:
     """A folder of teacher targets, found by structure id and never by position.
 
-    ``manifest.json`` says which teacher made them and in which units; ``<shard>.lmdb`` files hold
-    checksummed safetensors records, each with the structure it belongs to. A killed writer loses at
-    most the batch in flight. There is no pickle in it.
+    ``manifest.json`` names the teacher and the units; ``<shard>.lmdb`` files hold checksummed
+    safetensors records, each with the structure it belongs to. A killed writer loses at most the
+    batch in flight. There is no pickle in it.
 
     Use `create` and `open`. A shard has one writer at a time and any number of readers.
 
@@ -129,7 +129,7 @@ class TargetStore:
         if not has_manifest:
             if folder.is_dir() and any(name.endswith(".lmdb") for name in os.listdir(folder)):
                 raise StoreError(
-                    f"{folder} has lost its {MANIFEST}, which says whose targets its shards hold; "
+                    f"{folder} has lost its {MANIFEST}, which names the teacher of its shards; "
                     "restore it from a copy"
                 )
             raise StoreError(
@@ -414,9 +414,9 @@ class TargetStore:
                 yield fault
 
     def uncounted(self) -> list[str]:
-        """Return the shards of which nobody wrote down how many records they should hold.
+        """Return the shards without a log of how many records they should hold.
 
-        An earlier version did not; the next writer begins with what is there.
+        An earlier version kept none; the next writer begins one with what is there.
         """
         paths = self._shard_paths() if self.manifest.format == 1 else []
         return [path.name for path in paths if WrittenLog(path).read() is None]
@@ -476,7 +476,7 @@ def _check_empty(folder: Path) -> None:
     shards = [name for name in names if name.endswith(".lmdb")]
     if shards:
         raise StoreError(
-            f"{folder} has lost its {MANIFEST}, which says whose targets {shards[0]} holds; "
+            f"{folder} has lost its {MANIFEST}, which names the teacher of {shards[0]}; "
             "restore it from a copy, or choose another folder"
         )
 

@@ -216,7 +216,7 @@ def _split_frames(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
         n_frames += 1
         yield start, b"".join(content)
 
-    # A blank line ends the file for ASE, so frames after it would be lost without a word.
+    # A blank line ends the file for ASE, so frames after it would be lost without a warning.
     n_left = count_xyz(lines) if line else 0
     if n_left:
         raise ValueError(
