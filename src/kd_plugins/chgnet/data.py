@@ -190,7 +190,7 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
 
         graph = self.converter(crystal, graph_id=name)
         for tensor in (graph.atom_frac_coord, graph.lattice):
-            # The model asks for gradients itself; else every backward would leave one here.
+            # The model switches gradients on itself; else every backward() would leave one here.
             tensor.requires_grad_(False)
 
         doctor_input = DoctorInput(name, to_structure(structure.atoms), labels, teacher)

@@ -208,13 +208,21 @@ class DistillLoss(nn.Module):
                     continue
 
                 target, found = _pair(letter, targets[prefix + letter], prediction[letter])
+                known = ~torch.isnan(target)
+                numbers = target[known], found[known]
+
                 term = self.terms.get(f"{kind}_{letter}")
                 weight = term.weight(self.step) if term is not None else 0.0
-                if term is not None and weight != 0:
-                    error = self._mean(term, target, found)
-                    out["loss"] += 0.0 if error is None else weight * error
+                if term is not None and weight != 0 and len(numbers[0]):
+                    if self._host_mean is None:
+                        error = _mean_over_vectors(term, target, found, known)
+                    else:
+                        # The value of masked_mean(distance(...)) over single numbers, but with
+                        # CHGNet's own kernels, whose gradients are rounded differently.
+                        error = self._host_mean(*numbers)
+                    out["loss"] += weight * error
 
-                self._report(out, kind, letter, target, found)
+                self._report(out, kind, letter, *numbers)
 
         if not isinstance(out["loss"], Tensor):
             # No target at all: a zero with a graph, so that backward() works.
@@ -225,29 +233,11 @@ class DistillLoss(nn.Module):
             out["loss"] = _with_known_gradient(out["loss"], self.parameters_to_train)
         return out
 
-    def _mean(self, term: DistanceTerm, target: Tensor, found: Tensor) -> Tensor | None:
-        """Return the mean distance over what is not missing, or None where all is."""
-        known = ~torch.isnan(target)
-        if self._host_mean is not None:
-            # The same value as masked_mean(distance(...)) over single numbers, but with CHGNet's
-            # own kernels, whose gradients are rounded differently.
-            numbers, of_model = target[known], found[known]
-            return self._host_mean(numbers, of_model) if len(numbers) else None
-
-        if term.quantity == "forces":
-            # Features of a frozen trunk have their forces as a row of numbers.
-            known, target, found = (one.view(-1, 3) for one in (known, target, found))
-        is_whole = known if known.ndim == 1 else known.flatten(1).all(dim=1)
-        if not bool(is_whole.any()):
-            return None
-        return masked_mean(term.distance(found[is_whole], target[is_whole]))
-
     def _report(
         self, out: dict[str, Any], kind: str, letter: str, target: Tensor, found: Tensor
     ) -> None:
         """Add the absolute errors of one quantity to the epoch's sums and to CHGNet's report."""
-        known = ~torch.isnan(target)
-        error = (target[known] - found[known]).detach().abs()
+        error = (target - found).detach().abs()
 
         # Kept as a tensor: a number would make the host wait for the device in every step.
         total = self._sums[f"{kind}_{letter}"]
@@ -362,6 +352,24 @@ def _pair(letter: str, target: Any, prediction: Any) -> tuple[Tensor, Tensor]:
 
     join = torch.stack if letter == LETTERS["stress"] else concatenate
     return join([target[index] for index in there]), join([prediction[index] for index in there])
+
+
+def _mean_over_vectors(term: DistanceTerm, target: Tensor, found: Tensor, known: Tensor) -> Tensor:
+    """Return the mean of core's distance over energies, force vectors or stress tensors.
+
+    Args:
+        term: with the distance and the quantity.
+        target: one item a row; of forces also one number after another, as features have them.
+        found: the same of the student.
+        known: which numbers of the target are there; an item counts if all of its numbers are.
+    """
+    if term.quantity == "forces":
+        known, target, found = (one.view(-1, 3) for one in (known, target, found))
+    is_whole = known if known.ndim == 1 else known.flatten(1).all(dim=1)
+
+    # A NaN would reach the gradient in spite of the mask, as 0 x NaN.
+    filled = torch.where(known, target, found.detach())
+    return masked_mean(term.distance(found, filled), is_whole)
 
 
 def _with_known_gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
