@@ -18,9 +18,12 @@ def test_it_says_what_the_labelling_teacher_says(teacher: Path) -> None:
     moved = load_teacher(f"fairchem checkpoint={teacher}")
     raw, averaged = (load_teacher(f"eqv2 checkpoint={teacher} weights={w}") for w in ("raw", "ema"))
     for index in range(2):
-        said = [one(tiny.slab(index), ["energy"])["energy"] for one in (moved, raw, averaged)]
-        assert float(said[0]) == pytest.approx(float(said[1]), abs=1e-4)
-        assert float(said[0]) != pytest.approx(float(said[2]), abs=1e-4)
+        energies = [
+            float(one.predict([tiny.slab(index)], ["energy"])[0]["energy"])
+            for one in (moved, raw, averaged)
+        ]
+        assert energies[0] == pytest.approx(energies[1], abs=1e-4)
+        assert energies[0] != pytest.approx(energies[2], abs=1e-4)
 
 
 def test_it_is_measured_from_the_command_line(teacher: Path, tmp_path: Path) -> None:

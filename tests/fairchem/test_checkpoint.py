@@ -14,9 +14,9 @@ from fairchem.core.models.equiformer_v2.equiformer_v2_deprecated import Equiform
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.checkpoint import read_checkpoint
+from kd_plugins.fairchem.checkpointing import read_checkpoint
 from kd_plugins.fairchem.settings import TeacherSettings
-from kd_plugins.fairchem.teacher import Teacher
+from kd_plugins.fairchem.teacher import FrozenEquiformerV2
 from tests.fairchem import tiny
 
 
@@ -32,7 +32,9 @@ def batch() -> Any:
 
 def teach(path: Path, batch: Any, **settings: Any) -> dict[str, torch.Tensor]:
     """Return the targets that a checkpoint's model gives, from one random state."""
-    teacher = Teacher(read_checkpoint(TeacherSettings(str(path), **settings)), torch.device("cpu"))
+    teacher = FrozenEquiformerV2(
+        read_checkpoint(TeacherSettings(str(path), **settings)), torch.device("cpu")
+    )
     torch.manual_seed(0)
     return dict(teacher(batch).values)
 
@@ -146,7 +148,7 @@ def test_reading_a_teacher_leaves_the_random_state_alone(teacher: Path) -> None:
     """So that the student starts as it would without one."""
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    Teacher(read_checkpoint(TeacherSettings(str(teacher), "raw")), torch.device("cpu"))
+    FrozenEquiformerV2(read_checkpoint(TeacherSettings(str(teacher), "raw")), torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
 
 

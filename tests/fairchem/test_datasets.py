@@ -20,9 +20,9 @@ from kd_plugins.config import ConfigError
 from kd_plugins.fairchem import read_datasets
 from kd_plugins.store.store import TargetStore
 from tests.fairchem import tiny
-from tests.fairchem.test_cached import TERMS, cached
-from tests.fairchem.test_filling import filling
+from tests.fairchem.test_auto_targets import automatic
 from tests.fairchem.test_laws import EQV2
+from tests.fairchem.test_stored_targets import TERMS, stored
 
 Settings = dict[str, Any]
 
@@ -95,7 +95,7 @@ def run_on_targets(settings: Settings, teacher: Path, folder: Path, *words: str)
     """Label by the YAML of a run, train on it, and return the ids in the store."""
     store = folder / "targets"
     assert label(yaml_of(folder, settings), teacher, store, *words) == 0
-    settings.update(trainer=EQV2, task=cached(store))
+    settings.update(trainer=EQV2, task=stored(store))
     tiny.run(settings)
     return sorted(TargetStore.open(store).ids())
 
@@ -194,7 +194,7 @@ def test_ids_are_checked_across_data_sets_before_the_first_step(
     """A training that would stop at its first validation, after hours, does not begin."""
     settings = make_config(trainer=EQV2)
     two_without_ids(settings, tmp_path)
-    settings["task"] = filling(teacher) if kind == "auto" else cached(labelled, TERMS)
+    settings["task"] = automatic(teacher) if kind == "auto" else stored(labelled, TERMS)
     for name in ("train", "val"):
         settings["dataset"][name]["no_shuffle"] = True
     with pytest.raises(ConfigError, match=SHARED + r".*db.update\(id, data=\{'sid': "):
@@ -220,7 +220,7 @@ def test_structures_that_a_store_lacks_are_named_with_the_command(
     make_config: Callable[..., Settings], labelled: Path, tmp_path: Path
 ) -> None:
     """Which is another than the one that named them otherwise."""
-    settings = make_config(trainer=EQV2, task=cached(labelled))
+    settings = make_config(trainer=EQV2, task=stored(labelled))
     with_key_value_pairs(tmp_path / "pairs" / "train.db", range(6))
     settings["dataset"]["train"]["src"] = str(tmp_path / "pairs" / "train.db")
     with pytest.raises(ConfigError, match=r"kd-plugins label --fairchem X.yml --teacher eqv2 chec"):

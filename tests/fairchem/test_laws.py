@@ -183,7 +183,7 @@ def test_teacher_never_changes(make_config, teacher: Path) -> None:
         batch = first_batch(trainer)
         raw = trainer.distiller.teacher.forward(batch)
         assert all(value.grad_fn is None and not value.requires_grad for value in raw.values())
-        assert trainer.distiller.teacher.capture.embeddings.grad_fn is None
+        assert trainer.distiller.teacher.hooks.embeddings.grad_fn is None
 
 
 def test_a_plain_trainer_resumes_the_students_checkpoint(make_config, teacher: Path) -> None:
@@ -238,7 +238,7 @@ def test_terms_and_embeddings_are_logged(make_config, teacher: Path) -> None:
         assert {f"{split}/{name}" for name in names} <= logged
 
 
-def test_crack_over_all_degrees_logs_hits_and_excess(make_config, teacher: Path) -> None:
+def test_crack_over_all_degrees_logs_accuracy_and_excess(make_config, teacher: Path) -> None:
     """It trains the projection of every degree; a perfect student would have no excess."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -250,10 +250,11 @@ def test_crack_over_all_degrees_logs_hits_and_excess(make_config, teacher: Path)
     )
     events = EventAccumulator(str(Path(settings["run_dir"]) / "logs" / "tensorboard" / "run"))
     events.Reload()
-    loss, excess, hits = (
-        events.Scalars(f"val/kd_crack{what}")[-1].value for what in ("", "_excess", "_hits")
+    loss, excess, accuracy = (
+        events.Scalars(f"val/kd_crack{what}")[-1].value
+        for what in ("", "_excess", "_top1_accuracy")
     )
-    assert 0 <= hits <= 1
+    assert 0 <= accuracy <= 1
     assert 0 < excess < loss
     assert all(moved)
 
@@ -283,8 +284,8 @@ def test_a_students_other_graph_is_not_forced_on_the_teacher(
     make_config, teacher: Path, change: dict[str, Any]
 ) -> None:
     """The teacher's embeddings and force derivatives are those on its own graph."""
-    from kd_plugins.fairchem.hessian import draw_directions, force_derivatives
-    from kd_plugins.fairchem.teacher import given_graph, with_graph
+    from kd_plugins.fairchem.convert import given_graph, with_graph
+    from kd_plugins.fairchem.loss import draw_directions, force_derivatives
 
     settings = make_config(trainer=EQV2, task=tiny.distill(teacher), model=tiny.model(**change))
     settings["optim"]["max_epochs"] = 0
@@ -297,12 +298,12 @@ def test_a_students_other_graph_is_not_forced_on_the_teacher(
         found = distiller._targets(batch)
         _, with_derivatives = distiller._with_derivatives({}, found, batch, 1)
         probes = draw_directions(batch, 1, seed=0, step=1)
-        torch.set_rng_state(distiller._student_drew_from)
+        torch.set_rng_state(distiller._student_state)
         own = teaching(batch)
         with given_graph(teaching.backbone), torch.no_grad():
-            own_batch = with_graph(batch, teaching.capture.graph)
+            own_batch = with_graph(batch, teaching.hooks.graph)
             expected = force_derivatives(
-                distiller._teacher_forces, own_batch, probes, 0.005, distiller._student_drew_from
+                distiller._teacher_forces, own_batch, probes, 0.005, distiller._student_state
             )
         assert torch.equal(found.values["node_embeddings"], own.values["node_embeddings"])
         derivatives = with_derivatives.values["force_derivatives"]

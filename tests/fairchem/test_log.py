@@ -11,8 +11,8 @@ import torch
 
 from kd_plugins.fairchem.trainer import DistillMixin
 from tests.fairchem import tiny
-from tests.fairchem.test_cached import TERMS, cached
 from tests.fairchem.test_laws import EQV2, first_batch
+from tests.fairchem.test_stored_targets import TERMS, stored
 
 Settings = dict[str, Any]
 
@@ -57,7 +57,7 @@ def test_the_teachers_own_errors(
     found = tiny.run(without_training(settings), of_a_batch)
     for name in ("energy_mae", "forces_mae"):
         assert found[f"teacher_{name}"] == pytest.approx(found[name], rel=1e-5)
-    settings.update(task=cached(labelled, TERMS), timestamp_id="cached")
+    settings.update(task=stored(labelled, TERMS), timestamp_id="cached")
     again = tiny.run(settings, of_a_batch)
     assert again["teacher_energy_mae"] == pytest.approx(found["teacher_energy_mae"], rel=2e-2)
     settings.update(timestamp_id="validated")

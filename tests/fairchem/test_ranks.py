@@ -11,7 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from kd_plugins.core.loss import DistillationLoss
+from kd_plugins.core.terms import DistillationLoss
 
 BATCHES = ([0, 1], [2, 3, 4])
 """Structures of each rank, uneven on purpose."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.sidecar import CheckpointError
+from kd_plugins.fairchem.checkpointing import CheckpointError
 from tests.fairchem import tiny
 from tests.fairchem.test_laws import EQV2
 from tests.fairchem.test_refusals import Code

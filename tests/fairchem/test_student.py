@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from kd_plugins.fairchem import sidecar
-from kd_plugins.fairchem.student import replace_overflow
+from kd_plugins.fairchem import checkpointing
+from kd_plugins.fairchem.loss import replace_overflow
 from tests.fairchem import tiny
 from tests.fairchem.test_laws import EQV2, first_batch
 
@@ -112,7 +112,7 @@ def test_killed_between_the_two_files(make_config, teacher: Path, moment: str) -
     settings = make_config(trainer=EQV2, task=tiny.distill(teacher, CRACK))
     expected = tiny.run(settings, projection)
     checkpoint = Path(settings["run_dir"]) / "checkpoints" / "run" / "checkpoint.pt"
-    ours, pending = sidecar.sidecar_path(checkpoint), sidecar.pending_path(checkpoint)
+    ours, pending = checkpointing.sidecar_path(checkpoint), checkpointing.pending_path(checkpoint)
     if moment == "after the checkpoint":
         ours.rename(pending)
     state = tiny.load(pending if pending.exists() else ours)
@@ -130,7 +130,7 @@ def test_a_lost_projection_is_named(
     settings = make_config(trainer=EQV2, task=tiny.distill(teacher, CRACK))
     tiny.run(settings)
     checkpoint = Path(settings["run_dir"]) / "checkpoints" / "run" / "checkpoint.pt"
-    sidecar.sidecar_path(checkpoint).unlink()
+    checkpointing.sidecar_path(checkpoint).unlink()
     tiny.run(settings)
     assert (
         "no projection for this teacher lies beside checkpoint.pt; it starts afresh" in caplog.text
@@ -161,8 +161,8 @@ def test_hessian_agrees_with_plain_differences(make_config, teacher: Path) -> No
     settings = untrained(make_config(trainer=EQV2, task=tiny.distill(teacher, terms)))
 
     def compare(trainer: Any) -> None:
-        from kd_plugins.fairchem.hessian import draw_directions, force_derivatives
-        from kd_plugins.fairchem.teacher import given_graph, with_graph
+        from kd_plugins.fairchem.convert import given_graph, with_graph
+        from kd_plugins.fairchem.loss import draw_directions, force_derivatives
 
         batch = first_batch(trainer)
         trainer.model.eval()

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from kd_plugins.teachers import TeacherError, load_teacher
-from kd_plugins.teachers.teacher import Teacher
 from tests import house
 from tests.fairchem import tiny
 
@@ -45,7 +44,7 @@ def write(teacher: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]],
     return edited
 
 
-def load(name: str, path: Path, more: str = "") -> Teacher:
+def load(name: str, path: Path, more: str = "") -> FrozenEquiformerV2:
     """Return the teacher."""
     return load_teacher(f"{name.format(path)}{more}")
 

@@ -1,4 +1,4 @@
-"""A fairchem checkpoint as an ASE calculator, to be moved with."""
+"""A fairchem checkpoint as an ASE calculator, for relaxations, dynamics and other students."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ import torch
 from fairchem.core import OCPCalculator
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.checkpoint import check_names, load_checkpoint
-from kd_plugins.teachers.teacher import TeacherError
+from kd_plugins.fairchem.checkpointing import check_names, load_checkpoint
+from kd_plugins.teachers.teacher import TeacherError, resolve_device
 
 TRAINER = "ocp"
-"""Of which fairchem's others are; its EquiformerV2 trainer writes a name that it does not know."""
+"""The class that fairchem's other trainers extend: its EquiformerV2 trainer writes a name into
+checkpoints that fairchem does not find again."""
 
 
-def fairchem(checkpoint: str, trust_pickle: bool = False) -> OCPCalculator:
+def fairchem(
+    checkpoint: str, trust_pickle: bool = False, device: str | None = None
+) -> OCPCalculator:
     """Return the potential ``fairchem``: energy and forces of a checkpoint, by fairchem's own.
 
     It takes the weights that are stored as the model's: the averaged ones of
@@ -32,13 +35,16 @@ def fairchem(checkpoint: str, trust_pickle: bool = False) -> OCPCalculator:
         checkpoint: path of any checkpoint of fairchem-core 1.10, a student's too.
         trust_pickle: read a file that holds pickled code, and follow its configuration to modules
             and files that it names, which may do anything.
+        device: such as ``cpu`` or ``cuda``; ``auto``, or left out, is a GPU where there is one.
 
     Raises:
         TeacherError: if there is no such file, or it is no checkpoint that can be read so.
     """
+    where = torch.device(resolve_device(device or "auto"))
     path = Path(checkpoint).expanduser()
     if not path.is_file():
         raise TeacherError(f"{checkpoint}: no such checkpoint")
+
     remedy = f"say so: fairchem checkpoint={checkpoint} trust_pickle=true"
     try:
         raw = load_checkpoint(path, trust_pickle=trust_pickle, remedy=remedy)
@@ -46,7 +52,11 @@ def fairchem(checkpoint: str, trust_pickle: bool = False) -> OCPCalculator:
     except (OSError, ConfigError) as error:
         raise TeacherError(str(error)) from error
     del raw
-    cpu = not torch.cuda.is_available()
+
+    if config is not None:
+        # The rank of the training that wrote the file would choose among this machine's GPUs.
+        config["local_rank"] = where.index or 0
+    cpu = where.type == "cpu"
     try:
         with quiet():
             return OCPCalculator(
@@ -62,8 +72,8 @@ def fairchem(checkpoint: str, trust_pickle: bool = False) -> OCPCalculator:
 def checked_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return a checkpoint's configuration without what would open or import something else.
 
-    fairchem calls a model that is named as ``module.Class``, reads scale factors and a model to
-    start from out of files, and the pickle of a Slurm job, all of them wherever the file says.
+    fairchem calls a model that is named as ``module.Class``, and reads scale factors, a model to
+    start from and the pickle of a Slurm job from whatever files the configuration names.
 
     Args:
         raw: of the checkpoint.
@@ -79,6 +89,7 @@ def checked_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if isinstance(model, str):
         model = {**config.get("model_attributes", {}), "name": model}
         config.pop("model_attributes", None)
+
     finetuned = model.pop("finetune_config", None)
     if finetuned is not None and not (model.get("backbone") and model.get("heads")):
         raise ConfigError(
@@ -86,6 +97,7 @@ def checked_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
             "make one file of both with fairchem's convert_hydra_to_release.py"
         )
     check_names(model, path)
+
     # The file's own weights hold the scale factors, and come after those of the other file.
     parts = [part for part in (model, model.get("backbone")) if isinstance(part, dict)]
     for part in parts:
@@ -103,6 +115,7 @@ def checked_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep fairchem from printing a whole configuration, and torch from warning of its loading."""
+    # Its trainer logs and prints the configuration, which is of the run that made the file.
     level = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

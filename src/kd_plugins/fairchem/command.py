@@ -1,4 +1,4 @@
-"""What ``python -m kd_plugins.fairchem`` does: look at the YAML, then hand over to fairchem."""
+"""The command ``python -m kd_plugins.fairchem``: check the YAML, then run fairchem on it."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.datasets import read_yaml
+from kd_plugins.fairchem.labelling import read_yaml
 from kd_plugins.fairchem.trainer import DistillMixin
-from kd_plugins.store.shard import StoreError
+from kd_plugins.store import StoreError
 from kd_plugins.teachers.teacher import TeacherError
 
 OURS = "kd_plugins.fairchem.EqV2DistillTrainer"
 ON_OCP = "kd_plugins.fairchem.DistillTrainer"
 FORESEEN = (ConfigError, StoreError, TeacherError, OSError, ImportError)
-"""Errors whose sentence says enough; of any other the traceback is shown as well."""
+"""Errors with a sentence that is enough; of any other the traceback is shown as well."""
 _BY_NAME = ("ConfigError", "StoreError", "TeacherError", "CheckpointError", "FileNotFoundError")
 
 
 class RankError(RuntimeError):
-    """What one of several ranks ended with."""
+    """The error with which one of several ranks ended."""
 
 
 def run(words: Sequence[str]) -> None:
     """Run fairchem's command line on words such as ``--mode train --config-yml X.yml``.
 
     Raises:
-        ConfigError: for options or a YAML with which nothing can begin, or that would train without
-            the distillation that it asks for.
+        ConfigError: for options or a YAML with which no run can start, or one that would train
+            without its distillation.
         RankError: if one of several ranks failed.
     """
     arguments, changes = flags.get_parser().parse_known_args(words)
     _check_options(arguments, changes)
+
     arguments.config_yml = arguments.config_yml.expanduser()
     read_yaml(arguments.config_yml)
     config = build_config(arguments, changes)
     check_config(config)
+
     try:
         if arguments.num_gpus == 1 or arguments.submit:
             _cli.main(arguments, changes)
@@ -60,7 +62,7 @@ def run(words: Sequence[str]) -> None:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse a YAML whose ``task.distill`` nobody would read.
+    """Refuse a YAML with a ``task.distill`` that no trainer would read.
 
     Raises:
         ConfigError: naming the trainer to write, or the place where the block belongs.
@@ -70,9 +72,11 @@ def check_config(config: Mapping[str, Any]) -> None:
             "distill stands at the top of the YAML, from where fairchem passes nothing on; put it "
             "under task:"
         )
+
     task = config.get("task") or {}
     if not isinstance(task, Mapping):
         raise ConfigError(f"task: expected a mapping, got {task!r}")
+
     name = config.get("trainer", "ocp")
     close = get_close_matches("distill", map(str, task), n=1, cutoff=0.7)
     if not close or _is_ours(name) or task[close[0]] is None:  # null takes an included block away
@@ -93,14 +97,16 @@ def run_rank(config: dict[str, Any]) -> None:
 
 
 def _launch(config: dict[str, Any], n_ranks: int, debug: bool) -> None:
-    """Run ranks on this machine as fairchem does, and say once what one of them ended with."""
+    """Run ranks on this machine as fairchem does, and raise the error of one of them."""
     if not debug:
         # It logs each rank's traceback and its own, beside the error that it raises.
         for name in ("api", "errors", "errors.error_handler"):
             logger = logging.getLogger(f"torch.distributed.elastic.multiprocessing.{name}")
             logger.setLevel(logging.CRITICAL)
+
     if isinstance(config.get("optim"), dict):
         config["optim"]["num_workers"] = 0  # an open LMDB cannot be handed to a worker
+
     settings = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=n_ranks, rdzv_backend="c10d", max_restarts=0
     )
@@ -112,16 +118,19 @@ def _launch(config: dict[str, Any], n_ranks: int, debug: bool) -> None:
 
 def _first_of(error: ChildFailedError) -> RankError:
     """Return the error of one rank: a foreseen one, if any, as others follow from it."""
-    told = []
+    errors = []
     for rank, failure in sorted(error.failures.items()):
-        said = failure.message
-        text = said["message"] if isinstance(said, Mapping) else said
-        stack = said["extraInfo"]["py_callstack"] if isinstance(said, Mapping) else ""
-        kind, _, sentence = text.partition(": ")
-        told.append((kind not in _BY_NAME, rank, text if kind not in _BY_NAME else sentence, stack))
+        # A rank that raised leaves a mapping with its traceback; one that was killed a sentence.
+        message, stack = failure.message, ""
+        if isinstance(message, Mapping):
+            message, stack = message["message"], message["extraInfo"]["py_callstack"]
 
-    unforeseen, rank, text, stack = min(told)
-    if unforeseen:
+        kind, _, sentence = message.partition(": ")
+        is_unforeseen = kind not in _BY_NAME
+        errors.append((is_unforeseen, rank, message if is_unforeseen else sentence, stack))
+
+    is_unforeseen, rank, text, stack = min(errors)
+    if is_unforeseen:
         print(stack, file=sys.stderr)
         text = f"rank {rank}: {text}"
     return RankError(text)
@@ -144,6 +153,7 @@ def _check_options(arguments: argparse.Namespace, changes: Sequence[str]) -> Non
 
 def _is_ours(name: object) -> bool:
     """Return whether a trainer, by fairchem's short name or its class's full one, distils."""
+    # A short name is in fairchem's registry, which holds fairchem's own trainers.
     module, _, attribute = str(name).rpartition(".")
     if not module:
         return False

@@ -1,8 +1,10 @@
-"""fairchem's batch and model outputs <-> our names, shapes and units."""
+"""fairchem's batches and model outputs in our names, shapes and units, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +20,16 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.checkpoint import Checkpoint
+from kd_plugins.fairchem.checkpointing import Checkpoint
+from kd_plugins.store.structure import Structure
+
+EMBEDDINGS = ("node_embeddings", "equivariant_embeddings")
+"""Quantities that are node embeddings: of l = 0, and of all degrees l."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """What turns a fairchem model's numbers into eV and eV/Å, and back.
+    """The normalizers and element references between a model's outputs and eV and eV/Å.
 
     Args:
         normalizers: target name to fairchem's normalizer; a missing one changes nothing.
@@ -34,8 +40,8 @@ class Units:
     elementrefs: Mapping[str, LinearReferences]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, device: torch.device) -> Units:
-        """Return the units in which a checkpoint's model speaks."""
+    def from_checkpoint(cls, checkpoint: Checkpoint, device: torch.device) -> Units:
+        """Return the units of a checkpoint's model."""
         normalizers = {
             name: _normalizer(state).to(device) for name, state in checkpoint.normalizers.items()
         }
@@ -45,9 +51,12 @@ class Units:
         }
         return cls(normalizers, references)
 
-    def rmsd(self, target: str) -> float:
-        """Return the physical size of one normalised unit of a target."""
-        return float(self.normalizers[target].rmsd) if target in self.normalizers else 1.0
+    def rmsd(self, target: str) -> Tensor | float:
+        """Return the physical size of one normalised unit of a target.
+
+        It stays a tensor, as a float would make the host wait for the device in every step.
+        """
+        return self.normalizers[target].rmsd if target in self.normalizers else 1.0
 
     def physical(self, target: str, normalised: Tensor, batch: Batch) -> Tensor:
         """Return a model's output in eV (energy, shape (B,)) or eV/Å (forces, (N, 3))."""
@@ -70,41 +79,48 @@ class Units:
 
         Args:
             shares: each atom's share of the normalised energy, (N,).
-            batch: whose atoms they are.
+            batch: of these atoms.
         """
         energies = shares * self.rmsd("energy")
+
+        # The normalizer's mean belongs to a structure, so each of its atoms gets an equal part.
         if "energy" in self.normalizers:
             energies = energies + self.normalizers["energy"].mean / batch.natoms[batch.batch]
+
         if "energy" in self.elementrefs:
             references = self.elementrefs["energy"].element_references
             energies = energies + references[batch.atomic_numbers.long()]
         return energies
 
 
-class Capture:
-    """Keeps what an EquiformerV2 computes on the way to its outputs, through forward hooks.
+class EmbeddingHooks:
+    """Forward hooks that keep an EquiformerV2's node embeddings, graph and atomic energies.
 
     Args:
         model: a hydra model with an EquiformerV2 backbone.
-        who: "teacher" or "student", for messages.
+        role: "teacher" or "student", for messages.
 
     Raises:
         ConfigError: if the model is of another architecture.
     """
 
-    def __init__(self, model: nn.Module, who: str) -> None:
-        self.model = check_architecture(model, who)
+    def __init__(self, model: nn.Module, role: str) -> None:
+        self.model = check_architecture(model, role)
         self.backbone = self.model.backbone
+
         self.embeddings: Tensor | None = None
         self.graph: GraphData | None = None
         self.node_energies: Tensor | None = None
-        self.backbone.register_forward_hook(self._keep_backbone)
-        self.energy_head = energy_head(self.model)
+
+        # Hooks of submodules also run inside DistributedDataParallel, and add nothing to the
+        # checkpoint; fairchem's HydraModel keeps the backbone's output to itself.
+        self.backbone.register_forward_hook(self._keep_backbone_output)
+        self.energy_head = find_energy_head(self.model)
         if self.energy_head is not None:
             self.energy_head.energy_block.register_forward_hook(self._keep_node_energies)
 
     def clear(self) -> None:
-        """Let go of the last batch's tensors."""
+        """Drop the last batch's tensors, and with them their memory."""
         self.embeddings = self.graph = self.node_energies = None
 
     def energy_shares(self, batch: Batch) -> Tensor:
@@ -113,7 +129,13 @@ class Capture:
             return self.node_energies / batch.natoms[batch.batch]
         return self.node_energies / self.energy_head.avg_num_nodes
 
-    def _keep_backbone(self, module: nn.Module, inputs: Any, output: Mapping[str, Any]) -> None:
+    def has_force_head(self) -> bool:
+        """Return whether a head predicts forces directly."""
+        return any(hasattr(head, "force_block") for head in self.model.output_heads.values())
+
+    def _keep_backbone_output(
+        self, module: nn.Module, inputs: Any, output: Mapping[str, Any]
+    ) -> None:
         self.embeddings = output["node_embedding"].embedding
         self.graph = output["graph"]
 
@@ -121,13 +143,7 @@ class Capture:
         self.node_energies = output.embedding[:, 0, 0]
 
 
-def _normalizer(state: Mapping[str, Any]) -> Normalizer:
-    """Return a normalizer from its state, of today (mean, rmsd) or of old (mean, std)."""
-    rmsd = state["rmsd"] if "rmsd" in state else state["std"]
-    return Normalizer(torch.as_tensor(state["mean"]).float(), torch.as_tensor(rmsd).float())
-
-
-def check_architecture(model: nn.Module, who: str) -> HydraModel:
+def check_architecture(model: nn.Module, role: str) -> HydraModel:
     """Return the model if it is a hydra EquiformerV2.
 
     Raises:
@@ -140,18 +156,25 @@ def check_architecture(model: nn.Module, who: str) -> HydraModel:
             if len(model.backbone.lmax_list) == 1:
                 return model
             found += f" of {len(model.backbone.lmax_list)} resolutions"
+
     raise ConfigError(
-        f"the {who} is a {found}; expected a hydra model with an EquiformerV2 backbone of one "
+        f"the {role} is a {found}; expected a hydra model with an EquiformerV2 backbone of one "
         "resolution (model.name: hydra, model.backbone.model: equiformer_v2_backbone)"
     )
 
 
-def energy_head(model: HydraModel) -> nn.Module | None:
+def find_energy_head(model: HydraModel) -> nn.Module | None:
     """Return the head that sums atomic energies to the energy, or None."""
     for head in model.output_heads.values():
         if hasattr(head, "energy_block") and getattr(head, "output_name", "energy") == "energy":
             return head
     return None
+
+
+def _normalizer(state: Mapping[str, Any]) -> Normalizer:
+    """Return a normalizer from its state, of today (mean, rmsd) or of old (mean, std)."""
+    rmsd = state["rmsd"] if "rmsd" in state else state["std"]
+    return Normalizer(torch.as_tensor(state["mean"]).float(), torch.as_tensor(rmsd).float())
 
 
 def flatten_outputs(out: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -184,3 +207,74 @@ def _column(batch: Batch, name: str, n_structures: int) -> list[str]:
     values = batch[name] if name in batch else [0] * n_structures
     values = values.flatten().tolist() if isinstance(values, Tensor) else list(values)
     return [str(value) for value in values]
+
+
+def structures(batch: Batch) -> list[Structure]:
+    """Return elements, positions, cell and periodicity of each structure of a batch."""
+    ends = batch.natoms.cumsum(0).tolist()
+    starts = [0, *ends[:-1]]
+    numbers, positions = batch.atomic_numbers.long().cpu(), batch.pos.cpu()
+    cells = batch.cell.reshape(-1, 3, 3).cpu()
+
+    # Data sets of before fairchem stored `pbc` are periodic in all directions.
+    periodic = torch.ones(cells.shape[:2])
+    if "pbc" in batch:
+        periodic = batch.pbc.reshape(-1, 3).bool().cpu()
+
+    return [
+        Structure(numbers[start:end], positions[start:end], cell, pbc)
+        for start, end, cell, pbc in zip(starts, ends, cells, periodic, strict=True)
+    ]
+
+
+@contextmanager
+def given_graph(backbone: EquiformerV2Backbone) -> Iterator[None]:
+    """Make a backbone take the neighbour graph from the batch instead of building it."""
+    before = backbone.otf_graph
+    backbone.otf_graph = False
+    try:
+        yield
+    finally:
+        backbone.otf_graph = before
+
+
+def with_graph(batch: Batch, graph: GraphData) -> Batch:
+    """Return a shallow copy of a batch that carries a neighbour graph as fairchem stores it."""
+    batch = copy.copy(batch)
+    batch.edge_index = graph.edge_index
+    batch.cell_offsets = graph.cell_offsets
+    batch.neighbors = graph.neighbors
+    return batch
+
+
+def has_edges(backbone: EquiformerV2Backbone, batch: Batch) -> bool:
+    """Return whether any atom of a batch has a neighbour within the backbone's cutoff."""
+    return backbone.generate_graph(batch).edge_index.shape[1] > 0
+
+
+@contextmanager
+def naming_lone_atoms(backbone: EquiformerV2Backbone, batch: Batch, role: str) -> Iterator[None]:
+    """Name the structures on which a model failed because no atom of the batch has a neighbour.
+
+    EquiformerV2 takes the minimum over all edges, which a batch of lone atoms does not have.
+
+    Args:
+        backbone: of the model that is run inside.
+        batch: that it gets.
+        role: "teacher" or "student".
+
+    Raises:
+        ConfigError: naming the structures and the cutoff; any other error as it was.
+    """
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        with torch.no_grad():
+            is_lone = not has_edges(backbone, batch)
+        if not is_lone:
+            raise
+        raise ConfigError(
+            f"no atom of a batch has a neighbour within the {role}'s {backbone.cutoff} Å "
+            f"(structures {', '.join(structure_ids(batch))}), which EquiformerV2 cannot compute; "
+            "leave such structures out, or take larger batches, in which others stand beside them"
+        ) from error

@@ -1,4 +1,4 @@
-"""What fairchem is given: its own errors about it named, and known ones met before it begins."""
+"""fairchem's own settings, checked before it starts, and its errors with the key or file named."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.datasets import check_sources
+from kd_plugins.fairchem.data import check_sources
 from kd_plugins.numbers import check_number, check_whole
-from kd_plugins.store.shard import StoreError
+from kd_plugins.store import StoreError
 
 _WHOLE = {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "max_epochs": 0}
-"""Of ``optim``: keys to the least that they may be."""
+"""Whole numbers of ``optim``, with the least that each may be."""
 _REQUIRED = ("num_workers", "max_epochs", "lr_initial")
-_MORE = "the same command with --debug shows where"
+_WHERE = "the same command with --debug shows where"
 
 
 def check_host(given: Mapping[str, Any]) -> None:
-    """Refuse what fairchem would fail on late, or in words that do not name it.
+    """Refuse settings on which fairchem would fail late, or without naming them.
 
     Args:
         given: the keyword arguments of fairchem's trainer.
@@ -29,9 +29,10 @@ def check_host(given: Mapping[str, Any]) -> None:
         ConfigError: naming the key.
     """
     dataset = given.get("dataset")
-    if isinstance(dataset, list):
+    if isinstance(dataset, list):  # fairchem's older form
         dataset = dict(zip(("train", "val", "test"), dataset, strict=False))
     check_sources(dataset)
+
     _check_optim(given.get("optimizer"))
     if given.get("amp") and given.get("cpu"):
         logging.warning("--amp changes nothing on a CPU: this run is in full precision")
@@ -42,9 +43,11 @@ def _check_optim(optim: object) -> None:
         raise ConfigError(
             f"optim: expected a mapping with batch_size, lr_initial, ..., got {optim!r}"
         )
+
     missing = [name for name in _REQUIRED if optim.get(name) is None]
     if missing:
         raise ConfigError(f"optim.{missing[0]}: missing; fairchem has no default for it")
+
     try:
         for name, least in _WHOLE.items():
             if name in optim:
@@ -56,26 +59,27 @@ def _check_optim(optim: object) -> None:
 
 @contextmanager
 def naming_setup() -> Iterator[None]:
-    """Say of an error in fairchem's own set-up that it is one, before anything was trained.
+    """Turn an error in fairchem's own set-up into one about the YAML.
 
     Raises:
-        ConfigError: in place of what has no name for the user; what has one passes.
+        ConfigError: in place of errors that name nothing of the user's; others pass.
     """
     try:
         yield
     except (ConfigError, StoreError, ImportError):
         raise
     except Exception as error:  # whatever fairchem meets in a YAML that it does not check
+        # Such an error names a file, which is the user's.
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise ConfigError(
-            f"fairchem cannot set up this run by its YAML: {_said(error)}; {_MORE}"
+            f"fairchem cannot set up this run by its YAML: {_shortened(error)}; {_WHERE}"
         ) from error
 
 
 @contextmanager
 def naming_misfit(path: Path) -> Iterator[None]:
-    """Say of an error while a checkpoint is taken up that the file does not fit the run.
+    """Turn an error while a checkpoint is loaded into one that names the file.
 
     Raises:
         ConfigError: naming the file.
@@ -86,12 +90,12 @@ def naming_misfit(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # of the optimizer, the averages, the model, a normalizer
         raise ConfigError(
-            f"checkpoint {path} does not fit this run ({_said(error)}); give one of the same model "
-            f"and optim, or start from scratch under a new --timestamp-id; {_MORE}"
+            f"checkpoint {path} does not fit this run ({_shortened(error)}); give one of the same "
+            f"model and optim, or start from scratch under a new --timestamp-id; {_WHERE}"
         ) from error
 
 
-def _said(error: Exception) -> str:
+def _shortened(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, ZeroDivisionError):
         # Its cosine schedule divides by the steps of the warm-up, rounded down.

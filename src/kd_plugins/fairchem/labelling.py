@@ -1,107 +1,391 @@
-"""A fairchem EquiformerV2 as a teacher for `kd-plugins label`, node embeddings included."""
+"""The data sets of a fairchem YAML as structures to label, under the ids that its trainer finds.
+
+`kd-plugins label --fairchem X.yml` labels them by hand, `targets: auto` before the first step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import logging
+import socket
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import timedelta
+from functools import cached_property
 from importlib import metadata
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
+import fairchem.core.datasets.oc22_lmdb_dataset  # noqa: F401  registers itself with fairchem
 import numpy as np
 import torch
-from ase import Atoms
-from fairchem.core.preprocessing import AtomsToGraphs
+import yaml
+from fairchem.core.common import distutils
+from fairchem.core.common.utils import load_config
+from fairchem.core.datasets.base_dataset import create_dataset
+from torch.distributed.distributed_c10d import _get_default_store
+from torch.utils.data import Dataset
 from torch_geometric.data import Batch
+from tqdm import tqdm
 
-from kd_plugins.config import ConfigError, read_config
-from kd_plugins.core.quantities import quantity
-from kd_plugins.fairchem.checkpoint import read_checkpoint
-from kd_plugins.fairchem.settings import TeacherSettings
-from kd_plugins.fairchem.teacher import Teacher
+from kd_plugins.config import ConfigError
+from kd_plugins.config import read_yaml as config_file
+from kd_plugins.core.terms import Term
+from kd_plugins.fairchem.checkpointing import Checkpoint
+from kd_plugins.fairchem.convert import structure_ids, structures
+from kd_plugins.fairchem.data import (
+    SHOWN,
+    StoredTargets,
+    check_ids,
+    check_sources,
+    check_storable,
+    gather_objects,
+    used_quantities,
+)
+from kd_plugins.fairchem.teacher import GRAPH_SETTINGS, EqV2Teacher, FrozenEquiformerV2
+from kd_plugins.store import StoreError
+from kd_plugins.store.manifest import Manifest
+from kd_plugins.store.store import MANIFEST, TargetStore
+from kd_plugins.structures.readers import LabelledStructure, to_atoms
+from kd_plugins.teachers.labelling import label
+from kd_plugins.teachers.registry import TeacherSpec
 from kd_plugins.teachers.teacher import TeacherError
 
-SEED = 0
-"""Of the random rolls of EquiformerV2's edge frames, so that a structure always gives the same."""
+SPLITS = ("train", "val")
+"""The splits that a training reads."""
+PLAIN = ("ase_db", "ase_read", "ase_read_multi")
+"""Formats of fairchem that hold numbers and text only; the files of all others are pickles."""
+LONGEST_LABELLING = timedelta(days=30)
+"""Time that the other ranks wait for the first to label; torch's own limit is half an hour."""
+_MESSAGES = itertools.count()
+"""Numbers of the first rank's messages, the same on all ranks."""
+_LABEL_SETTINGS = ("a2g_args", "lin_ref", "include_relaxed_energy", "keep_in_memory")
+_YAML = (".yml", ".yaml")
 
 
-class EqV2Teacher:
-    """An EquiformerV2 that labels one structure at a time, in eV and eV/Å.
+class DatasetStructures:
+    """The structures of some data sets, each as fairchem's loader gives it to a training.
 
     Args:
-        teacher: the model.
-        device: where it is.
+        datasets: "train", "val" and so on to a data set of fairchem.
     """
 
-    quantities = (
-        *("energy", "energy_per_atom", "forces", "atomic_energies"),
-        *("node_embeddings", "equivariant_embeddings"),
-    )
+    def __init__(self, datasets: Mapping[str, Dataset[Any]]) -> None:
+        self.datasets = datasets
 
-    batch_size = 1
+    def __len__(self) -> int:
+        return sum(len(dataset) for dataset in self.datasets.values())  # type: ignore[arg-type]
 
-    def __init__(self, teacher: Teacher, device: torch.device) -> None:
-        teacher.backbone.otf_graph = True
-        self.teacher, self.device = teacher, str(device)
-        self._device = device
-        self.fingerprint = f"EquiformerV2 {teacher.fingerprint}"
-        self._to_graph = AtomsToGraphs(r_edges=False, r_pbc=True)
-
-    @property
-    def versions(self) -> Mapping[str, str]:
-        """Versions of fairchem-core and torch."""
-        return {name: metadata.version(name) for name in ("fairchem-core", "torch")}
-
-    def predict(
-        self, structures: Sequence[Atoms], quantities: Sequence[str]
-    ) -> list[dict[str, np.ndarray]]:
-        """Predict the targets of each structure, one after the other."""
-        return [self(atoms, quantities) for atoms in structures]
-
-    def __call__(self, atoms: Atoms, quantities: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the targets of one structure.
+    def __iter__(self) -> Iterator[LabelledStructure]:
+        """Yield each structure with its id, after a check that no id stands for two of them.
 
         Raises:
-            TeacherError: if the model has no head for a quantity.
+            ConfigError: for an id of two structures, or one that cannot be read.
         """
-        batch = Batch.from_data_list([self._to_graph.convert(atoms)]).to(self._device)
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(SEED)
-            targets = self.teacher(batch)
-        values = {name: value.cpu().numpy() for name, value in targets.values.items()}
-        values["energy_per_atom"] = values["energy"] / len(atoms)
-        missing = [name for name in quantities if name not in values]
-        if missing:
-            raise TeacherError(
-                f"this EquiformerV2 gives no {missing[0]!r}; leave that out of the quantities"
-            )
-        per_structure = [name for name in quantities if quantity(name).scope == "structure"]
-        return {
-            name: values[name][0] if name in per_structure else values[name] for name in quantities
-        }
+        return self.without(())
+
+    def without(self, held: Collection[str]) -> Iterator[LabelledStructure]:
+        """Yield the structures of other ids than those of a store."""
+        for name, found in self.ids.items():
+            for index, its_id in enumerate(found):
+                if its_id not in held:
+                    (structure,) = structures(self._batch(name, index))
+                    yield LabelledStructure(its_id, to_atoms(structure))
+
+    @cached_property
+    def ids(self) -> dict[str, list[str]]:
+        """The ids of each data set, in order, after a check that each stands for one structure."""
+        ids = {name: self._read_ids(name) for name in self.datasets}
+        check_ids(self.datasets, ids)
+        return ids
+
+    def _read_ids(self, name: str) -> list[str]:
+        bar = tqdm(range(len(self.datasets[name])), f"reading ids of {name}", leave=False)  # type: ignore[arg-type]
+        return [structure_ids(self._batch(name, index))[0] for index in bar]
+
+    def _batch(self, name: str, index: int) -> Batch:
+        try:
+            return Batch.from_data_list([self.datasets[name][index]])
+        except Exception as error:  # each data format fails in its own way
+            raise ConfigError(
+                f"dataset.{name}[{index}] cannot be read: {type(error).__name__}: {error}"
+            ) from error
 
 
-def eqv2(
-    checkpoint: str,
-    weights: Literal["ema", "raw"] | None = None,
-    trust_pickle: bool = False,
-    device: str | None = None,
-) -> EqV2Teacher:
-    """Return the teacher ``eqv2``.
+def read_datasets(
+    sources: str | Path | Sequence[str | Path], trust_pickle: bool = False
+) -> DatasetStructures:
+    """Return the structures that a training would see, with its ids, for `label`.
 
     Args:
-        checkpoint: of fairchem.
-        weights: ``ema`` or ``raw``, where the file holds both.
-        trust_pickle: read a file that holds pickled code, which may do anything.
-        device: a GPU where there is one if left out.
+        sources: a YAML of fairchem, of which ``dataset.train`` and ``dataset.val`` are taken with
+            their ``first_n``, ``select_args`` and so on; or data sets: an ASE database
+            (``.db``, ``.json``, ``.aselmdb``), an LMDB, a folder of ``.lmdb`` files.
+        trust_pickle: read data sets that are pickles, as OC20's LMDBs are, which may run any
+            code; in a YAML ``trust_pickle: true`` beside ``src`` does the same for that data set.
 
     Raises:
-        TeacherError: if the file is no EquiformerV2 checkpoint, or an argument is not valid.
+        ConfigError: for a YAML that cannot be read or has no data set, a data set that is not
+            there, is empty, or holds pickles that are not trusted, and transforms that move atoms.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    given = {"checkpoint": checkpoint, "weights": weights, "trust_pickle": trust_pickle}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+
+    # All YAMLs are read before any data set, so that a wrong one costs no minutes.
+    blocks = [_dataset_block(Path(source).expanduser()) for source in given]
+
+    datasets: dict[str, Dataset[Any]] = {}
+    for source, block in zip(given, blocks, strict=True):
+        check_sources(block)
+        check_storable((), block)
+        for name, settings in _splits(block, source).items():
+            unique = name if name not in datasets else f"{name} of {source}"
+            datasets[unique] = _open(settings, f"{source}: dataset.{name}", name, trust_pickle)
+    return DatasetStructures(datasets)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a YAML of fairchem with what it includes.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ConfigError: if it cannot be read, or one that it includes.
+    """
+    config_file(path)  # fairchem's own reader names neither file nor line
     try:
-        settings = read_config(TeacherSettings, given, "teacher eqv2")
-        return EqV2Teacher(Teacher(read_checkpoint(settings), where), where)
-    except (ConfigError, FileNotFoundError) as error:
-        raise TeacherError(str(error).replace("task.distill.teacher.", "")) from error
+        config, _, conflicts = load_config(path)
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        raise ConfigError(f"{path}: what it includes cannot be read: {message}") from error
+    if conflicts:
+        raise ConfigError(f"{path}: its includes set the same keys to other values: {conflicts}")
+    return config
+
+
+def _dataset_block(source: Path) -> Mapping[str, Any]:
+    """Return the ``dataset`` block of a YAML, or one that stands for a data set."""
+    if source.suffix in _YAML:
+        dataset = read_yaml(source).get("dataset")
+        if isinstance(dataset, list | tuple):
+            return dict(zip(("train", "val", "test"), dataset, strict=False))
+        if not isinstance(dataset, Mapping):
+            raise ConfigError(f"{source}: dataset: expected a mapping with train, got {dataset!r}")
+        return dataset
+
+    is_lmdb = source.suffix == ".lmdb" or (source.is_dir() and any(source.glob("*.lmdb")))
+    return {"train": {"src": str(source), "format": "lmdb" if is_lmdb else "ase_db"}}
+
+
+def _splits(dataset: Mapping[str, Any], source: object) -> dict[str, dict[str, Any]]:
+    """Return the settings of each split, by the rule of fairchem's trainer: val has train's too."""
+    chosen: dict[str, dict[str, Any]] = {}
+    train = dataset.get("train") or {}
+    for name in SPLITS:
+        of_split = dataset.get(name)
+        if not isinstance(of_split, Mapping) or "src" not in of_split:
+            continue
+
+        # Trust is given to one file, so it is not inherited.
+        inherited = train if of_split.get("use_train_settings", True) else {}
+        inherited = {key: value for key, value in inherited.items() if key != "trust_pickle"}
+
+        settings = {**inherited, **of_split}
+        chosen[name] = {**settings, **(settings.pop(f"{name}_split_settings", None) or {})}
+    if not chosen:
+        raise ConfigError(f"{source}: neither dataset.train nor dataset.val has a src to label")
+    return chosen
+
+
+def _open(settings: Mapping[str, Any], where: str, split: str, trust_pickle: bool) -> Dataset[Any]:
+    """Return a data set without its labels, which need not be there."""
+    if not (trust_pickle or settings.get("trust_pickle") is True):
+        _refuse_pickles(settings, where)
+
+    bare = {key: value for key, value in settings.items() if key not in _LABEL_SETTINGS}
+
+    # In the order of the file: fairchem would shuffle, and reading at random places is slow.
+    if not {"first_n", "sample_n", "no_shuffle"} & set(bare):
+        bare["no_shuffle"] = True
+
+    try:
+        dataset = create_dataset(bare, split)
+    except Exception as error:  # each data format fails in its own way
+        raise ConfigError(f"{where} cannot be opened: {type(error).__name__}: {error}") from error
+    if len(dataset) == 0:
+        raise ConfigError(f"{where} is empty")
+    return dataset
+
+
+def _refuse_pickles(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse what fairchem would unpickle on the way: the data, or the sizes beside them.
+
+    Raises:
+        ConfigError: naming the file, and how to trust it.
+    """
+    trusting = "--trust-pickle, or trust_pickle: true beside src in the YAML"
+    kind = settings.get("format", "lmdb")
+    if kind not in PLAIN:
+        raise ConfigError(
+            f"{where} has format {kind}, whose structures are pickles, and reading them may run "
+            f"any code; if you trust where {settings['src']} comes from: {trusting}"
+        )
+
+    # fairchem reads the sizes of structures from this file beside the data, to balance batches.
+    src = settings["src"]
+    paths = [Path(path) for path in ([src] if isinstance(src, str) else src)]
+    beside = [(path.parent if path.is_file() else path) / "metadata.npz" for path in paths]
+    named = settings.get("metadata_path")
+    for path in [Path(named)] if named else beside:
+        if path.is_file() and not _is_plain(path):
+            raise ConfigError(
+                f"{where}: {path} is no npz of plain numbers, and fairchem would unpickle it, "
+                f"which may run any code; make it anew, or if you trust where it comes from: "
+                f"{trusting}"
+            )
+
+
+def _is_plain(path: Path) -> bool:
+    """Return whether an npz can be read without unpickling anything."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return all(arrays[name] is not None for name in arrays.files)
+    except Exception:  # whatever reading a foreign file leads to
+        return False
+
+
+def open_automatic_store(
+    folder: Path, checkpoint: Checkpoint, model: FrozenEquiformerV2, terms: Sequence[Term]
+) -> StoredTargets:
+    """Return the store that a run with `targets: auto` labels and reads; the first rank makes it.
+
+    Args:
+        folder: of the store.
+        checkpoint: of the teacher.
+        model: built of the checkpoint.
+        terms: of the loss; their quantities are kept, in float32.
+
+    Raises:
+        ConfigError: on all ranks, if the folder holds another teacher's targets, other quantities
+            or something else, or the ranks are on several machines.
+    """
+    machines = sorted(set(gather_objects(socket.gethostname())))
+    if len(machines) > 1:
+        raise ConfigError(
+            f"task.distill.targets: auto needs all ranks on one machine, got {', '.join(machines)}:"
+            " a store is not safe on a shared file system; label with kd-plugins label, and give "
+            "each machine a copy of that store"
+        )
+
+    # A term's quantity that the model lacks stays in the list, for the labeller to refuse.
+    used = used_quantities(terms, model.quantities)
+    quantities = tuple(dict.fromkeys([*used, *(term.quantity for term in terms)]))
+
+    # A store has one writer, and the others must not read it before it is there.
+    error = None
+    if distutils.is_master():
+        try:
+            TargetStore.create(folder, _manifest(folder, checkpoint, model, quantities))
+        except StoreError as caught:
+            error = f"task.distill.targets: {caught}"
+    _raise_on_all_ranks(error)
+    return StoredTargets(TargetStore.open(folder), quantities, model.width, model.lmax)
+
+
+def _manifest(
+    folder: Path,
+    checkpoint: Checkpoint,
+    model: FrozenEquiformerV2,
+    quantities: Sequence[str],
+) -> Manifest:
+    """Return the manifest of the store to be made, with the names of the one that is there.
+
+    A store of version 0.1.0 has the edges' settings in its fingerprint, and another name; a copy of
+    the checkpoint has another path. All of them hold this very teacher's targets.
+    """
+    weights = "raw" if checkpoint.averages is None else "ema"
+    name = str(TeacherSpec("eqv2", {"checkpoint": str(checkpoint.path), "weights": weights}))
+    fingerprint = f"EquiformerV2 {model.fingerprint}"
+
+    if (folder / MANIFEST).is_file():
+        found = TargetStore.open(folder).manifest
+        edges = " ".join(f"{key}={getattr(model.backbone, key)}" for key in GRAPH_SETTINGS)
+        is_same = found.fingerprint in (fingerprint, f"{fingerprint} {edges}")
+        if is_same and found.teacher.partition(" ")[0] == "eqv2":
+            name, fingerprint = found.teacher, found.fingerprint
+
+    versions = {name: metadata.version(name) for name in ("fairchem-core", "torch")}
+    return Manifest(name, fingerprint, dict.fromkeys(quantities, "float32"), versions=versions)
+
+
+def label_missing(
+    store: TargetStore,
+    model: FrozenEquiformerV2,
+    datasets: Mapping[str, Dataset[Any]],
+    device: torch.device,
+) -> None:
+    """Label the structures of a run that its store lacks; the first rank does, the others wait.
+
+    A run that is killed meanwhile goes on where it was.
+
+    Args:
+        store: from `open_automatic_store`.
+        model: of the teacher.
+        datasets: "train" and "val" to a data set of fairchem.
+        device: of the model.
+
+    Raises:
+        ConfigError: on all ranks, if a structure cannot be read or labelled, or one id stands for
+            two of them.
+    """
+    error = None
+    if distutils.is_master():
+        try:
+            error = _label_on_this_rank(store, model, datasets, device)
+        except ConfigError as caught:
+            error = str(caught)
+        except (StoreError, TeacherError) as caught:
+            error = f"task.distill.targets: {caught}"
+    _raise_on_all_ranks(error)
+
+
+def _label_on_this_rank(
+    store: TargetStore,
+    model: FrozenEquiformerV2,
+    datasets: Mapping[str, Dataset[Any]],
+    device: torch.device,
+) -> str | None:
+    """Label what is missing; return the structures that cannot be labelled, with the reasons."""
+    found = DatasetStructures(datasets)
+    held = set(store.ids())
+    missing = {its_id for ids in found.ids.values() for its_id in ids} - held
+    logging.info(f"targets: {store.folder} holds {len(held)} structures, lacks {len(missing)}")
+    if not missing:
+        return None
+
+    teacher = EqV2Teacher(model, device)
+    teacher.name, teacher.fingerprint = store.manifest.teacher, store.manifest.fingerprint
+    report = label(
+        found.without(held), teacher, store.folder, store.manifest.dtypes, total=len(missing)
+    )
+    if not report.failed:
+        return None
+    shown = [f"{its_id} ({reason})" for its_id, reason in list(report.failed.items())[:SHOWN]]
+    return (
+        f"task.distill.targets: the teacher cannot label {len(report.failed)} structures: "
+        f"{', '.join(shown)}; leave them out"
+    )
+
+
+def _raise_on_all_ranks(error: str | None) -> None:
+    """Raise the first rank's error, if any, on all ranks, which wait for it.
+
+    Through the store that the ranks met by: a collective operation would give up after minutes, and
+    a process group of its own may wait forever when torch 2.4 takes it down.
+    """
+    if distutils.get_world_size() > 1:
+        key = f"kd_plugins/{next(_MESSAGES)}"
+        store = _get_default_store()
+        if distutils.is_master():
+            store.set(key, error or "")
+        store.wait([key], LONGEST_LABELLING)
+        error = store.get(key).decode() or None
+    if error is not None:
+        raise ConfigError(error)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from kd_plugins.config import ConfigError, distance, read_config, reader, weight
+from kd_plugins.core.contrastive import Crack, Instance
 from kd_plugins.core.distances import Distance
-from kd_plugins.core.loss import CrackTerm, DistanceTerm, DistillationLoss, InstanceTerm, Term
-from kd_plugins.core.relations import Crack, Instance
 from kd_plugins.core.schedules import Schedule
+from kd_plugins.core.terms import CrackTerm, DistanceTerm, DistillationLoss, InstanceTerm, Term
 from kd_plugins.doctor.examine import check_allow
 from kd_plugins.numbers import check_seed
 
@@ -38,7 +38,7 @@ class StudentSettings:
     Args:
         initialize: ``scratch`` as fairchem does, or ``teacher``: every tensor copied from the
             teacher's tensor of the same name, so a shallower student gets its first blocks
-            (the paper's "pretrained"); it then also takes the teacher's normalizers.
+            ("pretrained" in CRACK's tables); it then also takes the teacher's normalizers.
         freeze: shell-style patterns over parameter names that are not trained.
         trust_pickle: allow the file of fairchem's ``--checkpoint`` to run code while it is read;
             for files you trust.
@@ -51,7 +51,9 @@ class StudentSettings:
 
 @dataclass(frozen=True)
 class CrackSettings:
-    """CRACK over the student's edges; see `kd_plugins.core.Crack` for the other settings.
+    """CRACK (Lim, Choung, Han 2025) over the student's edges.
+
+    See `kd_plugins.core.Crack` for the settings that are not described here.
 
     Args:
         features: relations over l = 0, as in the paper, or over all degrees l.
@@ -70,7 +72,7 @@ class CrackSettings:
     negatives: Literal["local", "global"] = "local"
 
     def __post_init__(self) -> None:
-        """Check the settings at once, not when the loss is built."""
+        """Check the settings now, with the place in the YAML at hand, by building the term."""
         self.term("crack")
 
     def term(self, name: str) -> Term:
@@ -90,7 +92,7 @@ class InstanceSettings:
     negatives: Literal["local", "global"] = "local"
 
     def __post_init__(self) -> None:
-        """Check the settings at once."""
+        """Check the settings now, by building the term."""
         self.term("instance")
 
     def term(self, name: str) -> Term:
@@ -179,17 +181,17 @@ class TermsSettings:
 
 @dataclass(frozen=True)
 class Auto:
-    """A store that the run fills itself, asking the teacher once for each structure.
+    """A store in which the run labels what it lacks before its first step.
 
     Args:
-        folder: where; ``targets`` beside the run's checkpoints if left out.
+        folder: of the store; ``targets`` beside the run's checkpoints if left out.
     """
 
     folder: str | None = None
 
 
 def read_targets(raw: object) -> str | Auto | None:
-    """Return where targets lie: ``FOLDER``, ``auto`` or ``{auto: FOLDER}``.
+    """Return the store of targets that is meant by ``FOLDER``, ``auto`` or ``{auto: FOLDER}``.
 
     Raises:
         ValueError: for anything else.
@@ -212,11 +214,11 @@ class DistillSettings:
     Args:
         teacher: where it comes from; beside ``targets`` it is only what the student starts from.
         targets: folder of a store that ``kd-plugins label`` filled; then no teacher is run. Or
-            ``auto``, and the teacher is run once for each structure, see `Auto`.
+            ``auto``, and the teacher labels each structure once before the first step, see `Auto`.
         student: how it starts.
         terms: of the loss, beside fairchem's own ``loss_functions``.
         projection: ``linear`` maps the student's embeddings to the teacher's width before they
-            are compared (paper, section 3.1); ``none`` compares them as they are.
+            are compared (CRACK, section 3.1); ``none`` compares them as they are.
         seed: of the projection's first weights and the Hessian's directions.
         preflight: how many structures have their labels checked before training starts.
         allow: names of the doctor's errors about the teacher that do not stop the run, such as
@@ -233,13 +235,13 @@ class DistillSettings:
     allow: tuple[str, ...] = reader(check_allow, default=())
 
     def __post_init__(self) -> None:
-        """Refuse a check of nothing, and a loss or a start without a teacher."""
+        """Refuse a check of no structures, and a loss or a start without a teacher."""
         if self.teacher is None and self.targets is None:
             raise ValueError(
                 "teacher: missing; expected a mapping with its checkpoint, or targets: a folder"
             )
         if self.teacher is None and isinstance(self.targets, Auto):
-            raise ValueError("targets: auto asks a teacher; give teacher.checkpoint as well")
+            raise ValueError("targets: auto needs a teacher; give teacher.checkpoint as well")
         if self.teacher is None and self.student.initialize == "teacher":
             raise ValueError(
                 "student.initialize: teacher copies the teacher's weights, which targets do not "
@@ -261,13 +263,14 @@ def read_settings(task: Mapping[str, Any]) -> DistillSettings:
             "task.distill is missing; the distillation trainers read their settings there "
             "(fairchem passes no other top-level key on)"
         )
-    return read_config(DistillSettings, _spelt_out(task["distill"]), "task.distill")
+    block = _with_empty_terms(task["distill"])
+    return read_config(DistillSettings, block, "task.distill")
 
 
-def _spelt_out(block: object) -> object:
+def _with_empty_terms(block: object) -> object:
     """Return the block with a term that was named and left empty as one that lacks its keys.
 
-    YAML reads ``crack:`` with nothing after it as null, which would be no CRACK at all.
+    YAML reads ``crack:`` with nothing after it as null, which would leave CRACK out.
     """
     if not isinstance(block, Mapping) or not isinstance(block.get("terms"), Mapping):
         return block

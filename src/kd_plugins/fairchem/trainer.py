@@ -5,30 +5,43 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairchem.core.common import distutils
+from fairchem.core.models.base import HydraModel
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from fairchem.core.trainers import OCPTrainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem import sidecar
-from kd_plugins.fairchem.convert import Capture, Units
-from kd_plugins.fairchem.distiller import Distiller
-from kd_plugins.fairchem.filling import online
+from kd_plugins.fairchem.checkpointing import (
+    StepState,
+    is_of_teacher,
+    naming_failed_write,
+    pending_path,
+    read_sidecar,
+    read_student_checkpoint,
+    sidecar_path,
+    write_state,
+)
+from kd_plugins.fairchem.convert import EmbeddingHooks, Units, naming_lone_atoms
+from kd_plugins.fairchem.data import (
+    CheckedDataset,
+    Collater,
+    Requirements,
+    TargetInputs,
+    UnusableStructure,
+)
 from kd_plugins.fairchem.host import check_host, naming_misfit, naming_setup
-from kd_plugins.fairchem.preflight import check_batch, check_dataset
-from kd_plugins.fairchem.random_state import StepState
+from kd_plugins.fairchem.loss import Distiller, check_pair
+from kd_plugins.fairchem.preflight import check_dataset, check_teacher
 from kd_plugins.fairchem.settings import read_settings
-from kd_plugins.fairchem.source import Source
-from kd_plugins.fairchem.student import check_pair, freeze, start_from_teacher
-from kd_plugins.fairchem.teacher_check import check_teacher
-from kd_plugins.fairchem.watching import Fault, FaultFirst, Needs, Watched, naming_lone_atoms
 
 
 class DistillMixin:
@@ -43,55 +56,78 @@ class DistillMixin:
         if kwargs.get("gp_gpus") is not None:
             raise ConfigError("gp_gpus: distillation needs whole graphs on each rank; leave it out")
         check_host(kwargs)
+
         self.settings = read_settings(task)
-        if not self.settings.terms.loss().terms:
+        self._loss = self.settings.terms.loss()
+        if not self._loss.terms:
             logging.warning("task.distill.terms is empty: this run learns from the labels alone")
-        self._source = Source.of(self.settings, kwargs.get("dataset") or {})
-        self._needs = Needs()
+
+        # Before fairchem sets anything up, so that a wrong path costs no minutes.
+        dataset = kwargs.get("dataset") or {}
+        self._inputs = TargetInputs.from_settings(self.settings, self._loss.terms, dataset)
+        self._requirements = Requirements()
         with naming_setup():
             super().__init__(task, *args, **kwargs)
 
+    def load_datasets(self) -> None:
+        """Load them as fairchem does, then label what `targets: auto` lacks."""
+        super().load_datasets()
+        self._inputs.label_missing(self._datasets(), self.device)
+
     def get_dataloader(self, dataset: Any, sampler: Any, workers: int | None = None) -> Any:
-        """Load as fairchem does; bad structures are noticed, and targets from a store read."""
+        """Load as fairchem does, with targets from a store; unusable structures are noticed."""
         if dataset is self.test_dataset:
             return super().get_dataloader(dataset, sampler, workers)
+
         name = "train" if dataset is self.train_dataset else "val"
+        checked = CheckedDataset(dataset, name, self._requirements)
+
+        # fairchem gives its loader the trainer's collater, which other loaders go on using.
         collate = self.collater
-        self.collater = FaultFirst(self._source.collater(collate))
+        self.collater = Collater(collate, self._inputs)
         try:
-            return super().get_dataloader(Watched(dataset, name, self._needs), sampler, workers)
+            return super().get_dataloader(checked, sampler, workers)
         finally:
             self.collater = collate
 
     def load_model(self) -> None:
         """Build the student as fairchem does, then the teacher; start and freeze the student."""
         super().load_model()
-        student = Capture(self._unwrapped_model, "student")
-        terms = self.settings.terms.loss().terms
-        teacher = self._source.teacher(self.device, self._checkpoint_folder / "targets", terms)
-        check_pair(student, teacher, self.settings, self.output_targets)
+        terms = self._loss.terms
+        student = EmbeddingHooks(self._unwrapped_model, "student")
+        folder = self._checkpoint_folder / "targets"
+        teacher = self._inputs.provider(terms, folder, self.device)
+        check_pair(student, teacher, terms, self.settings.projection, self.output_targets)
+
         if self.settings.student.initialize == "teacher":
-            model, self._units = self._source.origin(teacher, self.device)
-            start_from_teacher(self._unwrapped_model, model)
+            model = self._inputs.starting_model(teacher, self.device)
+            self._teacher_units = model.units
+            start_from_teacher(self._unwrapped_model, model.model)
         if self.settings.student.freeze:
             freeze(self._unwrapped_model, self.settings.student.freeze)
             self._wrap_again()
+
         labels = [name for name in ("energy", "forces") if name in self.output_targets]
-        self.distiller = Distiller(self.settings, student, teacher, self.device, labels)
-        self._needs.elements = self.distiller.known_elements()
+        self.distiller = Distiller(self.settings, self._loss, student, teacher, self.device, labels)
+        self._requirements.elements = self.distiller.known_elements()
         self.step_state = StepState(self._checkpoint_folder, distutils.get_rank())
 
+    def _datasets(self) -> dict[str, Any]:
+        """Return the data sets whose structures have targets, by their names in the YAML."""
+        both = {"train": self.train_dataset, "val": self.val_dataset}
+        return {name: dataset for name, dataset in both.items() if dataset is not None}
+
     def _wrap_again(self) -> None:
-        """Have DistributedDataParallel forget the parameters that are now frozen."""
+        """Make DistributedDataParallel forget the parameters that are now frozen."""
         if isinstance(self.model, DistributedDataParallel):
             self.model = DistributedDataParallel(self._unwrapped_model)
 
     def load_references_and_normalizers(self) -> None:
-        """Load them as fairchem does; a student that starts as its teacher speaks its units."""
+        """Load them as fairchem does; a student that starts as its teacher takes its units."""
         super().load_references_and_normalizers()
         if self.settings.student.initialize == "teacher":
-            _adopt(self.normalizers, self._units.normalizers, "normalizer")
-            _adopt(self.elementrefs, self._units.elementrefs, "references")
+            _take_over(self.normalizers, self._teacher_units.normalizers, "normalizer")
+            _take_over(self.elementrefs, self._teacher_units.elementrefs, "references")
 
     def load_loss(self) -> None:
         """Load it as fairchem does; from now on each structure must have the labels."""
@@ -102,7 +138,7 @@ class DistillMixin:
                 f"loss_functions: {unknown[0]!r} is no output; the YAML's outputs: "
                 f"{', '.join(self.output_targets)}"
             )
-        self._needs.labels = tuple(self._labels)
+        self._requirements.labels = tuple(self._labels)
 
     def load_optimizer(self) -> None:
         """Add an optimizer of the projection's own; fairchem's keeps its shape on disk."""
@@ -113,18 +149,17 @@ class DistillMixin:
         """Check the labels and the teacher against them, then train as fairchem does."""
         if self.train_loader is None or len(self.train_loader) == 0:
             raise ConfigError("dataset.train: no src to train on, or no batch in it")
-        both = {"train": self.train_dataset, "val": self.val_dataset}
-        datasets = {name: dataset for name, dataset in both.items() if dataset is not None}
-        for name, dataset in datasets.items():
-            check_dataset(
-                dataset, name, self._labels, self._needs.elements, self.settings.preflight
-            )
-        self._source.check_datasets(datasets, self.settings.preflight, self.device)
+
+        limit, datasets = self.settings.preflight, self._datasets()
+        samples = {
+            name: check_dataset(dataset, name, self._labels, self._requirements.elements, limit)
+            for name, dataset in datasets.items()
+        }
+        self._inputs.check_datasets(datasets, limit, self.device)
         check_teacher(
-            self.train_dataset,
-            online(self.distiller.teacher) or self.distiller.teacher,
-            self.distiller.loss.terms,
-            self.settings.preflight,
+            samples["train"],
+            self.distiller.teacher,
+            self._loss.terms,
             self.device,
             self.settings.allow,
         )
@@ -134,19 +169,23 @@ class DistillMixin:
     def _labels(self) -> list[str]:
         return [name for name, _ in self.loss_functions]
 
-    def _forward(self, batch: Batch | Fault) -> dict[str, Tensor]:
-        if isinstance(batch, Fault):
+    def _forward(self, batch: Batch | UnusableStructure) -> dict[str, Tensor]:
+        if isinstance(batch, UnusableStructure):
             raise ConfigError(batch.reason)
+
+        # Validations draw random rolls, too, but belong to no step.
         if self.model.training:
             self.step_state.at_step(self._between_steps)
+
         self.distiller.before_student()
         with naming_lone_atoms(self._unwrapped_model.backbone, batch, "student"):
             return super()._forward(batch)
 
     def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
-        check_batch(batch, self._labels)
         loss = super()._compute_loss(out, batch)
-        self._task_loss = float(loss)
+
+        # It stays on the device until the metrics are copied, all at once.
+        self._task_loss = loss.detach()
         distillation = self.distiller(
             out,
             batch,
@@ -175,18 +214,18 @@ class DistillMixin:
         self, out: dict[str, Tensor], batch: Batch, evaluator: Any, metrics: Any = None
     ) -> dict[str, Any]:
         metrics = super()._compute_metrics(out, batch, evaluator, metrics)
-        metrics = evaluator.update("task_loss", self._task_loss, metrics)
-        for name, value in self.distiller.take_metrics().items():
+        for name, value in self.distiller.take_metrics(task_loss=self._task_loss).items():
             metrics = evaluator.update(name, value, metrics)
         return metrics
 
     def _backward(self, loss: Tensor) -> None:
         self.distiller.zero_grad()
-        scale = self.scaler.get_scale() if self.scaler else 1.0
+        scale = self.scaler.get_scale() if self.scaler else None
         learning_rate = self.scheduler.get_lr()
         super()._backward(loss)
-        overflowed = self.scaler is not None and self.scaler.get_scale() < scale
-        if not overflowed:
+
+        # fairchem's scaler leaves a step out and halves its scale where a gradient overflowed.
+        if scale is None or self.scaler.get_scale() >= scale:
             self.distiller.step(learning_rate, scale, self.clip_grad_norm)
 
     @property
@@ -201,16 +240,20 @@ class DistillMixin:
     ) -> str | None:
         """Save as fairchem does, but whole or not at all, and the distillation state beside it."""
         target = self._checkpoint_folder / checkpoint_file
-        partial, pending = target.with_name(f"{target.name}.partial"), sidecar.pending_path(target)
+        partial, pending = target.with_name(f"{target.name}.partial"), pending_path(target)
         state = {"step": self.step if training_state else 0, **self.distiller.state_dict()}
+
         written = None
-        with sidecar.writing(target, partial, pending):
+        with naming_failed_write(target, partial, pending):
+            # The new state is there before fairchem's file is replaced: a run that is killed in
+            # between finds the one that fits, by its step.
             if distutils.is_master() and not self.is_debug:
-                sidecar.write_atomically(state, pending)
+                write_state(state, pending)
             written = super().save(metrics, partial.name, training_state)
             if written is not None:
                 os.replace(partial, target)
-                os.replace(pending, sidecar.sidecar_path(target))
+                os.replace(pending, sidecar_path(target))
+
         if training_state and not self.is_debug:
             self.step_state.checkpoint_written(self.step)
         return None if written is None else str(target)
@@ -222,18 +265,19 @@ class DistillMixin:
         path = Path(checkpoint_path).expanduser()
         if checkpoint is None:
             logging.info(f"loading checkpoint {path}")
-            checkpoint = sidecar.read_checkpoint_file(path, self.settings.student.trust_pickle)
+            checkpoint = read_student_checkpoint(path, self.settings.student.trust_pickle)
         with naming_misfit(path):
             super().load_checkpoint(str(path), checkpoint, inference_only)
         if inference_only:
             return
-        state = sidecar.read_sidecar(path, self.step)
-        own_run = path.parent == self._checkpoint_folder
-        if state is not None and not sidecar.fits(
-            state, self.distiller.teacher.fingerprint, path, refuse=own_run
-        ):
+
+        # Of another run's checkpoint the student goes on, and the projection starts afresh.
+        state, fingerprint = read_sidecar(path, self.step), self.distiller.teacher.fingerprint
+        is_resumed = path.parent == self._checkpoint_folder
+        if state and not is_of_teacher(state, fingerprint, path, is_resumed=is_resumed):
             state = None
         self.distiller.load_state_dict(state, path)
+
         between = self.step_state.checkpoint_read(self.step, path.parent) if self.step else None
         if between is not None:
             self._set_between_steps(between)
@@ -249,34 +293,12 @@ class DistillMixin:
 
     def _set_between_steps(self, between: dict[str, Any]) -> None:
         self.best_val_metric = between["best_val_metric"]
+
         for group, rate in zip(self.optimizer.param_groups, between["learning_rates"], strict=True):
             group["lr"] = rate
+
         if between["schedule"] is not None:
             self.scheduler.scheduler.load_state_dict(between["schedule"])
-
-
-def _adopt(ours: dict[str, Any], theirs: dict[str, Any], kind: str) -> None:
-    """Replace the student's units of energy and forces by copies of its teacher's and say so."""
-    for name in ("energy", "forces"):
-        here, there = ours.pop(name, None), theirs.get(name)
-        if here is not None and (there is None or _values(here) != _values(there)):
-            logging.warning(
-                f"{kind} of {name}: the student starts from its teacher and takes over the "
-                f"teacher's {_values(there)} in place of {_values(here)}"
-            )
-        if there is not None:
-            ours[name] = copy.deepcopy(there)
-
-
-def _values(module: torch.nn.Module | None) -> str:
-    if module is None:
-        return "none"
-    return ", ".join(
-        f"{name} {value.item():.6g}"
-        if value.numel() == 1
-        else f"{name} summing to {value.sum():.6g}"
-        for name, value in module.state_dict().items()
-    )
 
 
 class DistillTrainer(DistillMixin, OCPTrainer):
@@ -288,3 +310,89 @@ class EqV2DistillTrainer(DistillMixin, EquiformerV2ForcesTrainer):
 
     In YAML: ``trainer: kd_plugins.fairchem.EqV2DistillTrainer``.
     """
+
+
+def start_from_teacher(student: HydraModel, teacher: HydraModel) -> None:
+    """Copy every student tensor from the teacher's tensor of the same name.
+
+    A shallower student gets the teacher's first blocks, its norm and its heads.
+
+    Raises:
+        ConfigError: if a tensor has no counterpart of its shape, or energies are scaled otherwise.
+    """
+    source = teacher.state_dict()
+    unmatched = [
+        f"{name}: student {tuple(tensor.shape)}, teacher {_shape(source.get(name))}"
+        for name, tensor in student.state_dict().items()
+        if name not in source or source[name].shape != tensor.shape
+    ]
+    if unmatched:
+        raise ConfigError(
+            f"student.initialize: teacher needs a student that differs from its teacher in "
+            f"num_layers only; {len(unmatched)} tensors have no counterpart, first {unmatched[0]}"
+        )
+
+    # The heads divide by these: with other values the same weights give other energies.
+    for name in ("avg_num_nodes", "avg_degree"):
+        ours, theirs = getattr(student.backbone, name), getattr(teacher.backbone, name)
+        if ours != theirs:
+            raise ConfigError(
+                f"student.initialize: teacher needs the teacher's model.backbone.{name}: "
+                f"{theirs}, got {ours}"
+            )
+
+    student.load_state_dict({name: source[name] for name in student.state_dict()})
+    logging.info(f"student started from {len(student.state_dict())} tensors of its teacher")
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | str:
+    return "none" if tensor is None else tuple(tensor.shape)
+
+
+def freeze(student: nn.Module, patterns: Sequence[str]) -> int:
+    """Stop training the parameters whose names match a shell-style pattern; return how many.
+
+    Raises:
+        ConfigError: if a pattern matches nothing, or nothing is left to train.
+    """
+    parameters = dict(student.named_parameters())
+    for pattern in patterns:
+        matching = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not matching:
+            raise ConfigError(
+                f"student.freeze: {pattern!r} matches no parameter; names look like "
+                f"{next(iter(parameters))!r}"
+            )
+        for name in matching:
+            parameters[name].requires_grad_(False)
+
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ConfigError("student.freeze leaves no parameter to train")
+    frozen = sum(p.numel() for p in parameters.values() if not p.requires_grad)
+    logging.info(f"student: {frozen} of {sum(p.numel() for p in parameters.values())} frozen")
+    return frozen
+
+
+def _take_over(ours: dict[str, Any], theirs: dict[str, Any], kind: str) -> None:
+    """Replace the student's units of energy and forces by copies of its teacher's, and log it."""
+    for name in ("energy", "forces"):
+        here, there = ours.pop(name, None), theirs.get(name)
+        if here is not None and (there is None or _numbers(here) != _numbers(there)):
+            logging.warning(
+                f"{kind} of {name}: the student starts from its teacher and takes over the "
+                f"teacher's {_numbers(there)} in place of {_numbers(here)}"
+            )
+        if there is not None:
+            # A copy, since loading a checkpoint of the student overwrites it in place.
+            ours[name] = copy.deepcopy(there)
+
+
+def _numbers(module: nn.Module | None) -> str:
+    if module is None:
+        return "none"
+    return ", ".join(
+        f"{name} {value.item():.6g}"
+        if value.numel() == 1
+        else f"{name} summing to {value.sum():.6g}"
+        for name, value in module.state_dict().items()
+    )

@@ -14,8 +14,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.cached import structures
-from kd_plugins.fairchem.checkpoint import read_checkpoint
+from kd_plugins.fairchem.checkpointing import read_checkpoint
+from kd_plugins.fairchem.convert import structures
 from kd_plugins.fairchem.settings import TeacherSettings
 from kd_plugins.store.manifest import FORMAT, Manifest
 from kd_plugins.store.record import Record
@@ -33,7 +33,7 @@ SINGLE = dict.fromkeys(QUANTITIES, "float32")
 Settings = dict[str, Any]
 
 
-def cached(store: Path, terms: Settings | None = None, **changes: Any) -> Settings:
+def stored(store: Path, terms: Settings | None = None, **changes: Any) -> Settings:
     """Return the block of a distillation without a teacher."""
     task = tiny.distill(store, TERMS if terms is None else terms)
     del task["distill"]["teacher"]
@@ -82,7 +82,7 @@ def test_cached_and_online_losses_are_equal(
         }
         store.append([Record(structure_id, structure, values)])
     label(read_structures(databases), name, folder, progress=False)
-    settings.update(task=cached(folder), timestamp_id="cached")
+    settings.update(task=stored(folder), timestamp_id="cached")
     again, remeasured, _ = tiny.run(settings, losses_of_first_batch)
     assert again == pytest.approx(loss, rel=1e-6)
     assert remeasured == pytest.approx(metrics, rel=1e-6, nan_ok=True)
@@ -95,17 +95,17 @@ def test_labelled_targets_differ_by_the_rolls_of_edges_only(
     settings = make_config(trainer=EQV2, task=tiny.distill(teacher, TERMS))
     settings["optim"]["max_epochs"] = 0
     loss, _, _ = tiny.run(settings, losses_of_first_batch)
-    settings.update(task=cached(labelled), timestamp_id="cached")
+    settings.update(task=stored(labelled), timestamp_id="cached")
     again, _, _ = tiny.run(settings, losses_of_first_batch)
     assert again == pytest.approx(loss, rel=2e-2)
 
 
 def test_no_teacher_is_read_or_built(make_config: Callable[..., Settings], labelled: Path) -> None:
     """A whole run without a checkpoint, validations included, in the loader's workers."""
-    settings = make_config(trainer=EQV2, task=cached(labelled))
+    settings = make_config(trainer=EQV2, task=stored(labelled))
     settings["optim"]["num_workers"] = 1
     moved = tiny.run(settings, tiny.parameters)
-    settings.update(timestamp_id="zero", task=cached(labelled, tiny.without_weights(TERMS)))
+    settings.update(timestamp_id="zero", task=stored(labelled, tiny.without_weights(TERMS)))
     assert not equal(tiny.run(settings, tiny.parameters), moved)
 
 
@@ -116,7 +116,7 @@ def test_zero_weights_are_the_plain_host(
     settings = make_config()
     plain = tiny.run(settings, tiny.parameters)
     settings.update(
-        trainer=EQV2, task=cached(labelled, tiny.without_weights(TERMS)), timestamp_id="cached"
+        trainer=EQV2, task=stored(labelled, tiny.without_weights(TERMS)), timestamp_id="cached"
     )
     assert equal(tiny.run(settings, tiny.parameters), plain)
 
@@ -126,7 +126,7 @@ def test_a_checkpoint_beside_the_store_starts_the_student(
 ) -> None:
     """It is let go afterwards; its units are the student's."""
     beside = {"checkpoint": str(teacher), "weights": "raw"}
-    task = cached(labelled, student={"initialize": "teacher"}, teacher=beside)
+    task = stored(labelled, student={"initialize": "teacher"}, teacher=beside)
     settings = make_config(trainer=EQV2, task=task)
     settings["optim"]["max_epochs"] = 0
     started = tiny.run(settings, tiny.parameters)
@@ -146,7 +146,7 @@ def test_invariant_embeddings_in_half_precision_are_enough(
     settings["optim"]["max_epochs"] = 0
     found = []
     for store in (labelled, folder):
-        settings.update(task=cached(store, terms), timestamp_id=store.name)
+        settings.update(task=stored(store, terms), timestamp_id=store.name)
         found.append(tiny.run(settings, losses_of_first_batch))
     (whole, metrics, _), (rounded, fewer, _) = found
     assert rounded == pytest.approx(whole, rel=1e-2)
@@ -168,7 +168,7 @@ def test_molecules_without_a_cell(
     folder = tmp_path / "targets"
     label(read_structures([path]), tiny.teacher_name(teacher), folder, SINGLE, progress=False)
     assert not TargetStore.open(folder).record("molecule0/0").structure.cell.any()
-    settings = make_config(trainer=EQV2, task=cached(folder))
+    settings = make_config(trainer=EQV2, task=stored(folder))
     settings["dataset"]["train"]["src"] = str(path)
     settings["dataset"].pop("val")
 
@@ -308,7 +308,7 @@ def test_what_is_refused(
     message: str,
 ) -> None:
     """One error that says what to do, before anything is trained or saved."""
-    settings = make_config(trainer=EQV2, task=cached(labelled))
+    settings = make_config(trainer=EQV2, task=stored(labelled))
     change(settings, tmp_path)
     with pytest.raises(ConfigError, match=message):
         tiny.run(settings)
@@ -320,6 +320,6 @@ def test_a_start_from_another_teacher_is_refused(
 ) -> None:
     """The averaged weights are not those that filled the store."""
     beside = {"checkpoint": str(teacher), "weights": "ema"}
-    task = cached(labelled, student={"initialize": "teacher"}, teacher=beside)
+    task = stored(labelled, student={"initialize": "teacher"}, teacher=beside)
     with pytest.raises(ConfigError, match="is not the teacher that filled the store"):
         tiny.run(make_config(trainer=EQV2, task=task))

@@ -1,0 +1,581 @@
+"""Teacher targets onto fairchem's data: from a store or a teacher, and checked structures."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from ase.geometry import complete_cell
+from fairchem.core.common import distutils
+from torch.utils.data import Dataset
+from torch_geometric.data import Batch
+from tqdm import tqdm
+
+from kd_plugins.config import ConfigError
+from kd_plugins.core.quantities import quantity
+from kd_plugins.core.targets import TeacherTargets
+from kd_plugins.core.terms import Term
+from kd_plugins.fairchem.checkpointing import Checkpoint, read_checkpoint
+from kd_plugins.fairchem.convert import structure_ids, structures
+from kd_plugins.fairchem.preflight import check_structure, read
+from kd_plugins.fairchem.settings import Auto, DistillSettings
+from kd_plugins.fairchem.teacher import FrozenEquiformerV2
+from kd_plugins.store import StoreError
+from kd_plugins.store.record import Record
+from kd_plugins.store.store import TargetStore
+from kd_plugins.store.structure import Structure
+
+SHOWN = 5
+"""Missing ids that a message names."""
+_NEVER_STORED = {"force_derivatives": "force derivatives along directions drawn in each step"}
+_KEEP_ATOMS = ("normalizer", "element_references", "decompose_tensor")
+"""Transforms of fairchem that are known not to move atoms."""
+SAME_ID_REMEDY = (
+    "targets are kept by sid/fid, so give each structure its own: in an ASE database as data of "
+    "its row, db.update(id, data={'sid': ..., 'fid': 0}) (key-value pairs are not read by "
+    "fairchem, which counts rows instead, in each data set anew), in an LMDB as sid and fid of "
+    "each Data"
+)
+
+
+class TargetProvider(Protocol):
+    """A source of teacher targets for fairchem's batches: a model in memory, or a store.
+
+    `kd_plugins.fairchem.teacher.FrozenEquiformerV2` and `StoredTargets` are the two.
+    """
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """The quantities of each structure."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the model that predicted them."""
+        ...
+
+    @property
+    def width(self) -> int | None:
+        """Channels of the embeddings, or None where there are none."""
+        ...
+
+    @property
+    def lmax(self) -> int | None:
+        """Highest degree of the embeddings, or None where there is but l = 0."""
+        ...
+
+    def __call__(self, batch: Batch, graph: Any = None) -> TeacherTargets:
+        """Return the targets of a batch; a neighbour graph saves a model from building its own."""
+        ...
+
+
+class StoredTargets:
+    """Targets from a `TargetStore`, found by structure id, with no model in memory.
+
+    Each structure is compared with the one that was labelled before its targets are used.
+
+    Args:
+        store: with the targets.
+        quantities: to read of each structure.
+        width: of the embeddings, or None where there are none.
+        lmax: highest degree of the embeddings, or None where there is but l = 0.
+    """
+
+    def __init__(
+        self,
+        store: TargetStore,
+        quantities: tuple[str, ...],
+        width: int | None = None,
+        lmax: int | None = None,
+    ) -> None:
+        self.store, self.quantities, self.width, self.lmax = store, quantities, width, lmax
+
+    @classmethod
+    def open(cls, folder: str | Path, terms: Sequence[Term]) -> StoredTargets:
+        """Return the targets of a store that was labelled before.
+
+        Args:
+            folder: of the store, as ``task.distill.targets`` names it.
+            terms: of the loss; the store must hold their quantities.
+
+        Raises:
+            ConfigError: if there is no store, it is empty, or lacks what a term needs.
+        """
+        try:
+            store = TargetStore.open(folder)
+            first = next(store.ids(), None)
+            record = None if first is None else store.record(first)
+        except StoreError as error:
+            raise ConfigError(f"task.distill.targets: {error}") from error
+        if record is None:
+            raise ConfigError(f"task.distill.targets: the store {folder} holds no structure")
+
+        shapes = {name: tuple(value.shape) for name, value in record.values.items()}
+        widths = [shape[-1] for name, shape in shapes.items() if name.endswith("_embeddings")]
+
+        # The rows of equivariant embeddings are the (lmax + 1)² pairs (l, m).
+        n_rows = shapes.get("equivariant_embeddings", (0, 0))[1]
+        lmax = math.isqrt(n_rows) - 1 if n_rows else None
+        return cls(store, _quantities_to_read(terms, store), widths[0] if widths else None, lmax)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the model that filled the store, as the model itself has it."""
+        name = self.store.manifest.fingerprint.removeprefix("EquiformerV2 ")
+        return name.partition(" ")[0]
+
+    def __call__(self, batch: Batch, graph: Any = None) -> TeacherTargets:
+        """Return the targets of a batch, in float32; the graph is not needed."""
+        if "kd_targets" not in batch:
+            self.attach(batch)
+        return batch.kd_targets.to(batch.pos.device)
+
+    def attach(self, batch: Batch) -> Batch:
+        """Add the targets of its structures to a batch, which carries them to its device.
+
+        Raises:
+            ConfigError: if the store lacks a structure or one of its targets, or holds another
+                structure under its id.
+        """
+        found = zip(structure_ids(batch), structures(batch), strict=True)
+        batch.kd_targets = TeacherTargets.collate([self._read(*one) for one in found])
+        return batch
+
+    def _read(self, structure_id: str, structure: Structure) -> TeacherTargets:
+        """Return the targets of one structure, as a batch of one."""
+        try:
+            record = self.store.record(structure_id)
+        except (KeyError, StoreError) as error:
+            raise ConfigError(f"task.distill.targets: {error.args[0]}") from error
+
+        # An id that was given to another structure would teach wrong numbers without any error.
+        difference = structure.difference(_with_cell(record))
+        if difference is not None:
+            raise ConfigError(
+                f"task.distill.targets: structure {structure_id!r} is not the one that was "
+                f"labelled: {difference}; were ids shuffled, structures edited, or does a "
+                "transform of the data set move them?"
+            )
+
+        missing = [name for name in self.quantities if name not in record.values]
+        if missing:
+            raise ConfigError(
+                f"task.distill.targets: structure {structure_id!r} has no {missing[0]!r}"
+            )
+
+        values = {}
+        for name in self.quantities:
+            # The student computes in float32, whatever precision the store keeps.
+            value = record.values[name].float()
+            values[name] = value[None] if quantity(name).scope == "structure" else value
+        return TeacherTargets((structure_id,), torch.tensor([structure.n_atoms]), values)
+
+
+def _with_cell(record: Record) -> Structure:
+    """Return a labelled structure with lattice vectors where it has none, as fairchem adds them."""
+    known = record.structure
+    if known.cell.any(axis=1).all():
+        return known
+
+    # fairchem's own graphs are made by this very function of ASE's.
+    cell = complete_cell(known.cell)
+    return Structure(known.atomic_numbers, known.positions, cell, known.pbc)
+
+
+def _quantities_to_read(terms: Sequence[Term], store: TargetStore) -> tuple[str, ...]:
+    """Return the quantities that the terms compare and the log measures, as the store has them.
+
+    Raises:
+        ConfigError: naming a term, what it lacks and the command that makes it.
+    """
+    held = store.manifest.dtypes
+    missing = [(term.quantity, term.name) for term in terms if term.quantity not in held]
+    if missing:
+        name, term = missing[0]
+        every = " ".join(dict.fromkeys([*held, *(name for name, _ in missing)]))
+        hint = "; or set its features: l0" if name == "equivariant_embeddings" else ""
+        raise ConfigError(
+            f"terms.{term} needs {name}, and the store {store.folder} holds {', '.join(held)}; "
+            f"fill another: {label_command(store.manifest.teacher, 'FOLDER')} --quantities {every}"
+            f"{hint}"
+        )
+    return used_quantities(terms, held)
+
+
+def used_quantities(terms: Sequence[Term], held: Iterable[str]) -> tuple[str, ...]:
+    """Return those of some quantities that terms compare and that checks and the log look at."""
+    # Energies and forces are examined before training, and their errors are logged.
+    used = {"energy", "forces", *(term.quantity for term in terms)}
+
+    if "equivariant_embeddings" in used:
+        used.add("node_embeddings")
+    return tuple(name for name in held if name in used)
+
+
+def label_command(teacher: str, store: object) -> str:
+    """Return the command that labels the data sets of a run by the ids that it sees.
+
+    Args:
+        teacher: as a store's manifest has it, several joined by `` & ``.
+        store: folder to label into.
+    """
+    teachers = teacher.replace(" & ", " --teacher ")
+    return f"kd-plugins label --fairchem X.yml --teacher {teachers} --store {store}"
+
+
+def check_storable(terms: Sequence[Term], dataset: Mapping[str, Any]) -> None:
+    """Refuse terms with other targets in each step, and transforms that may move atoms.
+
+    Raises:
+        ConfigError: naming the term or the transform.
+    """
+    for term in terms:
+        if term.quantity in _NEVER_STORED:
+            raise ConfigError(
+                f"terms.{term.name} compares {_NEVER_STORED[term.quantity]}, which no store can "
+                "hold; leave it out, or give teacher.checkpoint in place of targets"
+            )
+
+    for split, settings in dataset.items():
+        transforms = settings.get("transforms") if isinstance(settings, Mapping) else None
+        for name in transforms or ():
+            if name not in _KEEP_ATOMS:
+                raise ConfigError(
+                    f"dataset.{split}.transforms.{name} may change the structures, whose cached "
+                    f"targets would then be wrong; known not to: {', '.join(_KEEP_ATOMS)}. Leave "
+                    "it out, or give teacher.checkpoint in place of targets"
+                )
+
+
+def check_sources(dataset: object) -> None:
+    """Refuse data sets of which a file or folder is not there.
+
+    Raises:
+        ConfigError: naming the key and the path.
+    """
+    if not isinstance(dataset, Mapping):
+        raise ConfigError(f"dataset: expected a mapping with train and its src, got {dataset!r}")
+
+    for name, settings in dataset.items():
+        if not isinstance(settings, Mapping) or settings.get("src") is None:
+            continue
+
+        src = settings["src"]
+        paths = [src] if isinstance(src, str) else src
+        if not isinstance(paths, list | tuple) or not all(isinstance(p, str) for p in paths):
+            raise ConfigError(
+                f"dataset.{name}.src: expected a path or a list of paths, got {src!r}"
+            )
+        for path in paths:
+            # "://" is in the address of a database server, which is for fairchem to reach.
+            if "://" not in path and not os.path.exists(path) and not glob.glob(path):
+                raise ConfigError(
+                    f"dataset.{name}.src: there is no {path!r} (paths count from {Path.cwd()})"
+                )
+
+
+@dataclass
+class Requirements:
+    """The labels and elements that a run needs; known only after its data loaders are made.
+
+    Args:
+        labels: that the loss compares.
+        elements: "student" and "teacher" to the number of elements that the model knows.
+    """
+
+    labels: tuple[str, ...] = ()
+    elements: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UnusableStructure:
+    """A stand-in for a structure, and then for its batch, that cannot be trained on.
+
+    It travels from the loader's workers in place of an error, since an error that a worker raises
+    arrives with the worker's whole traceback as its text.
+
+    Args:
+        reason: with the place of the structure.
+    """
+
+    reason: str
+
+    def to(self, *_: Any, **__: Any) -> UnusableStructure:
+        """Return it, as a batch is moved to a device."""
+        return self
+
+    def pin_memory(self) -> UnusableStructure:
+        """Return it, as a batch is pinned."""
+        return self
+
+
+class CheckedDataset(Dataset[Any]):
+    """A data set that gives an `UnusableStructure` in place of one that a run cannot use.
+
+    Args:
+        dataset: of fairchem.
+        name: "train" or "val", for messages.
+        requirements: of each structure.
+    """
+
+    def __init__(self, dataset: Dataset[Any], name: str, requirements: Requirements) -> None:
+        self.dataset, self.name, self.requirements = dataset, name, requirements
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        """Return a structure as it is, or the reason for which it cannot be used."""
+        where = f"dataset.{self.name}[{index}]"
+        try:
+            data = read(self.dataset, index, where)
+            check_structure(data, where, self.requirements.labels, self.requirements.elements)
+        except ConfigError as error:
+            return UnusableStructure(str(error))
+        return data
+
+
+class Collater:
+    """fairchem's collater with ids and stored targets; it runs in the data loader's workers.
+
+    Args:
+        collate: fairchem's.
+        inputs: of the run, whose store there may be none of yet.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Batch], inputs: TargetInputs) -> None:
+        self.collate, self.inputs = collate, inputs
+
+    def __call__(self, data: list[Any]) -> Batch | UnusableStructure:
+        """Return a batch, or the first of its structures that cannot be used."""
+        for item in data:
+            if isinstance(item, UnusableStructure):
+                return item
+
+        batch = self.collate(data)
+        if self.inputs.stored is not None:
+            return self.inputs.stored.attach(batch)
+
+        # Read here, on the CPU: in the step the numbers among them would be waited for.
+        batch.kd_structure_ids = structure_ids(batch)
+        return batch
+
+
+@dataclass
+class TargetInputs:
+    """The checkpoint and the store from which a run has its targets and its student's start.
+
+    Args:
+        checkpoint: of the teacher, if it is needed; dropped once its model is built.
+        stored: the store; None while the teacher is in memory, or before it has labelled one.
+        auto: the store that the run labels itself, if any.
+    """
+
+    checkpoint: Checkpoint | None
+    stored: StoredTargets | None = None
+    auto: Auto | None = None
+    _labelling: FrozenEquiformerV2 | None = None
+
+    @classmethod
+    def from_settings(
+        cls, settings: DistillSettings, terms: Sequence[Term], dataset: Mapping[str, Any]
+    ) -> TargetInputs:
+        """Open the store and read the checkpoint, each where the settings need it.
+
+        Raises:
+            ConfigError: if the store lacks what a term needs, or a transform moves structures.
+        """
+        if settings.targets is None:
+            return cls(read_checkpoint(settings.teacher))
+
+        check_storable(terms, dataset)
+        if isinstance(settings.targets, Auto):
+            return cls(read_checkpoint(settings.teacher), auto=settings.targets)
+
+        stored = StoredTargets.open(settings.targets, terms)
+        if settings.student.initialize == "teacher":
+            return cls(read_checkpoint(settings.teacher), stored)
+        if settings.teacher is not None:
+            logging.info("teacher.checkpoint is not read: targets come from the store")
+        return cls(None, stored)
+
+    def provider(self, terms: Sequence[Term], folder: Path, device: torch.device) -> TargetProvider:
+        """Return the provider of a run's targets.
+
+        Args:
+            terms: of the loss.
+            folder: of the run's own store, which `targets: auto` labels if it names no other.
+            device: of the run.
+
+        Raises:
+            ConfigError: if the store to label is another teacher's, or has other quantities.
+        """
+        if self.auto is None:
+            return self.stored or self._build_model(device)
+
+        # The labeller and its readers are for this one setting; other runs do not load them.
+        from kd_plugins.fairchem.labelling import open_automatic_store
+
+        if self.auto.folder is not None:
+            folder = Path(self.auto.folder)
+        checkpoint, self._labelling = self.checkpoint, self._build_model(device)
+        self.stored = open_automatic_store(folder, checkpoint, self._labelling, terms)
+        return self.stored
+
+    def label_missing(self, datasets: Mapping[str, Dataset[Any]], device: torch.device) -> None:
+        """Label what the store of `targets: auto` lacks, and drop the model.
+
+        Args:
+            datasets: "train" and "val" to a data set of fairchem.
+            device: of the run.
+
+        Raises:
+            ConfigError: if a structure cannot be labelled.
+        """
+        if self._labelling is None:
+            return
+        from kd_plugins.fairchem.labelling import label_missing
+
+        label_missing(self.stored.store, self._labelling, datasets, device)
+        self._labelling = None
+
+    def starting_model(self, provider: TargetProvider, device: torch.device) -> FrozenEquiformerV2:
+        """Return the model from which a student starts.
+
+        Raises:
+            ConfigError: if it is another than the one that filled the store.
+        """
+        if isinstance(provider, FrozenEquiformerV2):
+            return provider
+
+        model = self._labelling or self._build_model(device)
+        if model.fingerprint != provider.fingerprint:
+            raise ConfigError(
+                "task.distill: teacher.checkpoint is not the teacher that filled the store of "
+                f"targets (weights {model.fingerprint[:12]}, the store's "
+                f"{provider.fingerprint[:12]}); give that one, with the same weights: ema or raw"
+            )
+        return model
+
+    def _build_model(self, device: torch.device) -> FrozenEquiformerV2:
+        # The checkpoint's tensors are let go, or they would stand in memory twice.
+        checkpoint, self.checkpoint = self.checkpoint, None
+        return FrozenEquiformerV2(checkpoint, device)
+
+    def check_datasets(
+        self, datasets: Mapping[str, Dataset[Any]], limit: int, device: torch.device
+    ) -> None:
+        """Refuse data sets of which a structure has no target; ranks share the work.
+
+        An id must not stand for two structures, in one data set or across all. Some structures are
+        compared with those that were labelled; the others are when their batch is made.
+
+        Args:
+            datasets: "train" and "val" to a data set of fairchem.
+            limit: how many of each to compare.
+            device: over which ranks communicate.
+
+        Raises:
+            ConfigError: with an id of two structures, or with the number of structures without a
+                target and the first few.
+        """
+        if self.stored is None:
+            return
+        rank, n_ranks = distutils.get_rank(), distutils.get_world_size()
+
+        # Each rank reads every n-th structure, which takes 1 / n of the time.
+        ids_of_rank: dict[str, list[str]] = {}
+        ids: dict[str, list[str]] = {}
+        for name, dataset in datasets.items():
+            places = range(rank, len(dataset), n_ranks)  # type: ignore[arg-type]
+            bar = tqdm(places, f"matching {name}", leave=False, disable=not distutils.is_master())
+            ids_of_rank[name] = read_ids(dataset, bar)
+            ids[name] = _interleaved(gather_objects(ids_of_rank[name]))
+        check_ids(datasets, ids)
+
+        held = set(self.stored.store.ids())
+        for name, dataset in datasets.items():
+            missing = [its_id for its_id in ids_of_rank[name] if its_id not in held]
+            self._refuse_missing(missing, len(ids[name]), name, device)
+
+            every = max(1, len(ids[name]) // limit)
+            for index in range(rank, len(ids[name]), n_ranks * every):
+                self.stored.attach(Batch.from_data_list([dataset[index]]))
+
+    def _refuse_missing(
+        self, missing: list[str], size: int, name: str, device: torch.device
+    ) -> None:
+        # All ranks must raise together, or those without a fault wait for the others forever.
+        count = int(distutils.all_reduce(len(missing), device=device))
+        if not count:
+            return
+
+        store = self.stored.store
+        shown = f": {', '.join(missing[:SHOWN])}" if missing else " (named by another rank)"
+        raise ConfigError(
+            f"dataset.{name}: {count} of {size} structures have no target in "
+            f"{store.folder}{shown}; label this run's data sets by the names that it sees: "
+            f"{label_command(store.manifest.teacher, store.folder)}"
+        )
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return the objects of all ranks, in the order of ranks."""
+    if not distutils.initialized():
+        return [value]
+
+    values: list[Any] = [None] * distutils.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _interleaved(ids: Sequence[Sequence[str]]) -> list[str]:
+    """Return the ids of all structures, when rank r has those of places r, r + n, r + 2n, ..."""
+    ordered = [""] * sum(len(found) for found in ids)
+    for rank, found in enumerate(ids):
+        ordered[rank :: len(ids)] = found
+    return ordered
+
+
+def read_ids(dataset: Dataset[Any], places: Iterable[int]) -> list[str]:
+    """Return the ids of some structures, as the trainer finds them."""
+    return [structure_ids(Batch.from_data_list([dataset[place]]))[0] for place in places]
+
+
+def check_ids(datasets: Mapping[str, Dataset[Any]], ids: Mapping[str, Sequence[str]]) -> None:
+    """Refuse data sets in which one id stands for two structures.
+
+    Args:
+        datasets: "train", "val" and so on to a data set of fairchem.
+        ids: the same names to the ids of all its structures, in order.
+
+    Raises:
+        ConfigError: naming both places, the id, and how the structures differ.
+    """
+    first: dict[str, tuple[str, int]] = {}
+    for name, found in ids.items():
+        for index, its_id in enumerate(found):
+            here = name, index
+            before = first.setdefault(its_id, here)
+            if before == here:
+                continue
+
+            # The same structure twice is no error: samplers and splits may repeat one.
+            ours, theirs = (
+                structures(Batch.from_data_list([datasets[which][place]]))[0]
+                for which, place in (before, here)
+            )
+            difference = ours.difference(theirs)
+            if difference is not None:
+                raise ConfigError(
+                    f"dataset.{before[0]}[{before[1]}] and dataset.{name}[{index}] are both called "
+                    f"{its_id!r} and are not the same: {difference}; {SAME_ID_REMEDY}"
+                )
