@@ -20,7 +20,7 @@ from kd_plugins.store.structure import Structure
 from kd_plugins.structures import LabelledStructure
 from kd_plugins.structures.readers import to_atoms
 from kd_plugins.teachers import load_teacher
-from tests.doctor.faults import BOHR, GPA, KCAL, changed, every, scaled, volume
+from tests.doctor.faults import BOHR, GPA, HARTREE, KCAL, RYDBERG, changed, every, scaled, volume
 
 MakeStore = Callable[[Iterable[DoctorInput]], TargetStore]
 DTYPES = {"energy": "float64", "forces": "float32", "stress": "float32"}
@@ -260,6 +260,19 @@ def test_a_wrong_unit_is_named_from_differences_of_the_energy(
     messages = {finding.code: finding.message for finding in diagnosis.findings}
     assert "eV/Bohr, not eV/Å with the wrong sign" in messages["forces-not-derived"]
     assert "in kcal/mol (the fingerprints differ)" in messages["other-teacher"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"), [("Rydberg/Bohr", RYDBERG * BOHR), ("Hartree/Å", HARTREE)]
+)
+def test_units_that_are_nearly_equal_are_distinguished_by_differences(
+    copper: list[DoctorInput], make_store: MakeStore, unit: str, factor: float
+) -> None:
+    """Both are 6 % apart; finite differences are more precise."""
+    bare = [replace(item, labels={}) for item in copper if item.n_atoms < 100]
+    store = make_store(every("teacher", "forces", scaled(factor))(bare, np.random.default_rng(0)))
+    (finding,) = examined(bare, store, teacher=load_teacher("emt")).findings
+    assert f"in {unit}, not eV/Å" in finding.text
 
 
 def test_rounding_of_a_float32_teacher_is_no_fault(

@@ -9,10 +9,9 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float
 
-from kd_plugins.doctor.agreement import cosine, rms
 from kd_plugins.doctor.inputs import DoctorInput, Values, collect_pairs
 from kd_plugins.doctor.references import Compositions, References, fit_references
-from kd_plugins.doctor.units import ENERGY_UNITS
+from kd_plugins.doctor.units import ENERGY_UNITS, cosine, rms
 from kd_plugins.store.structure import Array
 
 # With fewer, chance correlations of the residuals are common. The tests draw samples of 12 to 50

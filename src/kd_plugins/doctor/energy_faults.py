@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from kd_plugins.doctor.agreement import CLEAR_FACTOR, Agreement, rank_correlation, rms
 from kd_plugins.doctor.energies import (
     AS_THEY_ARE,
     FEWEST_FREE,
@@ -18,7 +17,7 @@ from kd_plugins.doctor.energies import (
 )
 from kd_plugins.doctor.inputs import Finding, first_ids, share
 from kd_plugins.doctor.references import References, find_outliers
-from kd_plugins.doctor.units import FORCE_UNITS
+from kd_plugins.doctor.units import CLEAR_FACTOR, FORCE_UNITS, Agreement, rank_correlation, rms
 from kd_plugins.store.structure import Array
 
 # A good teacher's own error: CHGNet's is 30 meV/atom on its test set (Deng et al. 2023). Labels

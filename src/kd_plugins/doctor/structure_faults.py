@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
-from ase.neighborlist import neighbor_list
+from ase.geometry import complete_cell
+from ase.neighborlist import primitive_neighbor_list
 
 from kd_plugins.doctor.inputs import DoctorInput, Finding, Values, first_ids, share
 from kd_plugins.store.structure import Structure
-from kd_plugins.structures.readers import to_atoms
 
 CLOSEST = 0.4
 """Å, nearer than any two nuclei are in matter; H2 has 0.74."""
@@ -178,7 +178,10 @@ def _has_isolated(structure: Structure) -> bool:
     lengths = np.linalg.norm(structure.cell, axis=1)
     if (lengths[structure.pbc] < LONELY).any() or _are_all_near(structure):
         return False
-    first = neighbor_list("i", to_atoms(structure), LONELY)
+
+    # ASE needs three lattice vectors, also of a molecule that has none.
+    cell = complete_cell(structure.cell)
+    first = primitive_neighbor_list("i", structure.pbc, cell, structure.positions, LONELY)
     return bool((np.bincount(first, minlength=structure.n_atoms) == 0).any())
 
 
