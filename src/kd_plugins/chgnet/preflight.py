@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ase.stress import full_3x3_to_voigt_6_stress
 from chgnet.model import CHGNet
 from torch.utils.data import DataLoader
 
-from kd_plugins.chgnet.convert import GPA, LETTERS
+from kd_plugins.chgnet.convert import LETTERS, from_host
 from kd_plugins.chgnet.data import DataError, DistillData, GraphSample, check_distill_data
 from kd_plugins.chgnet.loss import PREFIX, DistillLoss, Ratios
 from kd_plugins.chgnet.student import HEAD, count_trainable
@@ -63,6 +62,7 @@ def check_loaders(
                 f"{name}: expected a DataLoader, got a {type(loader).__name__}; make one with "
                 "DataLoader(data, batch_size, shuffle=True, collate_fn=collate_graphs)"
             )
+
     _check_loader(train, loss.ratios, is_training=True)
     for loader in (validation, test):
         if loader is not None:
@@ -85,6 +85,7 @@ def check_data(
         if not len(data):
             raise DataError(f"{name}: there are no structures")
         check_targets_held(data.keys, loss.ratios)
+
     _check_batch(len(train), batch_size)
     _check_selection(validation, loss)
 
@@ -225,12 +226,9 @@ def _predict(model: CHGNet, samples: Sequence[GraphSample]) -> list[dict[str, An
         sample.graph.atom_frac_coord.requires_grad_(False)
 
     return [
-        {
-            "energy": np.float64(predicted["e"]) * sample.n_atoms,  # CHGNet's are per atom
-            "forces": predicted["f"],
-            "stress": full_3x3_to_voigt_6_stress(predicted["s"].astype(float)) / GPA,
-        }
+        {name: values[name] for name in ("energy", "forces", "stress")}
         for sample, predicted in zip(samples, predictions, strict=True)
+        for values in [from_host(predicted, sample.n_atoms)]
     ]
 
 
