@@ -11,7 +11,7 @@ import numpy as np
 from study import Run, Study
 
 from kd_plugins.evaluate import Rdf
-from kd_plugins.report.tables import spread
+from kd_plugins.report.tables import format_spread
 
 HEAD = [
     "model",
@@ -112,7 +112,7 @@ def liquid_rows(models: Models) -> Iterator[list[str]]:
         if distance is not None:
             found.setdefault((model["method"], model["size"]), []).append(distance)
     for (method, size), distances in found.items():
-        yield [method, size, str(len(distances)), spread(distances)]
+        yield [method, size, str(len(distances)), format_spread(distances)]
 
 
 def written(number: float | None, form: str) -> str:

@@ -19,7 +19,7 @@ from dynamics_table import HEAD, LIQUIDS, liquid_rows, measured, model_rows
 from scipy import stats
 from study import HERE, Study, open_study
 
-from kd_plugins.report.tables import markdown
+from kd_plugins.report.tables import format_markdown
 
 CONTROLS = {
     "student": ("control_10", "control_30"),
@@ -129,16 +129,16 @@ def sections(study: Study) -> Iterator[str]:
     columns = [f"{split} {unit}" for split in ("train", "valid", "test") for unit in units]
     yield from ("## Errors", "")
     rows = [row for group, one in found for row in error_rows(group, one)]
-    yield from (markdown([*head, *columns], rows), "")
+    yield from (format_markdown([*head, *columns], rows), "")
     yield from ("## Paired differences on test structures, percent (95 % interval)", "")
     head = ["method", "against", "size", "share", "seeds", *ERRORS]
     rows = [row for group, one in found for row in pair_rows(group, one)]
-    yield from (markdown(head, rows), "")
+    yield from (format_markdown(head, rows), "")
     models = measured(study)
     if models:
         yield from ("## Molecular dynamics", "")
-        yield from (markdown(HEAD, list(model_rows(models))), "")
-        yield from ("## Liquids", "", markdown(LIQUIDS, list(liquid_rows(models))), "")
+        yield from (format_markdown(HEAD, list(model_rows(models))), "")
+        yield from ("## Liquids", "", format_markdown(LIQUIDS, list(liquid_rows(models))), "")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""One report of an experiment with everything in it, written once for all tests that look at it."""
+"""One experiment with every kind of result, and its report, written once for all tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.samples import ARMS, write_experiment
+from tests.report.fixtures import ARMS, write_experiment
 
 
 @pytest.fixture(scope="session")

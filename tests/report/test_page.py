@@ -17,10 +17,10 @@ pytest.importorskip("matplotlib")
 
 from kd_plugins.files import write_json
 from kd_plugins.report import write_report
-from kd_plugins.report.figures import GREY, INK, PALETTE, Plot, looks, panels, styled
+from kd_plugins.report.figures import GREY, INK, PALETTE, Plot, choose_styles, make_panels, styled
 from kd_plugins.report.results import Series
-from kd_plugins.report.training_plots import Band, band, crossings
-from tests.report.samples import plan, write_experiment
+from kd_plugins.report.training_plots import Band, average_seeds, find_crossings
+from tests.report.fixtures import plan, write_experiment
 
 DARK = "#14171b"
 
@@ -38,8 +38,8 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_tables_are_there_as_markdown_too(experiment_folder: Path, report: Path) -> None:
-    """The page's own cells, and a link to them."""
+def test_markdown_has_the_cells_of_the_pages_tables(experiment_folder: Path, report: Path) -> None:
+    """And the page has a link to them."""
     path = report.with_name(f"{report.stem}_figures") / "e1-tables.md"
     assert f'href="{path.parent.name}/{path.name}"' in report.read_text()
     rows = [line for line in path.read_text().splitlines() if line.startswith("| ")]
@@ -48,8 +48,8 @@ def test_tables_are_there_as_markdown_too(experiment_folder: Path, report: Path)
     assert [cell for cell in cells if html.escape(cell.strip()) not in report.read_text()] == []
 
 
-def test_a_model_alone_is_told_of(tmp_path: Path) -> None:
-    """Its errors from its teacher where there are no labels, and where it comes from."""
+def test_summary_of_a_model_without_control_names_errors_and_provenance(tmp_path: Path) -> None:
+    """Errors are those from the teacher where there are no labels."""
     found = {
         "model": "hippynn folder=x",
         "metrics": {"teacher_force_rmse": 0.1, "speedup": 12.5},
@@ -57,8 +57,8 @@ def test_a_model_alone_is_told_of(tmp_path: Path) -> None:
     }
     write_json(tmp_path / "evaluation.json", found)
     page = write_report([tmp_path], tmp_path / "page.html").read_text()
-    told = "force RMSE from the teacher 100 meV/Å; speed relative to the teacher 12.5 times."
-    assert f"student, measured alone: {told}" in page
+    numbers = "force RMSE from the teacher 100 meV/Å; speed relative to the teacher 12.5 times."
+    assert f"student, measured alone: {numbers}" in page
     assert "hippynn folder=x" in page and "chgnet" in page and "0123" in page
 
 
@@ -87,7 +87,7 @@ def test_every_figure_has_its_files_and_numbers(report: Path) -> None:
         assert {len(row) for row in rows} == {len(head)}
 
 
-def test_nothing_is_named_twice_and_nothing_is_loaded(report: Path) -> None:
+def test_ids_are_unique_and_nothing_is_loaded(report: Path) -> None:
     page = report.read_text()
     names = re.findall(r'\bid="([^"]*)"', page)
     assert len(names) == len(set(names)) > 100
@@ -102,7 +102,7 @@ def test_the_verdict_comes_first(report: Path) -> None:
     assert sections == ["verdict", "arms", "figures", "provenance"]
 
 
-def test_text_is_only_text(tmp_path: Path) -> None:
+def test_html_in_names_and_provenance_is_escaped(tmp_path: Path) -> None:
     bad = "<script>alert(1)</script> $x$ \"' &"
     write_json(tmp_path / "experiment.json", plan(title=bad, provenance={bad: {bad: [bad]}}))
     evaluation = {
@@ -119,7 +119,7 @@ def test_text_is_only_text(tmp_path: Path) -> None:
     assert page.count("<article") == 2
 
 
-def test_figures_of_an_earlier_report_go(tmp_path: Path) -> None:
+def test_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
     write_json(tmp_path / "evaluation.json", {"model": "m"})
     old, other = tmp_path / "r_figures" / "e1-old.svg", tmp_path / "r_figures" / "notes.txt"
     old.parent.mkdir()
@@ -129,46 +129,46 @@ def test_figures_of_an_earlier_report_go(tmp_path: Path) -> None:
     assert (old.exists(), other.exists()) == (False, True)
 
 
-def test_no_folder_is_no_report(tmp_path: Path) -> None:
+def test_a_report_of_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one folder"):
         write_report([], tmp_path / "r.html")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("colour", [*PALETTE, GREY])
-def test_colours_stand_out_light_and_dark(colour: str) -> None:
+def test_colours_have_contrast_on_light_and_dark_backgrounds(colour: str) -> None:
     assert min(contrast(colour, "#ffffff"), contrast(colour, DARK)) >= 3
 
 
-def test_arms_look_different() -> None:
-    found = looks([f"arm {i}" for i in range(8)], "arm 0")
-    assert len({look.colour for look in found.values()}) == 8
-    assert len({look.marker for look in found.values()}) == 8
+def test_arms_have_different_colours_and_markers() -> None:
+    styles = choose_styles([f"arm {i}" for i in range(8)], "arm 0")
+    assert len({style.colour for style in styles.values()}) == 8
+    assert len({style.marker for style in styles.values()}) == 8
 
 
-def test_a_readers_settings_change_nothing() -> None:
+def test_figures_do_not_depend_on_the_users_matplotlib_settings() -> None:
     import matplotlib
 
     @styled
     def draw() -> str:
-        figure, (axes,) = panels(1)
+        figure, (axes,) = make_panels(1)
         axes.plot([1, 2], [3, 4])
         return Plot("a", "", "", figure, []).svg()
 
-    plain = draw()
+    expected = draw()
     with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "none"}):
-        assert draw() == plain
+        assert draw() == expected
 
 
-def test_curves_cross_where_the_other_one_is_higher() -> None:
+def test_curves_cross_where_the_other_one_becomes_higher() -> None:
     def curve(*values: float) -> Band:
-        return band([Series(tuple(range(len(values))), values)])
+        return average_seeds([Series(tuple(range(len(values))), values)])
 
-    assert crossings(curve(3, 2, 1, 1), curve(2, 2, 2, 0)) == [2.0, 3.0]
-    assert crossings(curve(3, 3), curve(1, 1)) == []
+    assert find_crossings(curve(3, 2, 1, 1), curve(2, 2, 2, 0)) == [2.0, 3.0]
+    assert find_crossings(curve(3, 3), curve(1, 1)) == []
 
 
-def test_importing_the_room_draws_nothing() -> None:
+def test_importing_report_loads_neither_matplotlib_nor_jinja2() -> None:
     code = "import kd_plugins.report, sys; print({'matplotlib', 'jinja2'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
@@ -195,13 +195,14 @@ HOSTILE = (
 )
 
 
-def test_no_text_is_more_than_text(tmp_path: Path) -> None:
+def test_hostile_names_are_escaped_in_html_csv_svg_and_markdown(tmp_path: Path) -> None:
     """Of arms, metrics, crystals, curves, terms, models, titles and provenance, in every file."""
     first, name = "=<b>arm<b>|$x", "".join(HOSTILE)
     arms = [first, *(one for one in HOSTILE if not set(one) & set("/\\"))]
     metrics = [name, "force_rmse"]
     raw = plan(title=name, host=name, arms=arms, control=first, metrics=metrics, seeds=[0])
     write_json(tmp_path / "experiment.json", {**raw, "provenance": {name: {name: [name, name]}}})
+
     moduli = {"bulk": 1.0, "shear": 1.0}
     for arm in arms:
         found = {
@@ -214,8 +215,10 @@ def test_no_text_is_more_than_text(tmp_path: Path) -> None:
         }
         found["volumes"][name] = {"student": 1.0, "failures": {"student": name}, "reference": 1.0}
         write_json(tmp_path / "runs" / arm / "seed0" / "evaluation.json", found)
+
     page = write_report([tmp_path], tmp_path / "out" / "page.html")
     assert "<img" not in page.read_text() and "<b>arm" not in page.read_text()
+
     figures = page.with_name("page_figures")
     for path in figures.glob("*.csv"):
         for row in csv.reader(io.StringIO(path.read_text())):
@@ -223,6 +226,7 @@ def test_no_text_is_more_than_text(tmp_path: Path) -> None:
                 assert is_number(cell) or not cell.lstrip(" ").startswith(tuple("=+-@\t\r\n"))
     for path in figures.glob("*.svg"):
         ElementTree.parse(path)
+
     (tables,) = figures.glob("*.md")
     lines = tables.read_text().splitlines()
     assert not any("<" in line for line in lines)
@@ -242,7 +246,7 @@ def is_number(text: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("out", "says"),
+    ("out", "message"),
     [
         ("experiment.json", "expected a name that ends in .html"),
         ("page.pdf", "expected a name that ends in .html"),
@@ -250,19 +254,21 @@ def is_number(text: str) -> bool:
         ("folder.html", "folder.html: is a folder; expected a file"),
     ],
 )
-def test_no_page_takes_the_place_of_something_else(tmp_path: Path, out: str, says: str) -> None:
+def test_a_path_that_is_not_a_page_is_refused_and_nothing_overwritten(
+    tmp_path: Path, out: str, message: str
+) -> None:
     write_experiment(tmp_path, arms=(), seeds=())
     (tmp_path / "folder.html").mkdir()
     before = (tmp_path / "experiment.json").read_bytes()
-    with pytest.raises((ValueError, OSError), match=says):
+    with pytest.raises((ValueError, OSError), match=message):
         write_report([tmp_path], tmp_path / out)
     assert (tmp_path / "experiment.json").read_bytes() == before
     with pytest.raises(ValueError, match="expected each folder once"):
         write_report([tmp_path, tmp_path / "."], tmp_path / "page.html")
 
 
-def test_names_of_figures_are_each_ones_own(tmp_path: Path) -> None:
-    """Also where one is like another's number, or as long as it likes."""
+def test_figures_have_unique_names(tmp_path: Path) -> None:
+    """Also of names that differ only in punctuation, in a number, or after many letters."""
     write_json(tmp_path / "experiment.json", plan(arms=["a", "b"], control="a", seeds=[0]))
     names = ["loss", "loss!", "loss 2", "loss-2", "x" * 400, "x" * 401]
     curves = {name: {"epochs": [1, 2], "values": [2.0, 1.0]} for name in names}

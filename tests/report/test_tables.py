@@ -10,29 +10,29 @@ from tests.report.test_verdicts import experiment
 FOUND = experiment({"control": [0.050, 0.052, 0.051], "student": [0.040, 0.041, 0.042]})
 
 
-def test_a_row_an_arm_in_the_unit_that_is_shown() -> None:
-    head, rows = tables.arms(FOUND)
+def test_arms_table_has_a_row_an_arm_in_the_pages_unit() -> None:
+    head, rows = tables.arms_table(FOUND)
     assert head == ["arm", "runs", "force RMSE (meV/Å)", "weights", "training (CPU min)"]
     assert rows[1] == ["student", "3 of 3", "41.0 ± 1.0", "–", "1.73"]
 
 
-def test_a_row_an_arm_without_the_control() -> None:
-    head, rows = tables.differences(FOUND)
+def test_differences_table_leaves_the_control_out() -> None:
+    head, rows = tables.differences_table(FOUND)
     assert head == ["arm", "force RMSE"]
     ((arm, text),) = rows
     assert arm == "student"
     assert text.startswith("−19.6 % (−2")
 
 
-def test_a_row_a_metric() -> None:
-    head, rows = tables.measurements(FOUND)
+def test_measurements_table_has_a_row_a_metric() -> None:
+    head, rows = tables.measurements_table(FOUND)
     assert head == ["", "control", "student"]
     assert rows == [["force RMSE (meV/Å)", "51.0 ± 1.0", "41.0 ± 1.0"]]
 
 
 def test_markdown_needs_rows_as_long_as_the_head() -> None:
     with pytest.raises(ValueError, match="expected 2 cells a row as in the head, got"):
-        tables.markdown(["a", "b"], [["1"]])
+        tables.format_markdown(["a", "b"], [["1"]])
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
     ],
 )
 def test_spreads_are_rounded_by_the_deviation(values: list[float], text: str) -> None:
-    assert tables.spread(values) == text
+    assert tables.format_spread(values) == text
 
 
-def test_two_seeds_have_no_interval_in_the_table() -> None:
-    assert tables.interval(Difference(-3.0, 2, None, None)) == "−3.0 % (2 seeds)"
+def test_difference_of_two_seeds_has_no_interval() -> None:
+    assert tables.format_difference(Difference(-3.0, 2, None, None)) == "−3.0 % (2 seeds)"
 
 
-def test_metrics_know_their_units() -> None:
+def test_metrics_have_units_and_directions() -> None:
     assert metric("stress_rmse").factor == GPA
     assert metric("teacher_energy_per_atom_mae").title == ("energy MAE from the teacher (meV/atom)")
     assert metric("embedding_cosine").smaller_is_better is False

@@ -28,7 +28,7 @@ def experiment(
     return ExperimentResults("title", tuple(values), seeds, runs, "host", "control", (metric,))
 
 
-def test_a_sentence_says_it_in_words() -> None:
+def test_sentence_names_differences_intervals_and_cost() -> None:
     found = compare_in_words(
         "student", "control", {"force_rmse": LOWER, "stress_rmse": UNSURE}, 1.04
     )
@@ -40,7 +40,7 @@ def test_a_sentence_says_it_in_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("difference", "says"),
+    ("difference", "message"),
     [
         (HIGHER, "force RMSE 120 % higher (5 seeds, 95 % between 100 and 140 % higher)"),
         (Difference(0.0, 3, (0.0, 0.0), (0.0, 0.0)), "no difference (3 seeds, all alike)"),
@@ -48,8 +48,8 @@ def test_a_sentence_says_it_in_words() -> None:
         (None, "force RMSE: nothing to compare"),
     ],
 )
-def test_every_outcome_has_its_words(difference: Difference | None, says: str) -> None:
-    assert says in compare_in_words("a", "b", {"force_rmse": difference}, None)
+def test_sentence_of_each_outcome(difference: Difference | None, message: str) -> None:
+    assert message in compare_in_words("a", "b", {"force_rmse": difference}, None)
 
 
 CONTROL = [1.00, 1.01, 0.99, 1.02]
@@ -68,19 +68,21 @@ CONTROL = [1.00, 1.01, 0.99, 1.02]
         ([-0.1, 0.2, 0.1, 0.1], "force_rmse", "nothing to compare"),
     ],
 )
-def test_outcomes(ours: list[float], metric: str, outcome: str) -> None:
+def test_verdict_follows_interval_and_direction(
+    ours: list[float], metric: str, outcome: str
+) -> None:
     (found,) = verdict(experiment({"control": CONTROL, "student": ours}, metric))
     assert found.outcome == outcome
 
 
-def test_only_seeds_that_both_have_count() -> None:
+def test_only_seeds_of_both_arms_are_paired() -> None:
     (found,) = verdict(experiment({"control": CONTROL, "student": [0.9, 0.9, 0.9]}))
     assert found.differences["force_rmse"] is not None
     assert found.differences["force_rmse"].pairs == 3
     assert found.cost == pytest.approx(1.04)
 
 
-def test_better_and_worse_is_mixed() -> None:
+def test_one_metric_better_and_one_worse_is_mixed() -> None:
     ours, theirs = ({"force_rmse": v, "stress_rmse": 1 / v} for v in (0.8, 1.0))
     runs = {
         (arm, seed): RunResults(arm, metrics={k: v * (1 + 0.001 * seed) for k, v in m.items()})
@@ -94,5 +96,5 @@ def test_better_and_worse_is_mixed() -> None:
     assert verdict(found)[0].outcome == "mixed"
 
 
-def test_a_model_alone_has_no_verdict() -> None:
+def test_a_model_without_control_has_no_verdict() -> None:
     assert verdict(ExperimentResults("t", ("m",), (0,), {})) == []

@@ -11,122 +11,150 @@ from matplotlib.axes import Axes
 
 from kd_plugins.report.figures import (
     INK,
-    Look,
-    Looks,
+    ArmStyle,
+    ArmStyles,
     Plot,
-    legend,
-    logarithmic,
-    panels,
-    plain,
+    add_legend,
+    escape_text,
+    make_panels,
     slug,
     styled,
+    use_log_scale,
 )
 from kd_plugins.report.metrics import metric
 from kd_plugins.report.results import Cell
 
-COSTS = {"microseconds": "microseconds_per_atom", "bytes": "bytes_per_atom"}
-"""A cost of a cell and the metric that is the same for one cell."""
-
-TEACHER = Look(INK, "*", (0, (3, 2)))
+COST_METRICS = {"microseconds": "microseconds_per_atom", "bytes": "bytes_per_atom"}
+"""A cost of a `Cell` to the metric that holds it for one cell."""
+TEACHER_STYLE = ArmStyle(INK, "*", (0, (3, 2)))
+LABEL_WIDTH = 26
+"""Letters of a line of an axis's label."""
 
 
 @dataclass(frozen=True)
-class Spot:
-    """An arm's costs and errors, one a seed, in the units shown."""
+class CostsAndErrors:
+    """An arm's costs and errors, one a seed, in the units of the page."""
 
     costs: Sequence[float]
     errors: Sequence[float]
 
 
 @styled
-def pareto(
-    cost: str, error: str, spots: Mapping[str, Spot], teacher: float | None, looks: Looks
+def draw_pareto(
+    cost: str,
+    error: str,
+    points: Mapping[str, CostsAndErrors],
+    teacher: float | None,
+    styles: ArmStyles,
 ) -> Plot:
     """Draw an error over a cost, a point an arm; left and low is good.
 
     Args:
         cost: name of a metric.
         error: name of a metric.
-        spots: arm to its costs and errors.
-        teacher: its cost, in the unit shown.
-        looks: arm to its look.
+        points: arm to its costs and errors.
+        teacher: its cost, in the unit of the page.
+        styles: of the arms.
     """
-    figure, (axes,) = panels(1)
-    for arm, spot in spots.items():
-        _point(axes, spot, plain(arm), looks[arm])
-    costs = [*(value for spot in spots.values() for value in spot.costs)]
+    figure, (axes,) = make_panels(1)
+    for arm, point in points.items():
+        _draw_point(axes, point, escape_text(arm), styles[arm])
+
+    costs = [value for point in points.values() for value in point.costs]
     if teacher is not None:
         axes.axvline(
-            teacher, color=INK, linestyle=TEACHER.dashes, linewidth=1, label="teacher's cost"
+            teacher, color=INK, linestyle=TEACHER_STYLE.dashes, linewidth=1, label="teacher's cost"
         )
         costs.append(teacher)
-    logarithmic(axes.xaxis, costs)
-    ylabel = textwrap.fill(plain(metric(error).title), 26)
+
+    use_log_scale(axes.xaxis, costs)
+    ylabel = textwrap.fill(escape_text(metric(error).title), LABEL_WIDTH)
     axes.set(xlabel=metric(cost).title, ylabel=ylabel)
-    legend(figure, axes)
-    caption = "One point an arm: mean over the seeds, the bars one standard deviation."
-    title = f"{_capital(metric(error).label)} against {metric(cost).label}"
-    rows = [
-        [arm, c, e]
-        for arm, spot in spots.items()
-        for c, e in zip(spot.costs, spot.errors, strict=True)
-    ]
-    head = ["arm", metric(cost).title, metric(error).title]
-    last = [["teacher", teacher, ""]] if teacher is not None else []
-    return Plot(f"pareto-{slug(error)}-{slug(cost)}", title, caption, figure, [head, *rows, *last])
+    add_legend(figure, axes)
+
+    rows: list[list[object]] = [["arm", metric(cost).title, metric(error).title]]
+    for arm, point in points.items():
+        rows += [[arm, *pair] for pair in zip(point.costs, point.errors, strict=True)]
+    if teacher is not None:
+        rows.append(["teacher", teacher, ""])
+
+    return Plot(
+        name=f"pareto-{slug(error)}-{slug(cost)}",
+        title=f"{_capitalize(metric(error).label)} against {metric(cost).label}",
+        caption="One point an arm: mean over the seeds, the bars one standard deviation.",
+        figure=figure,
+        rows=rows,
+    )
 
 
 @styled
-def growth(cost: str, cells: Mapping[str, Sequence[Cell]], looks: Looks) -> Plot:
+def draw_scaling(cost: str, cells: Mapping[str, Sequence[Cell]], styles: ArmStyles) -> Plot:
     """Draw a cost over the number of atoms; both axes logarithmic.
 
     Args:
         cost: ``microseconds`` or ``bytes``.
         cells: arm, or ``teacher``, to the cells of all its seeds.
-        looks: arm to its look.
+        styles: of the arms.
     """
-    figure, (axes,) = panels(1)
-    means = {arm: averaged(cost, found) for arm, found in cells.items()}
-    for arm, found in means.items():
-        look = looks.get(arm, TEACHER)
-        atoms, values = zip(*found, strict=True)
+    figure, (axes,) = make_panels(1)
+    means = {arm: mean_costs(cost, of_arm) for arm, of_arm in cells.items()}
+
+    for arm, points in means.items():
+        style = styles.get(arm, TEACHER_STYLE)
+        n_atoms, values = zip(*points, strict=True)
         axes.plot(
-            atoms,
+            n_atoms,
             values,
-            color=look.colour,
-            marker=look.marker,
-            linestyle=look.dashes,
-            label=plain(arm),
+            color=style.colour,
+            marker=style.marker,
+            linestyle=style.dashes,
+            label=escape_text(arm),
         )
-    logarithmic(axes.xaxis, [n for found in means.values() for n, _ in found])
-    logarithmic(axes.yaxis, [value for found in means.values() for _, value in found])
-    shown = metric(COSTS[cost])
-    axes.set(xlabel="atoms in the cell", ylabel=shown.title)
-    legend(figure, axes)
-    rows = [[arm, n, value] for arm, found in means.items() for n, value in found]
-    title = f"{_capital(shown.label)} in growing cells"
-    caption = "Mean over the seeds."
-    return Plot(f"growth-{cost}", title, caption, figure, [["arm", "atoms", shown.title], *rows])
+
+    cost_metric = metric(COST_METRICS[cost])
+    use_log_scale(axes.xaxis, [n for points in means.values() for n, _ in points])
+    use_log_scale(axes.yaxis, [value for points in means.values() for _, value in points])
+    axes.set(xlabel="atoms in the cell", ylabel=cost_metric.title)
+    add_legend(figure, axes)
+
+    rows = [[arm, n, value] for arm, points in means.items() for n, value in points]
+    return Plot(
+        name=f"growth-{cost}",
+        title=f"{_capitalize(cost_metric.label)} in growing cells",
+        caption="Mean over the seeds.",
+        figure=figure,
+        rows=[["arm", "atoms", cost_metric.title], *rows],
+    )
 
 
-def averaged(cost: str, cells: Sequence[Cell]) -> list[tuple[int, float]]:
-    """Return number of atoms and mean cost in the unit shown, from small cells to large ones."""
-    found: dict[int, list[float]] = {}
+def mean_costs(cost: str, cells: Sequence[Cell]) -> list[tuple[int, float]]:
+    """Return number of atoms and mean cost over seeds, from small cells to large ones.
+
+    Args:
+        cost: ``microseconds`` or ``bytes``; cells without it are left out.
+        cells: of all seeds of an arm.
+
+    Returns:
+        costs in the unit of the page.
+    """
+    factor = metric(COST_METRICS[cost]).factor
+    by_size: dict[int, list[float]] = {}
     for cell in cells:
         value = getattr(cell, cost)
         if value is not None:
-            found.setdefault(cell.atoms, []).append(value * metric(COSTS[cost]).factor)
-    return [(atoms, float(np.mean(found[atoms]))) for atoms in sorted(found)]
+            by_size.setdefault(cell.atoms, []).append(value * factor)
+
+    return [(n_atoms, float(np.mean(by_size[n_atoms]))) for n_atoms in sorted(by_size)]
 
 
-def _point(axes: Axes, spot: Spot, label: str, look: Look) -> None:
+def _draw_point(axes: Axes, point: CostsAndErrors, label: str, style: ArmStyle) -> None:
     axes.errorbar(
-        float(np.mean(spot.costs)),
-        float(np.mean(spot.errors)),
-        xerr=_deviation(spot.costs),
-        yerr=_deviation(spot.errors),
-        color=look.colour,
-        marker=look.marker,
+        float(np.mean(point.costs)),
+        float(np.mean(point.errors)),
+        xerr=_deviation(point.costs),
+        yerr=_deviation(point.errors),
+        color=style.colour,
+        marker=style.marker,
         markersize=8,
         linestyle="none",
         elinewidth=1.2,
@@ -138,5 +166,6 @@ def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def _capital(text: str) -> str:
+def _capitalize(text: str) -> str:
+    """Return text with a capital first letter; `str.capitalize` would make ``RMSE`` small."""
     return text[:1].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""A figure with its numbers, and how all figures look: the same everywhere, light or dark."""
+"""A figure with its numbers, and the style that all figures share, light or dark."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 INK = "#1b1f24"
-"""The colour of text and axes; the page puts its own there."""
+"""Colour of text and axes. The page replaces it by its own colour of text."""
 
-# Each stands out at least 3 to 1 from white and from the page's dark background, in this order
-# also for the colour-blind.
+# Each colour has a contrast of at least 3 to 1 with white and with the page's dark background.
+# Neighbours in this order are told apart with colour blindness, too.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b0619a", "#9a7400", "#7a6fdc", "#c2455a")
 GREY = "#808080"
 MARKERS = "osD^vPX"
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 
 WIDTH = 5.2
-"""Inches; a phone shows it at two thirds, so letters are large."""
-
+"""Inches. A phone shows a figure at two thirds of its size, so the font is large."""
 DPI = 160.0
-
 TALLEST = 200.0
-"""Inches; matplotlib draws at most 65,536 pixels."""
+"""Inches. matplotlib draws at most 65,536 pixels."""
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""How a cell begins that a spreadsheet runs."""
+"""How a cell begins that a spreadsheet would run as a formula."""
+LONG_LABEL = 24
+"""Letters of a label above which a legend has one column."""
 
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
@@ -61,7 +61,7 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.8,
     "lines.linewidth": 1.8,
     "lines.markersize": 6.0,
-    "svg.fonttype": "path",
+    "svg.fonttype": "path",  # no font has to be there where the page is read
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -72,13 +72,19 @@ STYLE: dict[Any, Any] = {
 }
 
 
+# --- A figure and its files ---------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Plot:
-    """A figure and what it shows.
+    """A figure and the numbers that it shows.
 
     Args:
         name: of its files.
-        rows: its numbers, the first row being the head.
+        title: above the figure.
+        caption: below the figure.
+        figure: as matplotlib draws it.
+        rows: its numbers; the first row is the head.
     """
 
     name: str
@@ -88,11 +94,11 @@ class Plot:
     rows: Sequence[Sequence[object]]
 
     def __post_init__(self) -> None:
-        """Lay the figure out once, so that no drawing does it again."""
+        """Lay the figure out once, so that SVG and PNG do not do it again."""
         engine = self.figure.get_layout_engine()
         if engine is not None:
             with warnings.catch_warnings():
-                # names so long that nothing is left for the axes; the numbers are in the CSV
+                # Names can be so long that nothing is left for the axes. The CSV has the numbers.
                 warnings.filterwarnings("ignore", "constrained_layout not applied")
                 engine.execute(self.figure)
         self.figure.set_layout_engine("none")
@@ -100,10 +106,12 @@ class Plot:
     def svg(self) -> str:
         """Draw it on a transparent background; the same plot gives the same text."""
         buffer = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with matplotlib.rc_context():
+            # Without a salt matplotlib's ids within the SVG are random.
             _set_style(**{"svg.hashsalt": f"kd_plugins {self.name}"})
-            FigureCanvasSVG(self.figure).print_svg(buffer, metadata=nothing)
+            FigureCanvasSVG(self.figure).print_svg(buffer, metadata=no_metadata)
+
         self.figure.set_dpi(DPI)  # print_svg leaves 72 behind
         return buffer.getvalue()
 
@@ -118,97 +126,154 @@ class Plot:
         return buffer.getvalue()
 
     def csv(self) -> str:
-        """Return its numbers as comma-separated values, of which a spreadsheet runs none."""
+        """Return its numbers as comma-separated values without formulas."""
         buffer = io.StringIO()
-        rows = [[cell(value) for value in row] for row in self.rows]
+        rows = [[escape_cell(value) for value in row] for row in self.rows]
         csv.writer(buffer, lineterminator="\n").writerows(rows)
         return buffer.getvalue()
 
 
+def inline_svg(svg: str, prefix: str, label: str) -> str:
+    """Return an SVG to put into a page: its own ids, the page's colour, no preamble.
+
+    Args:
+        svg: as `Plot.svg` draws it.
+        prefix: letters that no other figure of the page has.
+        label: what it shows, as escaped text.
+    """
+    svg = svg[svg.index("<svg") :]
+
+    # A style element in the page would apply to all of the page.
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
+
+    # Ids are unique in a page, not only in a figure.
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'href="#', f'href="#{prefix}-', svg).replace("url(#", f"url(#{prefix}-")
+
+    svg = svg.replace(INK, "currentColor")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+# --- Style --------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Look:
-    """How an arm is drawn in every figure."""
+class ArmStyle:
+    """Colour, marker and dashes of an arm, the same in every figure."""
 
     colour: str
     marker: str
     dashes: str | tuple[int, tuple[float, ...]]
 
 
-Looks = Mapping[str, Look]
+ArmStyles = Mapping[str, ArmStyle]
 
 
-def looks(arms: Iterable[str], control: str | None) -> dict[str, Look]:
-    """Give the control grey and every other arm a colour, a marker and dashes of its own."""
+def choose_styles(arms: Iterable[str], control: str | None) -> dict[str, ArmStyle]:
+    """Return a style for each arm; the control is grey."""
     others = [arm for arm in arms if arm != control]
-    found = {
-        arm: Look(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
+    styles = {
+        arm: ArmStyle(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
         for i, arm in enumerate(others)
     }
-    return found if control is None else {control: Look(GREY, "h", "-"), **found}
+    if control is None:
+        return styles
+    return {control: ArmStyle(GREY, "h", "-"), **styles}
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Let a function draw in the style of the house, whatever the reader's settings."""
+    """Let a function draw in the style of this module, whatever matplotlib is set to."""
 
     @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
+    def draw_in_style(*args: P.args, **kwargs: P.kwargs) -> R:
         with matplotlib.rc_context():
             _set_style()
             return draw(*args, **kwargs)
 
-    return drawn
+    return draw_in_style
 
 
-def panels(count: int, height: float = 3.4, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return a figure with so many panels, each ``height`` inches high."""
+def _set_style(**more: str) -> None:
+    matplotlib.rcdefaults()
+    matplotlib.rcParams.update({**STYLE, **more})
+
+
+# --- Panels, legends, axes ----------------------------------------------------------------------
+
+
+def make_panels(count: int, height: float = 3.4, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels.
+
+    Args:
+        count: number of panels.
+        height: of a panel in inches.
+        columns: panels beside each other, at most.
+    """
     columns = min(columns, count)
-    rows = -(-count // columns)
+    rows = -(-count // columns)  # rounded up
+
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
     figure = Figure(figsize=(WIDTH, min(rows * height, TALLEST)), layout=layout)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
+
     for empty in grid[count:]:
         empty.remove()
     return figure, list(grid[:count])
 
 
-def legend(figure: Figure, axes: Axes) -> None:
+def add_legend(figure: Figure, axes: Axes) -> None:
     """Put the legend of a panel under the figure, each label once and the teacher's last."""
     handles, labels = axes.get_legend_handles_labels()
-    found = sorted(zip(labels, handles, strict=True), key=lambda one: one[0].startswith("teacher"))
-    once = dict(found)
-    columns = (
-        1 if max(map(len, once), default=0) > 24 else 2 if len(once) == 4 else min(3, len(once))
+    entries = sorted(
+        zip(labels, handles, strict=True), key=lambda entry: entry[0].startswith("teacher")
     )
-    if once:
-        figure.legend(list(once.values()), list(once), loc="outside lower center", ncols=columns)
+    handle_of = dict(entries)
+    if not handle_of:
+        return
+
+    if max(map(len, handle_of)) > LONG_LABEL:
+        columns = 1
+    elif len(handle_of) == 4:
+        columns = 2  # two rows of two instead of three and one
+    else:
+        columns = min(3, len(handle_of))
+    figure.legend(
+        list(handle_of.values()), list(handle_of), loc="outside lower center", ncols=columns
+    )
 
 
-def logarithmic(axis: Axis, values: Iterable[float]) -> None:
+def use_log_scale(axis: Axis, values: Iterable[float]) -> None:
     """Make an axis logarithmic if its values are above zero and span more than fivefold."""
     values = list(values)
     if not values or min(values) <= 0 or max(values) < 5 * min(values):
         return
+
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    few = max(values) < 100 * min(values)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+
+    # Below two decades, powers of ten alone would be one or two ticks.
+    is_short = max(values) < 100 * min(values)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_short else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def plain(text: str) -> str:
-    """Return a user's text so that matplotlib reads no mathematics into it and draws it in a line.
+# --- Names that a user has given ----------------------------------------------------------------
 
-    A first underscore would leave it out of the legend; control characters are no XML.
-    """
+
+def escape_text(text: str) -> str:
+    """Return a user's text in one line in which matplotlib finds no mathematics."""
+    # Control characters are not allowed in XML, and SVG is XML.
     printable = "".join(letter if letter.isprintable() else " " for letter in text)
-    shown = re.sub("^_", "\N{MODIFIER LETTER LOW MACRON}", printable)
-    return shown.replace("$", r"\$")
+
+    # matplotlib leaves a label that begins with an underscore out of the legend.
+    visible = re.sub("^_", "\N{MODIFIER LETTER LOW MACRON}", printable)
+    return visible.replace("$", r"\$")
 
 
-def cell(value: object) -> object:
+def escape_cell(value: object) -> object:
     """Return a value of a CSV; text that a spreadsheet would run gets an apostrophe in front.
 
-    >>> cell("=1+1"), cell(-1.5), cell("student")
+    >>> escape_cell("=1+1"), escape_cell(-1.5), escape_cell("student")
     ("'=1+1", -1.5, 'student')
     """
     if isinstance(value, str) and value.lstrip(" ").startswith(FORMULAS):
@@ -224,24 +289,3 @@ def slug(text: str) -> str:
     """
     ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", ascii_only.lower())[:80].strip("-") or "figure"
-
-
-def inline(svg: str, prefix: str, label: str) -> str:
-    """Return an SVG to put into a page: names of its own, the page's colour, no preamble.
-
-    Args:
-        svg: as `Plot.svg` draws it.
-        prefix: letters that no other figure of the page has.
-        label: what it shows, without characters that mean something in XML.
-    """
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r'href="#', f'href="#{prefix}-', svg).replace("url(#", f"url(#{prefix}-")
-    svg = svg.replace(INK, "currentColor")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def _set_style(**more: str) -> None:
-    matplotlib.rcdefaults()
-    matplotlib.rcParams.update({**STYLE, **more})

@@ -1,4 +1,4 @@
-"""What the metrics of an evaluation are called, their units, and which way is better."""
+"""The names of an evaluation's metrics, their units, and which way is better."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ GPA = 160.21766208
 """One eV/Å³ in GPa."""
 
 TEACHER = "teacher_"
-"""The prefix of a metric against the teacher instead of the labels."""
+"""Prefix of a metric against the teacher instead of the labels."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown.
+    """Name and unit of a metric on the page.
 
     Args:
         label: its name in words.
-        unit: the unit it is shown in; empty for a pure number.
-        factor: shown value over stored value.
+        unit: on the page; empty for a pure number.
+        factor: value on the page over stored value.
         smaller_is_better: None where neither is.
     """
 
@@ -56,7 +56,7 @@ METRICS = {
 
 
 def metric(name: str) -> Metric:
-    """Return how a metric is shown; one not in the table keeps its name, without a unit.
+    """Return name and unit of a metric; one not in the table keeps its name, without a unit.
 
     >>> metric("teacher_force_rmse").title
     'force RMSE from the teacher (meV/Å)'
@@ -65,8 +65,10 @@ def metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    bare = name.removeprefix(TEACHER)
-    if name.startswith(TEACHER) and bare in METRICS:
-        known = METRICS[bare]
-        return replace(known, label=f"{known.label} from the teacher")
+
+    of_labels = METRICS.get(name.removeprefix(TEACHER))
+    if name.startswith(TEACHER) and of_labels is not None:
+        return replace(of_labels, label=f"{of_labels.label} from the teacher")
+
+    # Another program's metric has a unit that is not known here, nor which way is better.
     return Metric(name.replace("_", " "), smaller_is_better=None)

@@ -10,22 +10,34 @@ from pathlib import Path
 from urllib.parse import quote
 
 from kd_plugins.files import check_folder, write_bytes
-from kd_plugins.report import tables
 from kd_plugins.report.metrics import metric
 from kd_plugins.report.results import ExperimentResults, read_results
+from kd_plugins.report.tables import (
+    Table,
+    arms_table,
+    decisive_metrics,
+    differences_table,
+    format_markdown,
+    mean_and_spread,
+    measurements_table,
+)
 from kd_plugins.report.verdicts import Verdict, verdict
 
 FIGURE_FILES = (".png", ".svg", ".csv")
-WHOLE = "Everything that was measured"
-Table = tuple[str, list[str], list[list[str]]]
+ALL_MEASUREMENTS = "Everything that was measured"
+MOST_MISSING = 8
+"""Missing runs that are named; more are counted."""
+CaptionedTable = tuple[str, list[str], list[list[str]]]
 """Caption, head and rows."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure as the page has it.
+    """A figure on the page.
 
     Args:
+        title: above the figure.
+        caption: below the figure.
         svg: safe to put into HTML as it is.
         path: of its files, relative to the page, without suffix.
     """
@@ -38,15 +50,28 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Chapter:
-    """What the page tells of one experiment."""
+    """The part of the page about one experiment; `page.html` reads these names.
+
+    Args:
+        key: short name, the beginning of the names of its files and ids.
+        experiment: its results.
+        verdicts: one for each arm but the control.
+        summary: a sentence in place of verdicts.
+        note: which runs are missing; empty if none is.
+        tables: of the arms.
+        measurements: head and rows of the table of all metrics.
+        markdown: address of the tables in Markdown, relative to the page.
+        drawings: its figures.
+        provenance: names and values.
+    """
 
     key: str
     experiment: ExperimentResults
     verdicts: Sequence[Verdict]
     summary: str
     note: str
-    tables: Sequence[Table]
-    measurements: tuple[list[str], list[list[str]]]
+    tables: Sequence[CaptionedTable]
+    measurements: Table
     markdown: str
     drawings: Sequence[Drawing]
     provenance: Sequence[tuple[str, str]]
@@ -77,62 +102,81 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     if len({Path(folder).resolve() for folder in folders}) < len(folders):
         raise ValueError(f"expected each folder once, got {', '.join(map(str, folders))}")
     check_folder(out.parent)
+
+    # All folders are read before the first file is written, so an error leaves nothing behind.
     experiments = [read_results(Path(folder)) for folder in folders]
+
     figures = out.with_name(f"{out.stem}_figures")
     written: set[Path] = set()
     chapters = [
-        _chapter(f"e{number}", experiment, figures, written)
+        _make_chapter(f"e{number}", experiment, figures, written)
         for number, experiment in enumerate(experiments, start=1)
     ]
-    _tidy(figures, written)
-    return write_bytes(out, render(chapters).encode())
+    _remove_old_figures(figures, written)
+    return write_bytes(out, render_page(chapters).encode())
 
 
-def render(chapters: Sequence[Chapter]) -> str:
+def render_page(chapters: Sequence[Chapter]) -> str:
     """Return the page as HTML."""
     import jinja2
 
+    # Autoescape, so that no name or text of a user becomes HTML.
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     source = importlib.resources.files("kd_plugins.report").joinpath("page.html")
-    title = " · ".join(chapter.experiment.title for chapter in chapters)
     template = environment.from_string(source.read_text(encoding="utf-8"))
+    title = " · ".join(chapter.experiment.title for chapter in chapters)
     return template.render(chapters=chapters, title=title)
 
 
-def _chapter(key: str, experiment: ExperimentResults, figures: Path, written: set[Path]) -> Chapter:
+def _make_chapter(
+    key: str, experiment: ExperimentResults, figures: Path, written: set[Path]
+) -> Chapter:
+    """Return a chapter, its figures and tables written into a folder.
+
+    Args:
+        key: as in `Chapter`.
+        experiment: its results.
+        figures: the folder.
+        written: all files so far; those of this chapter are added.
+    """
     verdicts = verdict(experiment) if experiment.runs else []
-    shown = [("Arms", *tables.arms(experiment))]
+    tables = [("Arms", *arms_table(experiment))]
     if verdicts:
-        shown.append(("Difference from the control", *tables.differences(experiment)))
-    measurements = tables.measurements(experiment)
+        tables.append(("Difference from the control", *differences_table(experiment)))
+    measurements = measurements_table(experiment)
+    all_tables = [*tables, (ALL_MEASUREMENTS, *measurements)]
+
     return Chapter(
         key=key,
         experiment=experiment,
         verdicts=verdicts,
         summary=_summary(experiment),
-        note=_note(experiment),
-        tables=shown,
+        note=_missing_runs(experiment),
+        tables=tables,
         measurements=measurements,
-        markdown=_markdown(key, [*shown, (WHOLE, *measurements)], figures, written),
-        drawings=_drawings(key, experiment, figures, written),
-        provenance=list(_flat(experiment.provenance)),
+        markdown=_write_markdown(key, all_tables, figures, written),
+        drawings=_write_figures(key, experiment, figures, written),
+        provenance=list(_flatten(experiment.provenance)),
     )
 
 
-def _markdown(key: str, shown: Sequence[Table], figures: Path, written: set[Path]) -> str:
-    """Write the tables as Markdown, for a README; return the file's place beside the page."""
-    texts = [f"{title}\n\n{tables.markdown(head, rows)}\n" for title, head, rows in shown]
+def _write_markdown(
+    key: str, tables: Sequence[CaptionedTable], figures: Path, written: set[Path]
+) -> str:
+    """Write the tables as Markdown, for a README; return their address relative to the page."""
+    texts = [f"{caption}\n\n{format_markdown(head, rows)}\n" for caption, head, rows in tables]
     path = write_bytes(figures / f"{key}-tables.md", "\n".join(texts).encode())
     written.add(path)
     return quote(f"{figures.name}/{path.name}")
 
 
-def _drawings(
+def _write_figures(
     key: str, experiment: ExperimentResults, figures: Path, written: set[Path]
 ) -> list[Drawing]:
-    from kd_plugins.report.figures import inline
+    """Write every figure as PNG, SVG and CSV; return them as the page holds them."""
+    from kd_plugins.report.figures import inline_svg
     from kd_plugins.report.plots import all_plots
 
     drawings = []
@@ -141,12 +185,14 @@ def _drawings(
         contents = (plot.png(), svg.encode(), plot.csv().encode())
         for suffix, content in zip(FIGURE_FILES, contents, strict=True):
             written.add(write_bytes(figures / f"{name}{suffix}", content))
-        inlined = inline(svg, name, html.escape(plot.title))
-        drawings.append(Drawing(plot.title, plot.caption, inlined, quote(f"{figures.name}/{name}")))
+
+        in_page = inline_svg(svg, name, html.escape(plot.title))
+        address = quote(f"{figures.name}/{name}")
+        drawings.append(Drawing(plot.title, plot.caption, in_page, address))
     return drawings
 
 
-def _tidy(figures: Path, written: set[Path]) -> None:
+def _remove_old_figures(figures: Path, written: set[Path]) -> None:
     """Remove figures of an earlier report that this one has not drawn."""
     for path in sorted(figures.glob("e*-*")):
         if path.suffix in (*FIGURE_FILES, ".md") and path not in written:
@@ -154,33 +200,37 @@ def _tidy(figures: Path, written: set[Path]) -> None:
 
 
 def _summary(experiment: ExperimentResults) -> str:
-    """Say what there is to say without a control."""
+    """Return the sentence of an experiment without a control."""
     if not experiment.runs:
         return "Nothing has been run yet."
+
     arm = experiment.arms[0]
-    known = [name for name in tables.decisive(experiment) if experiment.values(arm, name)]
     numbers = []
-    for name in known:
-        value = tables.mean_and_spread(experiment, arm, name)
-        numbers.append(f"{metric(name).label} {value} {metric(name).unit}".strip())
+    for name in decisive_metrics(experiment):
+        if experiment.values(arm, name):
+            value = mean_and_spread(experiment, arm, name)
+            numbers.append(f"{metric(name).label} {value} {metric(name).unit}".strip())
     return f"{arm}, measured alone: {'; '.join(numbers) or 'no errors measured'}."
 
 
-def _note(experiment: ExperimentResults) -> str:
+def _missing_runs(experiment: ExperimentResults) -> str:
     missing = experiment.missing
     if not missing:
         return ""
+
     planned = len(experiment.arms) * len(experiment.seeds)
-    names = ", ".join(f"{arm} seed {seed}" for arm, seed in missing[:8])
-    more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+    names = ", ".join(f"{arm} seed {seed}" for arm, seed in missing[:MOST_MISSING])
+    n_more = len(missing) - MOST_MISSING
+    more = f" and {n_more} more" if n_more > 0 else ""
     return f"{len(missing)} of {planned} runs are missing: {names}{more}."
 
 
-def _flat(provenance: Mapping[str, object], before: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(provenance: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield names and values; names of inner mappings are joined by colons."""
     for key, value in provenance.items():
-        name = f"{before}{key}"
+        name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}: ")
+            yield from _flatten(value, f"{name}: ")
         elif isinstance(value, (list, tuple)):
             yield name, ", ".join(map(str, value))
         else:

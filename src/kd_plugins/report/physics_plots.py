@@ -1,4 +1,4 @@
-"""Figures of what a potential is for: packing, volume and stiffness of crystals."""
+"""Figures of simulated properties: radial distribution, volumes and stiffness of crystals."""
 
 from __future__ import annotations
 
@@ -8,190 +8,239 @@ from typing import TypeVar
 import numpy as np
 from matplotlib.axes import Axes
 
-from kd_plugins.report.figures import GREY, INK, Looks, Plot, legend, panels, plain, styled
+from kd_plugins.report.figures import (
+    GREY,
+    INK,
+    ArmStyles,
+    Plot,
+    add_legend,
+    escape_text,
+    make_panels,
+    styled,
+)
 from kd_plugins.report.results import MODULI, RdfResults, Stiffness, Volume
 
-LABELS: dict[str, str] = dict(
+MODULUS_NAMES: dict[str, str] = dict(
     zip(
         MODULI,
         ("bulk (GPa)", "shear (GPa)", "Young (GPa)", "Poisson ratio", "anisotropy"),
         strict=True,
     )
 )
+ARM_SPREAD = 0.6
+"""Part of a crystal's line that the points of its arms take."""
 
 T = TypeVar("T")
 
+ByCrystal = Mapping[str, Mapping[str, Sequence[T]]]
+"""Arm, or ``teacher``, to crystal to one result a seed."""
 Values = Mapping[str, Mapping[str, float]]
 """Arm, or ``teacher``, to crystal to a number."""
 
 
+# --- Radial distribution functions --------------------------------------------------------------
+
+
 @styled
-def packing(found: Mapping[str, RdfResults], looks: Looks) -> Plot:
+def draw_rdf(results: Mapping[str, RdfResults], styles: ArmStyles) -> Plot:
     """Draw radial distribution functions.
 
     Args:
-        found: arm to the functions of one of its seeds.
-        looks: arm to its look.
+        results: arm to the functions of one of its seeds.
+        styles: of the arms.
     """
-    figure, (axes,) = panels(1, height=3.8)
-    taught = [one for one in found.values() if one.teacher]
-    for first in taught[:1]:
+    figure, (axes,) = make_panels(1, height=3.8)
+
+    # All arms have the same teacher, so the first one's curve stands for all.
+    with_teacher = [result for result in results.values() if result.teacher]
+    for first in with_teacher[:1]:
+        label = _teacher_label(first)
+        axes.plot(first.distances, first.teacher, color=INK, linewidth=3, alpha=0.35, label=label)
+
+    for arm, result in results.items():
+        style = styles[arm]
+        label = escape_text(arm) + _distance_text(result.distance)
         axes.plot(
-            first.distances, first.teacher, color=INK, linewidth=3, alpha=0.35, label=_floor(first)
+            result.distances,
+            result.student,
+            color=style.colour,
+            linestyle=style.dashes,
+            label=label,
         )
-    for arm, one in found.items():
-        look = looks[arm]
-        label = plain(arm) + _away(one.distance)
-        axes.plot(one.distances, one.student, color=look.colour, linestyle=look.dashes, label=label)
     axes.set(xlabel="distance (Å)", ylabel="g(r)")
-    legend(figure, axes)
-    head = ["arm", "distance (Å)", "student", "teacher"]
-    rows = [
-        [arm, *line]
-        for arm, one in found.items()
-        for line in zip(
-            one.distances, one.student, one.teacher or [""] * len(one.student), strict=True
-        )
-    ]
+    add_legend(figure, axes)
+
+    rows: list[list[object]] = [["arm", "distance (Å)", "student", "teacher"]]
+    for arm, result in results.items():
+        teacher = result.teacher or [""] * len(result.student)
+        lines = zip(result.distances, result.student, teacher, strict=True)
+        rows += [[arm, *line] for line in lines]
+
     caption = (
         "The first seed of each arm. The noise floor is how far apart two runs of the same "
         "potential are; a student within it cannot be told from its teacher."
     )
-    return Plot("rdf", "Radial distribution function", caption, figure, [head, *rows])
+    return Plot("rdf", "Radial distribution function", caption, figure, rows)
+
+
+def _distance_text(distance: float | None) -> str:
+    return "" if distance is None else f" ({distance:.3g} Å from the teacher)"
+
+
+def _teacher_label(result: RdfResults) -> str:
+    return "teacher" if result.floor is None else f"teacher (noise floor {result.floor:.3g} Å)"
+
+
+# --- Volumes ------------------------------------------------------------------------------------
 
 
 @styled
-def volumes(found: Mapping[str, Mapping[str, Sequence[Volume]]], looks: Looks) -> Plot | None:
-    """Draw how far relaxed volumes are off, crystal by crystal, in percent.
+def draw_volumes(volumes: ByCrystal[Volume], styles: ArmStyles) -> Plot | None:
+    """Draw the errors of relaxed volumes, crystal by crystal, in percent.
 
     They are compared with the experiment or, if no crystal has one, with the teacher; None if none
     has either.
 
     Args:
-        found: arm to crystal to one volume a seed.
-        looks: arm to its look.
+        volumes: arm to crystal to one volume a seed.
+        styles: of the arms.
     """
-    base = "reference" if any(one.reference for _, _, one in _flat(found)) else "teacher"
-    values = {arm: _errors(crystals, "student", base) for arm, crystals in found.items()}
-    teacher = [_errors(crystals, "teacher", base) for crystals in found.values()]
-    if base == "reference" and any(teacher):
-        values["teacher"] = {name: value for one in teacher for name, value in one.items()}
+    has_reference = any(volume.reference for _, _, volume in _flatten(volumes))
+    base = "reference" if has_reference else "teacher"
+    values = {arm: _percents(of_arm, "student", base) for arm, of_arm in volumes.items()}
+
+    # Every arm's run relaxes with the same teacher; where they differ, the last one is drawn.
+    teacher = [_percents(of_arm, "teacher", base) for of_arm in volumes.values()]
+    if has_reference and any(teacher):
+        values["teacher"] = {name: value for of_arm in teacher for name, value in of_arm.items()}
+
     crystals = _crystals(values)
     if not crystals:
         return None
-    figure, (axes,) = panels(1, height=1.3 + 0.3 * len(crystals))
-    _dots(axes, values, crystals, looks)
+
+    figure, (axes,) = make_panels(1, height=1.3 + 0.3 * len(crystals))
+    _draw_points(axes, values, crystals, styles)
     axes.axvline(0, color=GREY, linewidth=1)
-    whom = "the experiment" if base == "reference" else "the teacher"
-    axes.set_xlabel(f"volume error against {whom} (%)")
-    legend(figure, axes)
+    base_name = "the experiment" if has_reference else "the teacher"
+    axes.set_xlabel(f"volume error against {base_name} (%)")
+    add_legend(figure, axes)
+
     caption = "Mean over the seeds. Right of the line the relaxed crystal is too large."
-    caption = f"{caption} {_not_relaxed(found)}".strip()
-    return Plot("volumes", "Relaxed volumes", caption, figure, _rows(values, "percent"))
+    caption = f"{caption} {_failure_sentence(volumes)}".strip()
+    rows = [["arm", "crystal", "percent"], *_value_rows(values)]
+    return Plot("volumes", "Relaxed volumes", caption, figure, rows)
 
 
-@styled
-def elasticity(found: Mapping[str, Mapping[str, Sequence[Stiffness]]], looks: Looks) -> Plot | None:
-    """Draw elastic constants, crystal by crystal; None if no crystal is stable.
+def _percents(crystals: Mapping[str, Sequence[Volume]], side: str, base: str) -> dict[str, float]:
+    """Return the mean error of each crystal's volume in percent.
 
     Args:
-        found: arm, or ``teacher`` or ``reference``, to crystal to one stiffness a seed.
-        looks: arm to its look.
+        crystals: each with one volume a seed.
+        side: ``student`` or ``teacher``.
+        base: ``reference`` or ``teacher``.
     """
-    values = {name: _moduli(found, name) for name in MODULI}
-    values = {name: one for name, one in values.items() if _crystals(one)}
-    if not values:
-        return None
-    crystals = list(dict.fromkeys(c for one in values.values() for c in _crystals(one)))
-    figure, grid = panels(len(values), height=1.1 + 0.36 * len(crystals), columns=2)
-    for axes, (name, one) in zip(grid, values.items(), strict=True):
-        _dots(axes, one, crystals, looks)
-        axes.set_xlabel(LABELS[name])
-    legend(figure, grid[0])
-    rows = [[name, *row] for name, one in values.items() for row in _rows(one, "")[1:]]
-    caption = f"Mean over the seeds. {_unstable(found)}".strip()
-    head = ["constant", "arm", "crystal", "value"]
-    return Plot("elasticity", "Elastic constants", caption, figure, [head, *rows])
-
-
-def _away(distance: float | None) -> str:
-    return "" if distance is None else f" ({distance:.3g} Å from the teacher)"
-
-
-def _floor(found: RdfResults) -> str:
-    return "teacher" if found.floor is None else f"teacher (noise floor {found.floor:.3g} Å)"
-
-
-def _errors(crystals: Mapping[str, Sequence[Volume]], side: str, base: str) -> dict[str, float]:
     errors = {}
     for name, seeds in crystals.items():
-        pairs = [(getattr(one, side), getattr(one, base)) for one in seeds]
-        percents = [100 * (ours / theirs - 1) for ours, theirs in pairs if ours and theirs]
+        pairs = [(getattr(volume, side), getattr(volume, base)) for volume in seeds]
+        percents = [100 * (value / target - 1) for value, target in pairs if value and target]
         if percents:
             errors[name] = float(np.mean(percents))
     return errors
 
 
-def _moduli(
-    found: Mapping[str, Mapping[str, Sequence[Stiffness]]], name: str
-) -> dict[str, dict[str, float]]:
+def _failure_sentence(volumes: ByCrystal[Volume]) -> str:
+    failures = [
+        (arm if side == "student" else side, crystal, reason)
+        for arm, crystal, volume in _flatten(volumes)
+        for side, reason in volume.failures.items()
+    ]
+    return _list_sentence("Not relaxed, counted as it was left", failures)
+
+
+# --- Elasticity ---------------------------------------------------------------------------------
+
+
+@styled
+def draw_elasticity(stiffness: ByCrystal[Stiffness], styles: ArmStyles) -> Plot | None:
+    """Draw elastic constants, crystal by crystal; None if no crystal is stable.
+
+    Args:
+        stiffness: arm, or ``teacher`` or ``reference``, to crystal to one stiffness a seed.
+        styles: of the arms.
+    """
+    values = {name: _mean_moduli(stiffness, name) for name in MODULI}
+    values = {name: by_arm for name, by_arm in values.items() if _crystals(by_arm)}
+    if not values:
+        return None
+
+    crystals = list(dict.fromkeys(c for by_arm in values.values() for c in _crystals(by_arm)))
+    figure, grid = make_panels(len(values), height=1.1 + 0.36 * len(crystals), columns=2)
+    for axes, (name, by_arm) in zip(grid, values.items(), strict=True):
+        _draw_points(axes, by_arm, crystals, styles)
+        axes.set_xlabel(MODULUS_NAMES[name])
+    add_legend(figure, grid[0])
+
+    head = ["constant", "arm", "crystal", "value"]
+    rows = [[name, *row] for name, by_arm in values.items() for row in _value_rows(by_arm)]
+    caption = f"Mean over the seeds. {_unstable_sentence(stiffness)}".strip()
+    return Plot("elasticity", "Elastic constants", caption, figure, [head, *rows])
+
+
+def _mean_moduli(stiffness: ByCrystal[Stiffness], name: str) -> dict[str, dict[str, float]]:
+    """Return arm to crystal to the mean of a modulus over the seeds whose crystal is stable."""
     values: dict[str, dict[str, float]] = {}
-    for arm, crystals in found.items():
+    for arm, crystals in stiffness.items():
         for crystal, seeds in crystals.items():
-            known = [one.moduli[name] for one in seeds if name in one.moduli]
-            if known:
-                values.setdefault(arm, {})[crystal] = float(np.mean(known))
+            moduli = [of_seed.moduli[name] for of_seed in seeds if name in of_seed.moduli]
+            if moduli:
+                values.setdefault(arm, {})[crystal] = float(np.mean(moduli))
     return values
 
 
-def _unstable(found: Mapping[str, Mapping[str, Sequence[Stiffness]]]) -> str:
-    every = [(arm, crystal, one.unstable) for arm, crystal, one in _flat(found) if one.unstable]
-    return _naming("Unstable", every)
-
-
-def _not_relaxed(found: Mapping[str, Mapping[str, Sequence[Volume]]]) -> str:
-    every = [
-        (arm if who == "student" else who, crystal, reason)
-        for arm, crystal, one in _flat(found)
-        for who, reason in one.failures.items()
+def _unstable_sentence(stiffness: ByCrystal[Stiffness]) -> str:
+    unstable = [
+        (arm, crystal, of_seed.unstable)
+        for arm, crystal, of_seed in _flatten(stiffness)
+        if of_seed.unstable
     ]
-    return _naming("Not relaxed, counted as it was left", every)
+    return _list_sentence("Unstable", unstable)
 
 
-def _flat(found: Mapping[str, Mapping[str, Sequence[T]]]) -> Iterator[tuple[str, str, T]]:
-    """Yield arm, crystal and what was found, seed by seed."""
-    for arm, crystals in found.items():
-        for crystal, seeds in crystals.items():
-            for one in seeds:
-                yield arm, crystal, one
+# --- Points over crystals -----------------------------------------------------------------------
 
 
-def _naming(what: str, every: Sequence[tuple[str, str, str]]) -> str:
-    """Return a sentence of arms, crystals and reasons, each once; nothing if there are none."""
-    said = dict.fromkeys(f"{arm} on {crystal} ({reason})" for arm, crystal, reason in every)
-    return f"{what}: {', '.join(said)}." if said else ""
+def _draw_points(axes: Axes, values: Values, crystals: Sequence[str], styles: ArmStyles) -> None:
+    """Draw a line a crystal and on it a point an arm; teacher and reference are vertical strokes.
 
+    The points of one crystal are a little above each other, so that none hides another.
+    """
+    arms = [arm for arm in values if arm in styles]
+    for arm, by_crystal in values.items():
+        if not by_crystal:
+            continue
 
-def _dots(axes: Axes, values: Values, crystals: Sequence[str], looks: Looks) -> None:
-    """Draw a line a crystal and on it a dot an arm, a little apart; a stroke for who is no arm."""
-    arms = [arm for arm in values if arm in looks]
-    for arm, found in ((arm, found) for arm, found in values.items() if found):
-        look = looks.get(arm)
-        shift = 0.6 * (arms.index(arm) / max(len(arms) - 1, 1) - 0.5) if look else 0.0
-        known = [
-            (found[c], len(crystals) - i - shift) for i, c in enumerate(crystals) if c in found
+        style = styles.get(arm)
+        shift = 0.0
+        if style is not None:
+            shift = ARM_SPREAD * (arms.index(arm) / max(len(arms) - 1, 1) - 0.5)
+
+        points = [
+            (by_crystal[crystal], len(crystals) - line - shift)
+            for line, crystal in enumerate(crystals)
+            if crystal in by_crystal
         ]
         axes.plot(
-            [value for value, _ in known],
-            [place for _, place in known],
-            look.marker if look else "|",
-            color=look.colour if look else INK,
-            markersize=6 if look else 15,
-            markeredgewidth=1 if look else 2,
-            label=plain(arm),
-            zorder=3 if look else 2,
+            [value for value, _ in points],
+            [place for _, place in points],
+            style.marker if style else "|",
+            color=style.colour if style else INK,
+            markersize=6 if style else 15,
+            markeredgewidth=1 if style else 2,
+            label=escape_text(arm),
+            zorder=3 if style else 2,
         )
-    axes.set_yticks(range(len(crystals), 0, -1), [plain(name) for name in crystals])
+
+    axes.set_yticks(range(len(crystals), 0, -1), [escape_text(name) for name in crystals])
     axes.set_ylim(0.4, len(crystals) + 0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.8)
@@ -199,9 +248,26 @@ def _dots(axes: Axes, values: Values, crystals: Sequence[str], looks: Looks) -> 
 
 
 def _crystals(values: Values) -> list[str]:
-    return list(dict.fromkeys(crystal for found in values.values() for crystal in found))
+    return list(dict.fromkeys(crystal for by_crystal in values.values() for crystal in by_crystal))
 
 
-def _rows(values: Values, unit: str) -> list[list[object]]:
-    head: list[object] = ["arm", "crystal", unit]
-    return [head, *([arm, c, value] for arm, found in values.items() for c, value in found.items())]
+def _flatten(results: ByCrystal[T]) -> Iterator[tuple[str, str, T]]:
+    """Yield arm, crystal and the result of each seed."""
+    for arm, crystals in results.items():
+        for crystal, seeds in crystals.items():
+            for of_seed in seeds:
+                yield arm, crystal, of_seed
+
+
+def _list_sentence(start: str, reasons: Sequence[tuple[str, str, str]]) -> str:
+    """Return a sentence of arms, crystals and reasons, each once; nothing if there are none."""
+    texts = dict.fromkeys(f"{arm} on {crystal} ({reason})" for arm, crystal, reason in reasons)
+    return f"{start}: {', '.join(texts)}." if texts else ""
+
+
+def _value_rows(values: Values) -> list[list[object]]:
+    return [
+        [arm, crystal, value]
+        for arm, by_crystal in values.items()
+        for crystal, value in by_crystal.items()
+    ]

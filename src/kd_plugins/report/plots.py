@@ -1,4 +1,4 @@
-"""All figures of an experiment, in the order of the page; one without data is not there."""
+"""All figures of an experiment, in the order of the page; those without data are left out."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from kd_plugins.report import accuracy_plots, cost_plots, physics_plots, training_plots
-from kd_plugins.report.cost_plots import COSTS, Spot
-from kd_plugins.report.figures import Looks, Plot, looks
+from kd_plugins.report.accuracy_plots import draw_differences, draw_embeddings, draw_parity
+from kd_plugins.report.cost_plots import (
+    COST_METRICS,
+    CostsAndErrors,
+    draw_pareto,
+    draw_scaling,
+    mean_costs,
+)
+from kd_plugins.report.figures import ArmStyles, Plot, choose_styles
 from kd_plugins.report.metrics import metric
+from kd_plugins.report.physics_plots import draw_elasticity, draw_rdf, draw_volumes
 from kd_plugins.report.results import Cell, ExperimentResults, RunResults, Series, Stiffness
-from kd_plugins.report.training_plots import HARD, SOFT
+from kd_plugins.report.training_plots import (
+    HARD,
+    SOFT,
+    draw_crossover,
+    draw_learning_curve,
+    draw_loss_terms,
+)
 from kd_plugins.report.verdicts import verdict
 
 T = TypeVar("T")
@@ -19,158 +32,213 @@ T = TypeVar("T")
 
 def all_plots(experiment: ExperimentResults) -> list[Plot]:
     """Draw everything there is data for, no two with the same name."""
-    look = looks(experiment.arms, experiment.control)
-    draws = (_accuracy, _cost, _training, _physics)
-    return _renamed([plot for draw in draws for plot in draw(experiment, look)])
+    styles = choose_styles(experiment.arms, experiment.control)
+    plots = [
+        *_accuracy(experiment, styles),
+        *_cost(experiment, styles),
+        *_training(experiment, styles),
+        *_physics(experiment, styles),
+    ]
+    return _with_unique_names(plots)
 
 
-def _accuracy(experiment: ExperimentResults, look: Looks) -> Iterator[Plot]:
-    found = {
-        one.arm: {name: d for name, d in one.differences.items() if d is not None}
-        for one in verdict(experiment)
+# --- Accuracy -----------------------------------------------------------------------------------
+
+
+def _accuracy(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]:
+    differences = {
+        arm_verdict.arm: {
+            name: difference
+            for name, difference in arm_verdict.differences.items()
+            if difference is not None
+        }
+        for arm_verdict in verdict(experiment)
     }
-    if any(found.values()):
-        yield accuracy_plots.forest({arm: ds for arm, ds in found.items() if ds}, look)
-    for against, quantity in _parities(experiment):
+    differences = _without_empty(differences)
+    if differences:
+        yield draw_differences(differences, styles)
+
+    for reference, quantity in _parities(experiment):
         pairs = {
-            arm: run.parity[against][quantity]
-            for arm, run in _first(experiment).items()
-            if quantity in run.parity.get(against, {})
+            arm: run.parity[reference][quantity]
+            for arm, run in _first_seeds(experiment).items()
+            if quantity in run.parity.get(reference, {})
         }
-        if any(one.reference for one in pairs.values()):
-            yield accuracy_plots.parity(against, quantity, pairs, look)
-    names = [name for name in ("embedding_cosine", "embedding_mae") if _values(experiment, name)]
-    if names:
-        yield accuracy_plots.embeddings({name: _values(experiment, name) for name in names}, look)
+        if any(of_arm.reference for of_arm in pairs.values()):
+            yield draw_parity(reference, quantity, pairs, styles)
 
-
-def _cost(experiment: ExperimentResults, look: Looks) -> Iterator[Plot]:
-    for cost in COSTS:
-        for error in experiment.metrics:
-            spots = _spots(experiment, cost, error)
-            teacher = _teacher_cost(experiment, cost)
-            if spots and (len(spots) > 1 or teacher is not None):
-                yield cost_plots.pareto(COSTS[cost], error, spots, teacher, look)
-    for cost in COSTS:
-        cells = {arm: _cells(_seeds(experiment, arm), "student") for arm in experiment.arms}
-        cells["teacher"] = _cells(list(experiment.runs.values()), "teacher")
-        known = {arm: one for arm, one in cells.items() if cost_plots.averaged(cost, one)}
-        if known:
-            yield cost_plots.growth(cost, known, look)
-
-
-def _training(experiment: ExperimentResults, look: Looks) -> Iterator[Plot]:
-    names = dict.fromkeys(name for run in experiment.runs.values() for name in run.curves)
-    for name in names:
-        series = {
-            arm: [run.curves[name] for run in _seeds(experiment, arm) if name in run.curves]
-            for arm in experiment.arms
-        }
-        if any(len(one.epochs) > 1 for found in series.values() for one in found):
-            known = {arm: found for arm, found in series.items() if found}
-            yield training_plots.learning_curve(name, known, look)
-    terms = {arm: _terms(_seeds(experiment, arm)) for arm in experiment.arms}
-    if any(terms.values()):
-        yield training_plots.balance({arm: found for arm, found in terms.items() if found})
-    both = {arm: found for arm, found in terms.items() if HARD in found and SOFT in found}
-    if both:
-        yield training_plots.crossover(both)
-
-
-def _physics(experiment: ExperimentResults, look: Looks) -> Iterator[Plot]:
-    found = {arm: run.rdf for arm, run in _first(experiment).items() if run.rdf is not None}
-    if found:
-        yield physics_plots.packing(found, look)
-    volumes = {
-        arm: _by_key([run.volumes for run in _seeds(experiment, arm)]) for arm in experiment.arms
+    embeddings = {
+        name: _without_empty(
+            {arm: list(experiment.values(arm, name).values()) for arm in experiment.arms}
+        )
+        for name in ("embedding_cosine", "embedding_mae")
     }
-    for plot in (
-        physics_plots.volumes(volumes, look),
-        physics_plots.elasticity(_stiffness(experiment), look),
-    ):
-        if plot is not None:
-            yield plot
-
-
-def _seeds(experiment: ExperimentResults, arm: str) -> list[RunResults]:
-    return list(experiment.of(arm).values())
-
-
-def _first(experiment: ExperimentResults) -> dict[str, RunResults]:
-    runs = {arm: _seeds(experiment, arm) for arm in experiment.arms}
-    return {arm: seeds[0] for arm, seeds in runs.items() if seeds}
-
-
-def _values(experiment: ExperimentResults, name: str) -> dict[str, list[float]]:
-    values = {arm: list(experiment.values(arm, name).values()) for arm in experiment.arms}
-    return {arm: found for arm, found in values.items() if found}
+    embeddings = _without_empty(embeddings)
+    if embeddings:
+        yield draw_embeddings(embeddings, styles)
 
 
 def _parities(experiment: ExperimentResults) -> list[tuple[str, str]]:
-    runs = experiment.runs.values()
-    found = {
-        (against, name) for run in runs for against in run.parity for name in run.parity[against]
+    """Return reference and quantity of all pairs of all runs, forces first."""
+    parities = {
+        (reference, quantity)
+        for run in experiment.runs.values()
+        for reference in run.parity
+        for quantity in run.parity[reference]
     }
-    return sorted(found, key=lambda one: (one[1] != "forces", one))
+    return sorted(parities, key=lambda parity: (parity[1] != "forces", parity))
 
 
-def _spots(experiment: ExperimentResults, cost: str, error: str) -> dict[str, Spot]:
-    spots = {}
+# --- Cost ---------------------------------------------------------------------------------------
+
+
+def _cost(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]:
+    for cost in COST_METRICS:
+        teacher = _teacher_cost(experiment, cost)
+        for error in experiment.metrics:
+            points = _costs_and_errors(experiment, cost, error)
+            # A single point is compared with nothing.
+            if points and (len(points) > 1 or teacher is not None):
+                yield draw_pareto(COST_METRICS[cost], error, points, teacher, styles)
+
+    for cost in COST_METRICS:
+        cells = {arm: _cells(_seeds(experiment, arm), "student") for arm in experiment.arms}
+        cells["teacher"] = _cells(list(experiment.runs.values()), "teacher")
+        known = {arm: of_arm for arm, of_arm in cells.items() if mean_costs(cost, of_arm)}
+        if known:
+            yield draw_scaling(cost, known, styles)
+
+
+def _costs_and_errors(
+    experiment: ExperimentResults, cost: str, error: str
+) -> dict[str, CostsAndErrors]:
+    """Return those of all arms with a run that has both."""
+    points = {}
     for arm in experiment.arms:
         runs = [(_run_cost(run, cost), run.metrics.get(error)) for run in _seeds(experiment, arm)]
         known = [(c, e * metric(error).factor) for c, e in runs if c is not None and e is not None]
         if known:
-            spots[arm] = Spot([c for c, _ in known], [e for _, e in known])
-    return spots
+            points[arm] = CostsAndErrors([c for c, _ in known], [e for _, e in known])
+    return points
 
 
 def _run_cost(run: RunResults, cost: str) -> float | None:
-    """Return the cost in the largest cell or, without cells, the metric; in the unit shown."""
-    cells = cost_plots.averaged(cost, run.speed.get("student", ()))
-    if cells:
-        return cells[-1][1]
-    value = run.metrics.get(COSTS[cost])
-    return None if value is None else value * metric(COSTS[cost]).factor
+    """Return the cost in the largest cell or, without cells, the metric; in the page's unit."""
+    means = mean_costs(cost, run.speed.get("student", ()))
+    if means:
+        return means[-1][1]
+
+    cost_metric = COST_METRICS[cost]
+    value = run.metrics.get(cost_metric)
+    return None if value is None else value * metric(cost_metric).factor
 
 
 def _teacher_cost(experiment: ExperimentResults, cost: str) -> float | None:
-    cells = cost_plots.averaged(cost, _cells(list(experiment.runs.values()), "teacher"))
-    return cells[-1][1] if cells else None
+    means = mean_costs(cost, _cells(list(experiment.runs.values()), "teacher"))
+    return means[-1][1] if means else None
 
 
 def _cells(runs: Sequence[RunResults], side: str) -> list[Cell]:
     return [cell for run in runs for cell in run.speed.get(side, ())]
 
 
-def _terms(runs: Sequence[RunResults]) -> dict[str, list[Series]]:
-    return _by_key([run.terms for run in runs])
+# --- Training -----------------------------------------------------------------------------------
+
+
+def _training(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]:
+    names = dict.fromkeys(name for run in experiment.runs.values() for name in run.curves)
+    for name in names:
+        curves = {
+            arm: [run.curves[name] for run in _seeds(experiment, arm) if name in run.curves]
+            for arm in experiment.arms
+        }
+        curves = _without_empty(curves)
+        # One epoch is no curve.
+        if any(len(curve.epochs) > 1 for seeds in curves.values() for curve in seeds):
+            yield draw_learning_curve(name, curves, styles)
+
+    terms = _without_empty({arm: _terms(experiment, arm) for arm in experiment.arms})
+    if terms:
+        yield draw_loss_terms(terms)
+
+    hard_and_soft = {arm: of_arm for arm, of_arm in terms.items() if {HARD, SOFT} <= of_arm.keys()}
+    if hard_and_soft:
+        yield draw_crossover(hard_and_soft)
+
+
+def _terms(experiment: ExperimentResults, arm: str) -> dict[str, list[Series]]:
+    return _group_by_key([run.terms for run in _seeds(experiment, arm)])
+
+
+# --- Physics ------------------------------------------------------------------------------------
+
+
+def _physics(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]:
+    rdfs = {arm: run.rdf for arm, run in _first_seeds(experiment).items() if run.rdf is not None}
+    if rdfs:
+        yield draw_rdf(rdfs, styles)
+
+    volumes = {
+        arm: _group_by_key([run.volumes for run in _seeds(experiment, arm)])
+        for arm in experiment.arms
+    }
+    volume_plot = draw_volumes(volumes, styles)
+    if volume_plot is not None:
+        yield volume_plot
+
+    elasticity_plot = draw_elasticity(_stiffness(experiment), styles)
+    if elasticity_plot is not None:
+        yield elasticity_plot
 
 
 def _stiffness(experiment: ExperimentResults) -> dict[str, dict[str, list[Stiffness]]]:
-    found: dict[str, dict[str, list[Stiffness]]] = {}
+    """Return arm, or ``teacher`` or ``reference``, to crystal to one stiffness a seed."""
+    stiffness: dict[str, dict[str, list[Stiffness]]] = {}
     for arm in experiment.arms:
         for run in _seeds(experiment, arm):
             for crystal, sides in run.elasticity.items():
-                for side, one in sides.items():
-                    crystals = found.setdefault(arm if side == "student" else side, {})
-                    crystals.setdefault(crystal, []).append(one)
-    return found
+                for side, of_side in sides.items():
+                    crystals = stiffness.setdefault(arm if side == "student" else side, {})
+                    crystals.setdefault(crystal, []).append(of_side)
+    return stiffness
 
 
-def _by_key(mappings: Sequence[Mapping[str, T]]) -> dict[str, list[T]]:
-    keys = dict.fromkeys(key for one in mappings for key in one)
-    return {key: [one[key] for one in mappings if key in one] for key in keys}
+# --- Shared -------------------------------------------------------------------------------------
 
 
-def _renamed(plots: Sequence[Plot]) -> list[Plot]:
-    """Number the names that come twice, with numbers that no other name has."""
-    names: set[str] = set()
+def _seeds(experiment: ExperimentResults, arm: str) -> list[RunResults]:
+    return list(experiment.of(arm).values())
+
+
+def _first_seeds(experiment: ExperimentResults) -> dict[str, RunResults]:
+    """Return the first run of each arm that has one."""
+    runs = {arm: _seeds(experiment, arm) for arm in experiment.arms}
+    return {arm: seeds[0] for arm, seeds in runs.items() if seeds}
+
+
+def _group_by_key(mappings: Sequence[Mapping[str, T]]) -> dict[str, list[T]]:
+    """Return each key with its values in all mappings that have it.
+
+    >>> _group_by_key([{"a": 1}, {"a": 2, "b": 3}])
+    {'a': [1, 2], 'b': [3]}
+    """
+    keys = dict.fromkeys(key for mapping in mappings for key in mapping)
+    return {key: [mapping[key] for mapping in mappings if key in mapping] for key in keys}
+
+
+def _without_empty(mapping: Mapping[str, T]) -> dict[str, T]:
+    return {key: value for key, value in mapping.items() if value}
+
+
+def _with_unique_names(plots: Sequence[Plot]) -> list[Plot]:
+    """Number the plots whose name was there before, with numbers that no other name has."""
+    taken: set[str] = set()
     named = []
     for plot in plots:
-        name, again = plot.name, 1
-        while name in names:
-            again += 1
-            name = f"{plot.name}-{again}"
-        names.add(name)
-        named.append(plot if again == 1 else replace(plot, name=name))
+        name, number = plot.name, 1
+        while name in taken:
+            number += 1
+            name = f"{plot.name}-{number}"
+        taken.add(name)
+        named.append(plot if number == 1 else replace(plot, name=name))
     return named

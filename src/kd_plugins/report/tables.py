@@ -12,40 +12,125 @@ from kd_plugins.report.statistics import Difference
 from kd_plugins.report.verdicts import difference
 
 Rows = list[list[str]]
+Table = tuple[list[str], Rows]
+"""Head and rows."""
 
 NOTHING = "–"
-ALONE = ("rdf_distance", "speedup", "drift")
-"""What is told of a model measured alone, besides errors."""
+"""Cell of what was not measured."""
+ERRORS = ("force_rmse", "energy_per_atom_rmse", "volume_error_percent")
+OTHERS = ("rdf_distance", "speedup", "drift")
+"""What the summary of a model without a control shows: errors first, then others."""
 THIN = "\N{NARROW NO-BREAK SPACE}"
-
+NEGLIGIBLE = 1e-12
+"""A spread relative to the mean that is rounding alone."""
+MOST_DECIMALS = 6
+"""Decimals above which a number is shown with an exponent."""
 
 MARKS = {
     **{"\\": r"\\", "&": "&amp;", "<": "&lt;", ">": "&gt;"},
     **{mark: f"\\{mark}" for mark in "|`*[]!~$"},
     **dict.fromkeys("\r\n\t\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "),
 }
-"""What means something in Markdown, and how a cell has it."""
+"""Characters that mean something in Markdown, each with its escaped form."""
 ESCAPES = str.maketrans(MARKS)
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    r"""Return a table in Markdown, in whose cells nothing is markup or HTML.
+# --- Tables of an experiment --------------------------------------------------------------------
 
-    Raises:
-        ValueError: for a row that is not as long as the head.
 
-    >>> print(markdown(["arm", "RMSE"], [["a|b", "1.2"]]))
-    | arm | RMSE |
-    |---|---|
-    | a\|b | 1.2 |
+def arms_table(experiment: ExperimentResults) -> Table:
+    """Return an arm a row: the metrics that decide, number of weights, cost of the training."""
+    names = decisive_metrics(experiment)
+    head = ["arm", "runs", *(metric(name).title for name in names), "weights", "training (CPU min)"]
+    rows = [
+        [
+            arm,
+            f"{len(experiment.of(arm))} of {len(experiment.seeds)}",
+            *(mean_and_spread(experiment, arm, name) for name in names),
+            _spread_of_runs(experiment, arm, lambda run: run.weights),
+            _spread_of_runs(experiment, arm, _cpu_minutes),
+        ]
+        for arm in experiment.arms
+    ]
+    return head, rows
+
+
+def differences_table(experiment: ExperimentResults) -> Table:
+    """Return an arm a row, without the control: its differences from the control in percent."""
+    head = ["arm", *(metric(name).label for name in experiment.metrics)]
+    rows = [
+        [
+            arm,
+            *(format_difference(difference(experiment, arm, name)) for name in experiment.metrics),
+        ]
+        for arm in experiment.arms
+        if arm != experiment.control
+    ]
+    return head, rows
+
+
+def measurements_table(experiment: ExperimentResults) -> Table:
+    """Return a metric a row and an arm a column, with everything that was measured.
+
+    A last column holds what was measured of the teacher, if anything was.
     """
-    wrong = [row for row in rows if len(row) != len(head)]
-    if wrong:
-        raise ValueError(f"expected {len(head)} cells a row as in the head, got {wrong[0]}")
-    lines = [head, *rows]
-    cells = [[cell.translate(ESCAPES) for cell in line] for line in lines]
-    text = [f"| {' | '.join(line)} |" for line in cells]
-    return "\n".join([text[0], "|" + "---|" * len(head), *text[1:]])
+    names = dict.fromkeys(name for run in experiment.runs.values() for name in run.metrics)
+    head = ["", *experiment.arms]
+    rows = [
+        [metric(name).title, *(mean_and_spread(experiment, arm, name) for arm in experiment.arms)]
+        for name in names
+    ]
+
+    teacher = [_teacher_cell(experiment, name) for name in names]
+    if set(teacher) <= {NOTHING}:
+        return head, rows
+    with_teacher = [[*row, cell] for row, cell in zip(rows, teacher, strict=True)]
+    return [*head, "the teacher"], with_teacher
+
+
+def decisive_metrics(experiment: ExperimentResults) -> list[str]:
+    """Return the metrics that decide; without a control, `ERRORS` and `OTHERS` that are there.
+
+    Errors are those from the labels, or else from the teacher.
+    """
+    if experiment.metrics:
+        return list(experiment.metrics)
+
+    measured = {name for run in experiment.runs.values() for name in run.metrics}
+    errors = [
+        next((name for name in (error, TEACHER + error) if name in measured), "")
+        for error in ERRORS
+    ]
+    return [name for name in (*errors, *OTHERS) if name in measured]
+
+
+def mean_and_spread(experiment: ExperimentResults, arm: str, name: str) -> str:
+    """Return an arm's mean ± standard deviation of a metric, in the unit of the page."""
+    factor = metric(name).factor
+    return format_spread([factor * value for value in experiment.values(arm, name).values()])
+
+
+def _teacher_cell(experiment: ExperimentResults, name: str) -> str:
+    """Return a metric of the teacher.
+
+    Runs that share one measurement of the teacher repeat its number, which then counts once.
+    """
+    values = {run.teacher[name] for run in experiment.runs.values() if name in run.teacher}
+    return format_spread([metric(name).factor * value for value in sorted(values)])
+
+
+def _spread_of_runs(
+    experiment: ExperimentResults, arm: str, value_of: Callable[[RunResults], float | None]
+) -> str:
+    values = [value_of(run) for run in experiment.of(arm).values()]
+    return format_spread([float(value) for value in values if value is not None])
+
+
+def _cpu_minutes(run: RunResults) -> float | None:
+    return None if run.train_cpu_seconds is None else run.train_cpu_seconds / 60
+
+
+# --- Numbers as text ----------------------------------------------------------------------------
 
 
 def format_number(value: float) -> str:
@@ -57,34 +142,39 @@ def format_number(value: float) -> str:
     size = abs(value)
     if size == 0:
         return "0"
+
     text = f"{size:.3g}"
     if 100 <= size < 1e10:
+        # Three digits would become 1.23e+03 here.
         text = f"{size:,.0f}".replace(",", THIN if size >= 1e4 else "")
     return f"−{text}" if value < 0 else text
 
 
-def spread(values: Sequence[float]) -> str:
+def format_spread(values: Sequence[float]) -> str:
     """Return mean ± standard deviation, to two digits of the deviation.
 
-    >>> spread([45.0, 46.0, 44.0]), spread([45.0]), spread([])
+    >>> format_spread([45.0, 46.0, 44.0]), format_spread([45.0]), format_spread([])
     ('45.0 ± 1.0', '45', '–')
     """
     if not values:
         return NOTHING
-    deviation = stdev(values) if len(values) > 1 else 0.0
+
     mean = fmean(values)
-    if deviation <= 1e-12 * abs(mean):
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    if deviation <= NEGLIGIBLE * abs(mean):
         return format_number(mean)
+
     decimals = max(0, 1 - math.floor(math.log10(deviation)))
-    if decimals > 6:
+    if decimals > MOST_DECIMALS:
         return f"{format_number(mean)} ± {format_number(deviation)}"
     return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}".replace("-", "−")
 
 
-def interval(found: Difference | None) -> str:
+def format_difference(found: Difference | None) -> str:
     """Return a difference with its interval: ``−9.3 % (−14.0 to −4.1)``."""
     if found is None:
         return NOTHING
+
     mean = f"{found.percent:+.1f} %"
     if found.interval is None:
         text = f"{mean} ({found.pairs} seed{'s' * (found.pairs > 1)})"
@@ -93,86 +183,25 @@ def interval(found: Difference | None) -> str:
     return text.replace("-", "−")
 
 
-def arms(experiment: ExperimentResults) -> tuple[list[str], Rows]:
-    """Return head and rows: an arm a row, the metrics that decide, weights, the training's cost."""
-    names = decisive(experiment)
-    head = ["arm", "runs", *(metric(name).title for name in names), "weights", "training (CPU min)"]
-    rows = [
-        [
-            arm,
-            f"{len(experiment.of(arm))} of {len(experiment.seeds)}",
-            *(mean_and_spread(experiment, arm, name) for name in names),
-            _of_runs(experiment, arm, lambda run: run.weights),
-            _of_runs(experiment, arm, _minutes),
-        ]
-        for arm in experiment.arms
-    ]
-    return head, rows
+# --- Markdown -----------------------------------------------------------------------------------
 
 
-def differences(experiment: ExperimentResults) -> tuple[list[str], Rows]:
-    """Return head and rows: an arm a row, its differences from the control in percent."""
-    head = ["arm", *(metric(name).label for name in experiment.metrics)]
-    others = [arm for arm in experiment.arms if arm != experiment.control]
-    return head, [
-        [arm, *(interval(difference(experiment, arm, name)) for name in experiment.metrics)]
-        for arm in others
-    ]
+def format_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    r"""Return a table in Markdown, in whose cells nothing is markup or HTML.
 
+    Raises:
+        ValueError: for a row that is not as long as the head.
 
-def measurements(experiment: ExperimentResults) -> tuple[list[str], Rows]:
-    """Return head and rows: a metric a row, an arm a column, with everything that was measured.
-
-    The last column has what was measured of the teacher itself, if anything was.
+    >>> print(format_markdown(["arm", "RMSE"], [["a|b", "1.2"]]))
+    | arm | RMSE |
+    |---|---|
+    | a\|b | 1.2 |
     """
-    found = dict.fromkeys(name for run in experiment.runs.values() for name in run.metrics)
-    rows = [
-        [metric(name).title, *(mean_and_spread(experiment, arm, name) for arm in experiment.arms)]
-        for name in found
-    ]
-    teacher = [_of_the_teacher(experiment, name) for name in found]
-    if set(teacher) <= {NOTHING}:
-        return ["", *experiment.arms], rows
-    return ["", *experiment.arms, "the teacher"], [
-        [*row, cell] for row, cell in zip(rows, teacher, strict=True)
-    ]
+    wrong = [row for row in rows if len(row) != len(head)]
+    if wrong:
+        raise ValueError(f"expected {len(head)} cells a row as in the head, got {wrong[0]}")
 
-
-def _of_the_teacher(experiment: ExperimentResults, name: str) -> str:
-    """Return what was measured of it, beside whichever arm; the same number counts once."""
-    values = {run.teacher[name] for run in experiment.runs.values() if name in run.teacher}
-    return spread([metric(name).factor * value for value in sorted(values)])
-
-
-def decisive(experiment: ExperimentResults) -> list[str]:
-    """Return the metrics that decide; of a model measured alone, errors and `ALONE`.
-
-    Errors are those from the labels, or else from the teacher.
-    """
-    errors = [
-        next((name for name in (bare, TEACHER + bare) if _has(experiment, name)), "")
-        for bare in ("force_rmse", "energy_per_atom_rmse", "volume_error_percent")
-    ]
-    alone = [name for name in (*errors, *ALONE) if _has(experiment, name)]
-    return list(experiment.metrics) or alone
-
-
-def mean_and_spread(experiment: ExperimentResults, arm: str, name: str) -> str:
-    """Return an arm's mean ± standard deviation of a metric, in the unit that is shown."""
-    factor = metric(name).factor
-    return spread([factor * value for value in experiment.values(arm, name).values()])
-
-
-def _has(experiment: ExperimentResults, name: str) -> bool:
-    return any(name in run.metrics for run in experiment.runs.values())
-
-
-def _minutes(run: RunResults) -> float | None:
-    return None if run.train_cpu_seconds is None else run.train_cpu_seconds / 60
-
-
-def _of_runs(
-    experiment: ExperimentResults, arm: str, value: Callable[[RunResults], float | None]
-) -> str:
-    values = [value(run) for run in experiment.of(arm).values()]
-    return spread([float(found) for found in values if found is not None])
+    escaped = [[cell.translate(ESCAPES) for cell in row] for row in (head, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in escaped]
+    rule = "|" + "---|" * len(head)
+    return "\n".join([lines[0], rule, *lines[1:]])

@@ -12,28 +12,33 @@ from numpy.typing import NDArray
 
 from kd_plugins.report.figures import (
     DASHES,
+    GREY,
     PALETTE,
-    Looks,
+    ArmStyles,
     Plot,
-    legend,
-    logarithmic,
-    panels,
-    plain,
+    add_legend,
+    escape_text,
+    make_panels,
     slug,
     styled,
+    use_log_scale,
 )
 from kd_plugins.report.results import Series
 
 Floats = NDArray[np.float64]
-Terms = Mapping[str, Sequence[Series]]
+TermSeries = Mapping[str, Sequence[Series]]
+"""Loss term to one series a seed."""
 
 HARD, SOFT = "hard energy", "soft energy"
 """Terms that are the energy's error against labels and against the teacher."""
 
 
+# --- Mean and range over seeds ------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Band:
-    """Mean, lowest and highest over the seeds, at every epoch that any of them has."""
+    """Mean, lowest and highest value over the seeds, at every epoch that any of them has."""
 
     epochs: Floats
     mean: Floats
@@ -41,145 +46,164 @@ class Band:
     high: Floats
 
 
-def band(series: Sequence[Series]) -> Band:
-    """Return mean and range over seeds."""
-    found: dict[float, list[float]] = {}
-    for one in series:
-        for epoch, value in zip(one.epochs, one.values, strict=True):
-            found.setdefault(epoch, []).append(value)
-    epochs = sorted(found)
-    values = [found[epoch] for epoch in epochs]
+def average_seeds(series: Sequence[Series]) -> Band:
+    """Return mean and range over seeds, which may have logged other epochs than each other."""
+    by_epoch: dict[float, list[float]] = {}
+    for of_seed in series:
+        for epoch, value in zip(of_seed.epochs, of_seed.values, strict=True):
+            by_epoch.setdefault(epoch, []).append(value)
+
+    epochs = sorted(by_epoch)
+    values = [by_epoch[epoch] for epoch in epochs]
     return Band(
-        np.array(epochs),
-        np.array([np.mean(v) for v in values]),
-        np.array([min(v) for v in values]),
-        np.array([max(v) for v in values]),
+        epochs=np.array(epochs),
+        mean=np.array([np.mean(v) for v in values]),
+        low=np.array([min(v) for v in values]),
+        high=np.array([max(v) for v in values]),
     )
 
 
+def find_crossings(first: Band, second: Band) -> list[float]:
+    """Return the epochs at which the higher one of two mean curves becomes the lower one."""
+    epochs, in_first, in_second = np.intersect1d(first.epochs, second.epochs, return_indices=True)
+    sign = np.sign(first.mean[in_first] - second.mean[in_second])
+
+    # Curves that only touch do not cross, so epochs with equal values do not count.
+    epochs, sign = epochs[sign != 0], sign[sign != 0]
+    return [float(epoch) for epoch in epochs[1:][sign[1:] != sign[:-1]]]
+
+
+# --- Figures ------------------------------------------------------------------------------------
+
+
 @styled
-def learning_curve(name: str, series: Mapping[str, Sequence[Series]], looks: Looks) -> Plot:
+def draw_learning_curve(
+    name: str, series: Mapping[str, Sequence[Series]], styles: ArmStyles
+) -> Plot:
     """Draw a quantity over the epochs, arm by arm, and the range of its seeds.
 
     Args:
         name: the quantity with its unit.
         series: arm to one series a seed.
-        looks: arm to its look.
+        styles: of the arms.
     """
-    figure, (axes,) = panels(1)
-    bands = {arm: band(found) for arm, found in series.items()}
-    for arm, found in bands.items():
-        _draw(axes, found, plain(arm), looks[arm].colour, looks[arm].dashes)
-    logarithmic(axes.yaxis, [value for found in bands.values() for value in found.low])
-    axes.set(xlabel="epoch", ylabel=plain(name))
-    legend(figure, axes)
-    caption = "Mean over the seeds; the band is from the lowest seed to the highest."
-    return Plot(f"curve-{slug(name)}", f"Learning curve: {name}", caption, figure, _rows(bands))
+    figure, (axes,) = make_panels(1)
+    bands = {arm: average_seeds(seeds) for arm, seeds in series.items()}
+
+    for arm, band in bands.items():
+        _draw_band(axes, band, escape_text(arm), styles[arm].colour, styles[arm].dashes)
+    use_log_scale(axes.yaxis, [value for band in bands.values() for value in band.low])
+    axes.set(xlabel="epoch", ylabel=escape_text(name))
+    add_legend(figure, axes)
+
+    rows = [[arm, *row] for arm, band in bands.items() for row in _band_rows(band)]
+    return Plot(
+        name=f"curve-{slug(name)}",
+        title=f"Learning curve: {name}",
+        caption="Mean over the seeds; the band is from the lowest seed to the highest.",
+        figure=figure,
+        rows=[["arm", "epoch", "mean", "lowest", "highest"], *rows],
+    )
 
 
 @styled
-def balance(terms: Mapping[str, Terms]) -> Plot:
+def draw_loss_terms(terms: Mapping[str, TermSeries]) -> Plot:
     """Draw the terms of the loss over the epochs, a panel an arm, mean and range of the seeds.
 
     Args:
         terms: arm to each term's series, one a seed, as the host logs them.
     """
-    names = sorted({name for found in terms.values() for name in found})
-    figure, grid = panels(len(terms), height=2.6)
+    names = sorted({name for of_arm in terms.values() for name in of_arm})
     bands = {
-        arm: {name: band(series) for name, series in found.items()} for arm, found in terms.items()
+        arm: {name: average_seeds(series) for name, series in of_arm.items()}
+        for arm, of_arm in terms.items()
     }
-    for axes, (arm, found) in zip(grid, bands.items(), strict=True):
+
+    figure, grid = make_panels(len(terms), height=2.6)
+    for axes, (arm, of_arm) in zip(grid, bands.items(), strict=True):
+        # A term has the same colour in all panels, also where an arm does without another term.
         for place, name in enumerate(names):
-            if name in found:
-                _draw(axes, found[name], plain(name), _colour(place), _dashes(place))
-        logarithmic(axes.yaxis, [value for one in found.values() for value in one.low])
-        axes.set(title=plain(arm), xlabel="epoch", ylabel="loss term")
-    _legend_of_all(figure, grid)
-    caption = "Each term as the host logs it: mean over the seeds, and their range."
-    return Plot("terms", "Balance of the loss terms", caption, figure, _rows_of_terms(bands))
+            if name in of_arm:
+                colour, dashes = PALETTE[place % len(PALETTE)], DASHES[place % len(DASHES)]
+                _draw_band(axes, of_arm[name], escape_text(name), colour, dashes)
+        use_log_scale(axes.yaxis, [value for band in of_arm.values() for value in band.low])
+        axes.set(title=escape_text(arm), xlabel="epoch", ylabel="loss term")
+    _add_longest_legend(figure, grid)
+
+    return Plot(
+        name="terms",
+        title="Balance of the loss terms",
+        caption="Each term as the host logs it: mean over the seeds, and their range.",
+        figure=figure,
+        rows=_term_rows(bands),
+    )
 
 
 @styled
-def crossover(terms: Mapping[str, Terms]) -> Plot:
+def draw_crossover(terms: Mapping[str, TermSeries]) -> Plot:
     """Draw the energy's error against labels and against the teacher, and where they cross.
 
     Args:
         terms: arm to the two terms `HARD` and `SOFT`, one series a seed.
     """
-    figure, grid = panels(len(terms), height=2.6)
     bands = {
-        arm: {name: band(found[name]) for name in (HARD, SOFT)} for arm, found in terms.items()
+        arm: {name: average_seeds(of_arm[name]) for name in (HARD, SOFT)}
+        for arm, of_arm in terms.items()
     }
-    said = []
-    for axes, (arm, found) in zip(grid, bands.items(), strict=True):
-        _draw(axes, found[HARD], "against labels (hard)", PALETTE[0], "-")
-        _draw(axes, found[SOFT], "against the teacher (soft)", PALETTE[1], DASHES[1])
-        logarithmic(axes.yaxis, [*found[HARD].low, *found[SOFT].low])
-        axes.set(title=plain(arm), xlabel="epoch", ylabel="energy error")
-        said.append(_mark(axes, arm, crossings(found[HARD], found[SOFT])))
-    _legend_of_all(figure, grid)
-    caption = f"The energy's error over the training. {' '.join(said)}"
-    title = "Hard and soft energy errors"
-    return Plot("crossover", title, caption, figure, _rows_of_terms(bands))
+
+    figure, grid = make_panels(len(terms), height=2.6)
+    sentences = []
+    for axes, (arm, of_arm) in zip(grid, bands.items(), strict=True):
+        _draw_band(axes, of_arm[HARD], "against labels (hard)", PALETTE[0], "-")
+        _draw_band(axes, of_arm[SOFT], "against the teacher (soft)", PALETTE[1], DASHES[1])
+        use_log_scale(axes.yaxis, [*of_arm[HARD].low, *of_arm[SOFT].low])
+        axes.set(title=escape_text(arm), xlabel="epoch", ylabel="energy error")
+
+        crossings = find_crossings(of_arm[HARD], of_arm[SOFT])
+        for epoch in crossings[:1]:
+            axes.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
+        sentences.append(_crossing_sentence(arm, crossings))
+    _add_longest_legend(figure, grid)
+
+    return Plot(
+        name="crossover",
+        title="Hard and soft energy errors",
+        caption=f"The energy's error over the training. {' '.join(sentences)}",
+        figure=figure,
+        rows=_term_rows(bands),
+    )
 
 
-def crossings(first: Band, second: Band) -> list[float]:
-    """Return the epochs from which on the other of two mean curves is the higher one."""
-    shared, ours, theirs = np.intersect1d(first.epochs, second.epochs, return_indices=True)
-    sign = np.sign(first.mean[ours] - second.mean[theirs])
-    epochs, sign = shared[sign != 0], sign[sign != 0]
-    return [float(epoch) for epoch in epochs[1:][sign[1:] != sign[:-1]]]
-
-
-def _mark(axes: Axes, arm: str, epochs: list[float]) -> str:
-    for epoch in epochs[:1]:
-        axes.axvline(epoch, color="#808080", linewidth=0.8, linestyle=":")
+def _crossing_sentence(arm: str, epochs: Sequence[float]) -> str:
     if not epochs:
         return f"{arm}: they do not cross."
     more = f", {len(epochs)} times in all" if len(epochs) > 1 else ""
     return f"{arm}: they first cross at epoch {epochs[0]:g}{more}."
 
 
-def _draw(axes: Axes, found: Band, label: str, colour: str, dashes: object) -> None:
-    axes.plot(found.epochs, found.mean, label=label, color=colour, linestyle=dashes)
-    if np.any(found.high > found.low):
-        axes.fill_between(
-            found.epochs, found.low, found.high, color=colour, alpha=0.22, linewidth=0
-        )
+def _draw_band(axes: Axes, band: Band, label: str, colour: str, dashes: object) -> None:
+    axes.plot(band.epochs, band.mean, label=label, color=colour, linestyle=dashes)
+    if np.any(band.high > band.low):
+        axes.fill_between(band.epochs, band.low, band.high, color=colour, alpha=0.22, linewidth=0)
 
 
-def _legend_of_all(figure: Figure, grid: Sequence[Axes]) -> None:
-    most = max(grid, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
-    legend(figure, most)
+def _add_longest_legend(figure: Figure, grid: Sequence[Axes]) -> None:
+    """Add the legend of the panel with the most labels, which stands for all panels."""
+    longest = max(grid, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    add_legend(figure, longest)
 
 
-def _colour(place: int) -> str:
-    return PALETTE[place % len(PALETTE)]
+# --- Numbers for the CSV ------------------------------------------------------------------------
 
 
-def _dashes(place: int) -> object:
-    return DASHES[place % len(DASHES)]
+def _term_rows(bands: Mapping[str, Mapping[str, Band]]) -> list[list[object]]:
+    rows: list[list[object]] = [["arm", "term", "epoch", "mean", "lowest", "highest"]]
+    for arm, of_arm in bands.items():
+        for name, band in of_arm.items():
+            rows += [[arm, name, *row] for row in _band_rows(band)]
+    return rows
 
 
-def _rows(bands: Mapping[str, Band]) -> list[list[object]]:
-    head: list[object] = ["arm", "epoch", "mean", "lowest", "highest"]
-    return [head, *([arm, *line] for arm, found in bands.items() for line in _lines(found))]
-
-
-def _rows_of_terms(bands: Mapping[str, Mapping[str, Band]]) -> list[list[object]]:
-    head: list[object] = ["arm", "term", "epoch", "mean", "lowest", "highest"]
-    return [
-        head,
-        *(
-            [arm, name, *line]
-            for arm, found in bands.items()
-            for name, one in found.items()
-            for line in _lines(one)
-        ),
-    ]
-
-
-def _lines(found: Band) -> list[list[float]]:
-    columns = np.stack([found.epochs, found.mean, found.low, found.high], axis=1)
+def _band_rows(band: Band) -> list[list[float]]:
+    columns = np.stack([band.epochs, band.mean, band.low, band.high], axis=1)
     return columns.tolist()

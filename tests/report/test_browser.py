@@ -75,7 +75,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_it_loads_itself_alone_and_without_a_complaint(page: Any, report: Path) -> None:
+def test_the_page_loads_nothing_else_and_logs_no_error(page: Any, report: Path) -> None:
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
     # The tab that the browser opens with asks for things of its own.
@@ -86,7 +86,7 @@ def test_it_loads_itself_alone_and_without_a_complaint(page: Any, report: Path) 
     assert page.get_log("browser") == []
 
 
-def test_it_has_a_title_a_language_and_its_verdict_first(page: Any) -> None:
+def test_the_page_has_title_language_and_verdict_first(page: Any) -> None:
     assert page.title.startswith("Silicon, 500 labels")
     assert page.execute_script("return document.documentElement.lang") == "en"
     first = page.execute_script("return document.querySelector('main section').className")
@@ -121,7 +121,7 @@ def test_the_page_does_not_scroll_sideways(page: Any, size: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("selector", ["body", "figcaption", ".outcome", "a", "summary", "svg"])
-def test_text_stands_out(page: Any, scheme: str, selector: str) -> None:
+def test_text_has_contrast(page: Any, scheme: str, selector: str) -> None:
     resize(page, DESK, scheme)
     text, ground = page.execute_script(
         "return [getComputedStyle(document.querySelector(arguments[0])).color,"

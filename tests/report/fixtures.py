@@ -1,4 +1,4 @@
-"""An experiment with everything in it, made up from seeds: something to render, no result."""
+"""An experiment with every kind of result, from random numbers."""
 
 from __future__ import annotations
 

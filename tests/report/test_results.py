@@ -7,10 +7,10 @@ import pytest
 
 from kd_plugins.files import read_json, write_json
 from kd_plugins.report.results import read_results
-from tests.report.samples import ARMS, evaluation, plan, write_experiment
+from tests.report.fixtures import ARMS, evaluation, plan, write_experiment
 
 
-def test_an_experiment_comes_back(tmp_path: Path) -> None:
+def test_written_experiment_is_read_back(tmp_path: Path) -> None:
     found = read_results(write_experiment(tmp_path, arms=ARMS[:2], seeds=(0, 2)))
     assert (found.control, found.arms, len(found.runs)) == (ARMS[0], ARMS, 4)
     assert list(found.of(ARMS[1])) == [0, 2]
@@ -22,19 +22,19 @@ def test_an_experiment_comes_back(tmp_path: Path) -> None:
     assert "teacher" not in run.elasticity["Mo"]
 
 
-def test_a_model_alone(tmp_path: Path) -> None:
+def test_evaluation_without_experiment_is_one_arm(tmp_path: Path) -> None:
     write_json(tmp_path / "evaluation.json", {"model": "m", "metrics": {"force_rmse": 0.1}})
     found = read_results(tmp_path)
     assert (found.title, found.control, found.arms, found.missing) == ("m", None, ("student",), [])
 
 
-def test_a_folder_of_something_else(tmp_path: Path) -> None:
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"expected experiment.json or evaluation.json"):
         read_results(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"control": "nobody"}, "control: expected one of the arms .* got 'nobody'"),
         ({"title": 3}, "title: expected a string, got 3"),
@@ -47,14 +47,14 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
         ({"arm": []}, "arm: unknown key; did you mean 'arms'"),
     ],
 )
-def test_a_plan_that_is_wrong(tmp_path: Path, changes: dict[str, object], says: str) -> None:
+def test_a_wrong_plan_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     write_json(tmp_path / "experiment.json", plan(**changes))
-    with pytest.raises(ValueError, match=rf"experiment\.json: (?s:.*){says}"):
+    with pytest.raises(ValueError, match=rf"experiment\.json: (?s:.*){message}"):
         read_results(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ({}, "model: missing; expected a string"),
         ({"model": "m", "curve": {}}, "curve: unknown key; did you mean 'curves'"),
@@ -69,20 +69,22 @@ def test_a_plan_that_is_wrong(tmp_path: Path, changes: dict[str, object], says: 
         ({"model": "m", "volumes": {"Si": {"student": -1}}}, "volumes.Si: student: expected"),
     ],
 )
-def test_an_evaluation_that_is_wrong(tmp_path: Path, content: dict[str, object], says: str) -> None:
+def test_a_wrong_evaluation_is_refused(
+    tmp_path: Path, content: dict[str, object], message: str
+) -> None:
     write_json(tmp_path / "evaluation.json", content)
-    with pytest.raises(ValueError, match=rf"evaluation\.json: (?s:.*){says}"):
+    with pytest.raises(ValueError, match=rf"evaluation\.json: (?s:.*){message}"):
         read_results(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"model": NaN}', '{"model": Infinity}'])
-def test_what_is_no_json(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "evaluation.json").write_text(text)
     with pytest.raises(ValueError, match=r"evaluation\.json: (not JSON|expected a mapping)"):
         read_results(tmp_path)
 
 
-def test_numbers_come_back_as_they_were(tmp_path: Path) -> None:
+def test_json_keeps_numbers_exactly(tmp_path: Path) -> None:
     content = {"a": 0.1 + 0.2, "b": [1e-300, 5], "c": "Å"}
     assert read_json(write_json(tmp_path / "deep" / "a.json", content)) == content
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.json"]
