@@ -26,11 +26,15 @@ from tests.chgnet import fixtures
 from tests.chgnet.test_distill import LOADS, prefer, run
 from tests.house import ROOT
 
+# The lock itself, without torch and CHGNet, whose import takes seconds.
 HOLDS = """
 import sys, time
 from pathlib import Path
-from kd_plugins.chgnet.run_folder import lock_run_folder
-with lock_run_folder(Path(sys.argv[1])):
+from kd_plugins.files import folder_lock
+
+folder = Path(sys.argv[1])
+folder.mkdir(parents=True, exist_ok=True)
+with folder_lock(folder, "run"):
     print("held", flush=True)
     time.sleep(600)
 """
