@@ -213,7 +213,7 @@ def test_experiments(folder: Path, capsys: pytest.CaptureFixture[str], form: Any
 
 @pytest.mark.parametrize("form", FORMS)
 def test_tables(folder: Path, capsys: pytest.CaptureFixture[str], form: Any) -> None:
-    """Labels as a CSV with an npz."""
+    """Tables of labels, which `import` refuses unread."""
     (folder / "labels.csv").write_text("structure_id,energy\na,1.0\n", encoding="utf-8")
     (folder / "labels.npz").write_bytes(form(Touches(folder / "mark")))
     refused(capsys, "import labels.csv --teacher X --store out")

@@ -29,17 +29,17 @@ def exported(
         folder / "store", Manifest("VASP", "test", default_dtypes(QUANTITIES))
     )
     generator = np.random.default_rng(0)
-    frames = read_structures([shared_file("oc20/s2ef_train.extxyz.xz")])
-    for frame in islice(frames, 0, 60 * count, 60):
-        n_atoms, energy = len(frame.atoms), frame.labels["energy"]
+    structures = read_structures([shared_file("oc20/s2ef_train.extxyz.xz")])
+    for structure in islice(structures, 0, 60 * count, 60):
+        n_atoms, energy = len(structure.atoms), structure.labels["energy"]
         values = {
             "energy": energy,
-            "forces": frame.labels["forces"],
+            "forces": structure.labels["forces"],
             "stress": generator.normal(size=6) * 0.05,
             "atomic_energies": energy / n_atoms + generator.normal(size=n_atoms),
         }
         tensors = {name: torch.tensor(value) for name, value in values.items()}
-        store.append([Record(frame.structure_id, to_structure(frame.atoms), tensors)])
+        store.append([Record(structure.structure_id, to_structure(structure.atoms), tensors)])
     path = folder / "data" / "exported.extxyz"
     path.parent.mkdir()
     export_extxyz(store, path)

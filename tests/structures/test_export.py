@@ -55,15 +55,18 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     """Every quantity and every id; numbers of atoms to ASE's eight decimals, others exactly."""
     store = filled(tmp_path / "store", IDS)
     export_extxyz(store, tmp_path / "out.extxyz")
-    frames = {frame.structure_id: frame for frame in read_structures([tmp_path / "out.extxyz"])}
-    assert sorted(frames) == sorted(IDS)
-    for name, frame in frames.items():
-        values = store.read(name, to_structure(frame.atoms)).values
-        assert set(frame.labels) == set(SHAPES)
+    structures = {
+        structure.structure_id: structure
+        for structure in read_structures([tmp_path / "out.extxyz"])
+    }
+    assert sorted(structures) == sorted(IDS)
+    for name, structure in structures.items():
+        values = store.read(name, to_structure(structure.atoms)).values
+        assert set(structure.labels) == set(SHAPES)
         for quantity, shape in SHAPES.items():
             expected = values[quantity].double().numpy().reshape(shape)
             atol = 1e-8 if shape[:1] == (4,) else 0.0
-            np.testing.assert_allclose(frame.labels[quantity], expected, rtol=0, atol=atol)
+            np.testing.assert_allclose(structure.labels[quantity], expected, rtol=0, atol=atol)
 
 
 def test_exported_and_imported_again(shared_file: Callable[[str], Path], tmp_path: Path) -> None:
@@ -85,7 +88,7 @@ def test_chosen_ids_are_written_in_their_order(tmp_path: Path) -> None:
     store = filled(tmp_path / "store", ["a", "b", "c"])
     path = tmp_path / "out.extxyz"
     export_extxyz(store, path, ["c", "a"])
-    assert [frame.structure_id for frame in read_structures([path])] == ["c", "a"]
+    assert [structure.structure_id for structure in read_structures([path])] == ["c", "a"]
     before = path.read_text()
     with pytest.raises(KeyError, match="has no structure 'd'"):
         export_extxyz(store, path, ["b", "d"])
@@ -121,9 +124,9 @@ def test_missing_quantities_stay_missing(tmp_path: Path) -> None:
     structure = Structure([29], [[0.0, 0.0, 0.0]], np.zeros((3, 3)), [False] * 3)
     store.append([Record("bare", structure, {"forces": torch.ones(1, 3)})])
     export_extxyz(store, tmp_path / "out.extxyz")
-    (frame,) = read_structures([tmp_path / "out.extxyz"])
-    assert set(frame.labels) == {"forces"}
-    assert to_structure(frame.atoms).difference(structure) is None
+    (read,) = read_structures([tmp_path / "out.extxyz"])
+    assert set(read.labels) == {"forces"}
+    assert to_structure(read.atoms).difference(structure) is None
 
 
 def test_embeddings_are_left_out(tmp_path: Path) -> None:
@@ -131,8 +134,8 @@ def test_embeddings_are_left_out(tmp_path: Path) -> None:
     store = filled(tmp_path / "store", ["a"], node_embeddings=(4, 8))
     with pytest.warns(UserWarning, match=r"out\.extxyz goes without node_embeddings"):
         export_extxyz(store, tmp_path / "out.extxyz")
-    (frame,) = read_structures([tmp_path / "out.extxyz"])
-    assert set(frame.labels) == set(SHAPES)
+    (structure,) = read_structures([tmp_path / "out.extxyz"])
+    assert set(structure.labels) == set(SHAPES)
 
 
 @pytest.mark.parametrize("name", ["out.xyz.gz", "out.db", "out"])

@@ -74,16 +74,16 @@ def test_a_wrong_frame_is_named(tmp_path: Path, name: str, suffix: str) -> None:
 def test_a_left_handed_cell_is_read(tmp_path: Path) -> None:
     """It is a valid cell."""
     (tmp_path / "some.extxyz").write_bytes(one_atom("0 3 0 3 0 0 0 0 3"))
-    (frame,) = read_structures([tmp_path / "some.extxyz"])
-    assert np.linalg.det(frame.atoms.cell.array) < 0
+    (structure,) = read_structures([tmp_path / "some.extxyz"])
+    assert np.linalg.det(structure.atoms.cell.array) < 0
 
 
 def test_lines_after_the_atoms_may_hold_the_lattice(tmp_path: Path) -> None:
     """As ASE allows."""
     content = b"1\n\nCu 0 0 0\nVEC1 3 0 0\nVEC2 0 3 0\nVEC3 0 0 4\n"
     (tmp_path / "some.xyz").write_bytes(content * 2)
-    frames = list(read_structures([tmp_path / "some.xyz"]))
-    assert [frame.atoms.cell[2, 2] for frame in frames] == [4.0, 4.0]
+    structures = list(read_structures([tmp_path / "some.xyz"]))
+    assert [structure.atoms.cell[2, 2] for structure in structures] == [4.0, 4.0]
 
 
 def test_utf8_is_read_whatever_the_locale(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_a_label_in_capitals_is_warned_of(tmp_path: Path, caplog: pytest.LogCapt
     """Once a file, since names count letter by letter."""
     (tmp_path / "some.extxyz").write_bytes(one_atom(more="Energy=-3.0") * 3)
     with caplog.at_level(logging.WARNING):
-        frames = list(read_structures([tmp_path / "some.extxyz"]))
-    assert frames[0].labels == {}
+        structures = list(read_structures([tmp_path / "some.extxyz"]))
+    assert structures[0].labels == {}
     (record,) = caplog.records
     assert "'Energy' is not read; if it is the label, call it 'energy'" in record.message
 

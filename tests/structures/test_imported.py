@@ -45,9 +45,9 @@ def test_what_was_written_is_read(tmp_path: Path, suffix: str) -> None:
     ase.io.write(path, [labelled(index) for index in range(5)])
     store = import_labels([path], tmp_path / "store", PFP)
     assert store.verify() == []
-    for frame in read_structures([path]):
-        targets = store.read(frame.structure_id, to_structure(frame.atoms))
-        for name, label in frame.labels.items():
+    for structure in read_structures([path]):
+        targets = store.read(structure.structure_id, to_structure(structure.atoms))
+        for name, label in structure.labels.items():
             dtype = getattr(torch, DEFAULT_DTYPES[name])
             expected = torch.tensor(label).to(dtype)
             assert torch.equal(targets.values[name].reshape(expected.shape), expected)
@@ -83,9 +83,9 @@ def test_a_killed_import_goes_on(source: Path, tmp_path: Path, monkeypatch: Any)
     monkeypatch.setattr(imported, "BATCH", 2)
     spoilt = tmp_path / "spoilt" / "run.extxyz"
     spoilt.parent.mkdir()
-    frames = [labelled(index) for index in range(5)]
-    frames[3].calc.results["energy"] = np.nan
-    ase.io.write(spoilt, frames)
+    structures = [labelled(index) for index in range(5)]
+    structures[3].calc.results["energy"] = np.nan
+    ase.io.write(spoilt, structures)
     with pytest.raises(ValueError, match="structure 'run:3': its energy holds NaN or inf"):
         import_labels([spoilt], tmp_path / "store", PFP)
     store = TargetStore.open(tmp_path / "store")
@@ -97,10 +97,10 @@ def test_a_killed_import_goes_on(source: Path, tmp_path: Path, monkeypatch: Any)
 
 def changed(source: Path, folder: Path, change: Callable[[Atoms], object]) -> Path:
     """Write the structures again under the same name, the last one changed."""
-    frames = [labelled(index) for index in range(5)]
-    change(frames[-1])
+    structures = [labelled(index) for index in range(5)]
+    change(structures[-1])
     folder.mkdir()
-    ase.io.write(folder / source.name, frames)
+    ase.io.write(folder / source.name, structures)
     return folder / source.name
 
 

@@ -19,7 +19,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
 from kd_plugins.store.structure import Structure
-from kd_plugins.structures import readers as structures
+from kd_plugins.structures import readers
 from kd_plugins.structures.readers import LabelledStructure, read_structures, to_atoms, to_structure
 
 FIELDS = ("atomic_numbers", "positions", "cell", "pbc")
@@ -46,16 +46,16 @@ def labelled(index: int, **info: object) -> Atoms:
 
 def names(paths: list[Path] | Path, ids: str = "auto") -> list[str]:
     """Return the identities in the order of reading."""
-    return [frame.structure_id for frame in read_structures(paths, ids)]
+    return [structure.structure_id for structure in read_structures(paths, ids)]
 
 
-def check(frame: LabelledStructure, atoms: Atoms) -> None:
+def check(structure: LabelledStructure, atoms: Atoms) -> None:
     """Compare a frame with what was written."""
-    assert to_structure(frame.atoms).difference(to_structure(atoms)) is None
-    assert set(frame.labels) == set(atoms.calc.results)
+    assert to_structure(structure.atoms).difference(to_structure(atoms)) is None
+    assert set(structure.labels) == set(atoms.calc.results)
     for name, value in atoms.calc.results.items():
-        assert frame.labels[name].dtype == np.float64
-        np.testing.assert_allclose(frame.labels[name], value, atol=1e-8, err_msg=name)
+        assert structure.labels[name].dtype == np.float64
+        np.testing.assert_allclose(structure.labels[name], value, atol=1e-8, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["some.extxyz", "some.xyz", "some.traj", "some.db", "some.json"])
@@ -64,11 +64,11 @@ def test_what_was_written_is_read(tmp_path: Path, name: str) -> None:
     written = [labelled(index) for index in range(5)]
     ase.io.write(tmp_path / name, written)
     read = list(read_structures([tmp_path / name]))
-    for frame, atoms in zip(read, written, strict=True):
-        check(frame, atoms)
-        assert frame.atoms.calc is None
-        assert (frame.atoms.constraints[0].index == [0]).all()
-        assert np.abs(frame.labels["forces"][0]).min() > 0
+    for structure, atoms in zip(read, written, strict=True):
+        check(structure, atoms)
+        assert structure.atoms.calc is None
+        assert (structure.atoms.constraints[0].index == [0]).all()
+        assert np.abs(structure.labels["forces"][0]).min() > 0
 
 
 @pytest.fixture
@@ -99,9 +99,9 @@ def test_compressed_files_read_the_same(
     packed.write_bytes(pack(plain.read_bytes()))
     found = list(read_structures([packed]))
     assert not list(temporary.iterdir())
-    for frame, expected in zip(found, read_structures([plain]), strict=True):
-        assert frame.structure_id == expected.structure_id
-        assert np.array_equal(frame.atoms.positions, expected.atoms.positions)
+    for structure, expected in zip(found, read_structures([plain]), strict=True):
+        assert structure.structure_id == expected.structure_id
+        assert np.array_equal(structure.atoms.positions, expected.atoms.positions)
 
 
 def test_a_reader_that_stops_early_cleans_up(tmp_path: Path, temporary: Path) -> None:
@@ -109,10 +109,10 @@ def test_a_reader_that_stops_early_cleans_up(tmp_path: Path, temporary: Path) ->
     ase.io.write(tmp_path / "some.extxyz", [labelled(index) for index in range(3)])
     packed = tmp_path / "some.extxyz.gz"
     packed.write_bytes(gzip.compress((tmp_path / "some.extxyz").read_bytes()))
-    frames = read_structures([packed])
-    next(frames)
+    structures = read_structures([packed])
+    next(structures)
     assert list(temporary.iterdir())
-    del frames
+    del structures
     assert not list(temporary.iterdir())
 
 
@@ -185,23 +185,23 @@ def test_other_quantities_by_their_names(tmp_path: Path) -> None:
     atoms.calc.results["energies"] = np.arange(len(atoms), dtype=float)
     atoms.calc.results["stress"] = np.full(6, np.nan)
     ase.io.write(tmp_path / "some.extxyz", atoms)
-    (frame,) = read_structures([tmp_path / "some.extxyz"])
-    assert frame.labels["atomic_energies"].tolist() == list(range(len(atoms)))
-    assert frame.labels["energy_per_atom"] == -3.5
-    assert np.isnan(frame.labels["stress"]).all()
+    (structure,) = read_structures([tmp_path / "some.extxyz"])
+    assert structure.labels["atomic_energies"].tolist() == list(range(len(atoms)))
+    assert structure.labels["energy_per_atom"] == -3.5
+    assert np.isnan(structure.labels["stress"]).all()
 
 
 def test_unlabelled_structures_have_no_labels(tmp_path: Path) -> None:
     """Nothing is computed or made up."""
     ase.io.write(tmp_path / "POSCAR", Atoms("CuPt", cell=[3, 3, 6], pbc=True), format="vasp")
-    (frame,) = read_structures([tmp_path / "POSCAR"])
-    assert frame.structure_id == "POSCAR"
-    assert frame.labels == {}
+    (structure,) = read_structures([tmp_path / "POSCAR"])
+    assert structure.structure_id == "POSCAR"
+    assert structure.labels == {}
 
 
 def test_databases_are_read_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever their size, every row comes once."""
-    monkeypatch.setattr(structures, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(readers, "ROWS_AT_ONCE", 2)
     ase.io.write(tmp_path / "some.db", [labelled(index) for index in range(5)])
     assert names(tmp_path / "some.db") == [f"some:{row}" for row in range(1, 6)]
 
@@ -285,10 +285,10 @@ def test_real_files_have_as_many_structures_as_documented(
     shared_file: Callable[[str], Path], name: str, count: int, first: str, quantities: set[str]
 ) -> None:
     """As many as the files have, each with an id of its own."""
-    frames = list(read_structures([shared_file(name)]))
-    assert len({frame.structure_id for frame in frames}) == len(frames) == count
-    assert frames[0].structure_id == first
-    assert set(frames[0].labels) == quantities
+    structures = list(read_structures([shared_file(name)]))
+    assert len({structure.structure_id for structure in structures}) == len(structures) == count
+    assert structures[0].structure_id == first
+    assert set(structures[0].labels) == quantities
 
 
 def test_fixed_atoms_keep_their_forces(shared_file: Callable[[str], Path], tmp_path: Path) -> None:
@@ -297,12 +297,12 @@ def test_fixed_atoms_keep_their_forces(shared_file: Callable[[str], Path], tmp_p
     with lzma.open(packed, "rb") as source, (tmp_path / "plain.extxyz").open("wb") as target:
         shutil.copyfileobj(source, target)
     expected = ase.io.read(tmp_path / "plain.extxyz", ":")
-    for frame, atoms in zip(read_structures([packed]), expected, strict=True):
-        fixed = frame.atoms.constraints[0].index
-        assert len(fixed) and np.abs(frame.labels["forces"][fixed]).max() > 0
+    for structure, atoms in zip(read_structures([packed]), expected, strict=True):
+        fixed = structure.atoms.constraints[0].index
+        assert len(fixed) and np.abs(structure.labels["forces"][fixed]).max() > 0
         computed = atoms.get_forces(apply_constraint=False)
-        assert np.array_equal(frame.labels["forces"], computed)
-        assert isinstance(to_structure(frame.atoms), Structure)
+        assert np.array_equal(structure.labels["forces"], computed)
+        assert isinstance(to_structure(structure.atoms), Structure)
 
 
 def test_frames_after_a_blank_line_are_not_lost(tmp_path: Path) -> None:
