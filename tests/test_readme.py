@@ -20,7 +20,7 @@ from kd_plugins.fairchem.settings import DistillSettings
 from kd_plugins.structures.readers import LabelledStructure, read_structures
 from kd_plugins.teachers import label, load_teacher
 from tests.house import ROOT
-from tests.teachers import slow
+from tests.teachers import fixtures
 
 README = "README.md"
 PAGES = [README, *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -57,8 +57,8 @@ def test_python_of_the_core_runs() -> None:
 def test_python_of_the_store_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On what the command above it would have written."""
     monkeypatch.chdir(tmp_path)
-    slow.write(Path("train.extxyz"), 3)
-    label(slow.frames(3), "emt", "targets", progress=False)
+    fixtures.write_copper_cells(Path("train.extxyz"), 3)
+    label(fixtures.copper_cells(3), "emt", "targets", progress=False)
     (block,) = blocks("python", "store.read", "docs/targets.md")
     exec(compile(block, "docs/targets.md", "exec"), {})
 

@@ -16,7 +16,7 @@ from kd_plugins.store.store import TargetStore
 from kd_plugins.structures import read_structures
 from kd_plugins.teachers import failures, label, load_teacher
 from tests.house import ROOT
-from tests.teachers.slow import content
+from tests.teachers.fixtures import packed_records
 
 
 def sources(shared_file: Callable[[str], Path], name: str) -> list[Path]:
@@ -73,5 +73,5 @@ def test_a_kill_in_between_changes_nothing(
 
     assert 0 < before < len(structures) == len(whole)
     assert failures(whole) == {}
-    assert content(folder) == content(tmp_path / "whole")
+    assert packed_records(folder) == packed_records(tmp_path / "whole")
     assert diagnose(structures, whole, load_teacher("chgnet+d3"), progress=False).findings == ()

@@ -32,7 +32,7 @@ from kd_plugins.teachers import (
 from kd_plugins.teachers.teacher import check_device, resolve_device
 from kd_plugins.teachers.workers import Worker
 from tests.house import ROOT
-from tests.teachers import slow
+from tests.teachers import fixtures
 from tests.teachers.batching import assert_batch_independent
 
 LJ = "ase.calculators.lj:LennardJones rc=4.0 sigma=2.3"
@@ -141,7 +141,7 @@ def test_batch_dependence_is_found() -> None:
 
 def test_labelling_uses_the_teachers_batch_size(tmp_path: Path) -> None:
     teacher = Batching()
-    report = label(slow.frames(20), teacher, tmp_path, progress=False)
+    report = label(fixtures.copper_cells(20), teacher, tmp_path, progress=False)
     assert report.labelled == 20
     assert teacher.sizes[0] == 8
     assert sum(teacher.sizes) == 20
@@ -149,7 +149,11 @@ def test_labelling_uses_the_teachers_batch_size(tmp_path: Path) -> None:
 
 def test_structure_that_fails_in_a_batch_costs_only_itself(tmp_path: Path) -> None:
     teacher = Batching()
-    structures = [*slow.frames(5), slow.of("Ag", "silver"), *(slow.of("Ni", "ni"),)]
+    structures = [
+        *fixtures.copper_cells(5),
+        fixtures.crystal_of("Ag", "silver"),
+        *(fixtures.crystal_of("Ni", "ni"),),
+    ]
     report = label(structures, teacher, tmp_path / "batches", progress=False)
     assert report.failed == {"silver": "RuntimeError: no silver"}
     assert report.labelled == 6
@@ -158,13 +162,15 @@ def test_structure_that_fails_in_a_batch_costs_only_itself(tmp_path: Path) -> No
     one_by_one = Batching()
     one_by_one.batch_size = 1
     label(structures, one_by_one, tmp_path / "alone", progress=False)
-    assert slow.content(tmp_path / "batches") == slow.content(tmp_path / "alone")
+    assert fixtures.packed_records(tmp_path / "batches") == fixtures.packed_records(
+        tmp_path / "alone"
+    )
 
 
 def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
     """It stays halved, so that memory runs out once; each structure has 4 atoms here."""
     teacher = Batching(memory=12)
-    report = label(slow.frames(20), teacher, tmp_path, progress=False)
+    report = label(fixtures.copper_cells(20), teacher, tmp_path, progress=False)
     assert (report.labelled, report.failed) == (20, {})
     assert max(teacher.sizes) == 2
     assert teacher.sizes[:4] == [2, 2, 2, 2]
@@ -172,7 +178,7 @@ def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
 
 def test_structure_too_large_for_the_memory_fails_alone(tmp_path: Path) -> None:
     large = LabelledStructure("large", bulk("Cu") * (4, 4, 4))
-    structures = [*slow.frames(6), large]
+    structures = [*fixtures.copper_cells(6), large]
     report = label(structures, Batching(memory=40), tmp_path, progress=False)
     assert report.failed == {"large": "OutOfMemoryError: CUDA out of memory"}
     assert report.labelled == 6
@@ -187,11 +193,11 @@ def test_prediction_missing_from_a_batch_is_an_error(tmp_path: Path) -> None:
             return super().predict(structures, quantities)[:-1]
 
     with pytest.raises(TeacherError, match="Short returned 3 predictions for 4 structures"):
-        label(slow.frames(4), Short(), tmp_path, progress=False)
+        label(fixtures.copper_cells(4), Short(), tmp_path, progress=False)
 
 
 def test_callable_of_version_0_1_0_labels(tmp_path: Path) -> None:
-    report = label(slow.frames(3), OnlyCallable(), tmp_path, progress=False)
+    report = label(fixtures.copper_cells(3), OnlyCallable(), tmp_path, progress=False)
     assert (report.labelled, report.device) == (3, "cpu")
     assert TargetStore.open(tmp_path)["cu-0"].values["energy"].item() == 4.0
     assert as_teacher(OnlyCallable()).versions == {"mine": "1"}
@@ -289,7 +295,7 @@ def test_fingerprint_does_not_depend_on_the_device() -> None:
 
 
 def test_command_reports_the_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    slow.write(tmp_path / "copper.extxyz", 2)
+    fixtures.write_copper_cells(tmp_path / "copper.extxyz", 2)
     words = ["label", str(tmp_path / "copper.extxyz"), "--teacher", "emt", "--store"]
     assert main([*words, str(tmp_path / "a"), "--device", "cpu"]) == 0
     output = capsys.readouterr()
@@ -305,7 +311,7 @@ def test_teacher_of_the_documentation_labels(
 ) -> None:
     page = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(import numpy.*?)```", page, flags=re.DOTALL)
-    slow.write(tmp_path / "train.extxyz", 2)
+    fixtures.write_copper_cells(tmp_path / "train.extxyz", 2)
     monkeypatch.chdir(tmp_path)
     exec(block, {})
     store = TargetStore.open(tmp_path / "targets")
@@ -315,9 +321,9 @@ def test_teacher_of_the_documentation_labels(
 def test_worker_predicts_whole_batches(tmp_path: Path) -> None:
     """Those of the teacher, whatever number of structures the worker is given."""
     teacher = Batching()
-    store = TargetStore.create(tmp_path, slow.manifest())
+    store = TargetStore.create(tmp_path, fixtures.make_manifest())
     worker = Worker(teacher, store, "main")
-    outcome = worker.label(list(slow.frames(19)))
+    outcome = worker.label(list(fixtures.copper_cells(19)))
     worker.writer.close()
     assert (outcome.labelled, outcome.device) == (19, "cpu")
     assert teacher.sizes == [8, 8, 3]

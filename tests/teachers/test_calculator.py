@@ -1,4 +1,4 @@
-"""An ASE calculator as a teacher says what the calculator says, of each structure by itself."""
+"""An ASE calculator as a teacher predicts what the calculator does, for each structure alone."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class Charged(Calculator):
         self.results = {"energy": float(atoms.info["charge"]), "forces": np.zeros((len(atoms), 3))}
 
 
-class Promising(Charged):
-    """Promises magmoms, and does not give them."""
+class ListsMagmoms(Charged):
+    """Lists magmoms, and does not compute them."""
 
     implemented_properties = ["energy", "forces", "magmoms"]
 
 
-class Mute(Charged):
-    """Gives no energy."""
+class NoEnergy(Charged):
+    """Computes no energy."""
 
     implemented_properties = ["forces", "dipole"]
 
@@ -114,8 +114,8 @@ def check_same(found: dict[str, np.ndarray], expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("make", [EMT, lambda: LennardJones(sigma=2.3, rc=4.0)])
-def test_values_are_the_bare_calculators(make: Callable[[], Any]) -> None:
-    """Bit for bit, in the shapes of the table, whatever was asked before."""
+def test_predictions_equal_the_bare_calculator(make: Callable[[], Any]) -> None:
+    """Bit for bit, in the shapes of the table, whatever was predicted before."""
     teacher = CalculatorTeacher(make())
     for seed in range(6):
         atoms = rattled(seed)
@@ -126,7 +126,7 @@ def test_values_are_the_bare_calculators(make: Callable[[], Any]) -> None:
             assert row.fits(value.shape[1:] if row.scope == "atom" else value.shape)
 
 
-def test_the_order_of_structures_and_quantities_changes_nothing() -> None:
+def test_predictions_do_not_depend_on_order() -> None:
     """Not by a bit: a structure's targets are its own."""
     teacher, expected = CalculatorTeacher(EMT()), {}
     for seed in range(6):
@@ -137,7 +137,7 @@ def test_the_order_of_structures_and_quantities_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("wrap", [lambda inner: inner, lambda inner: SumCalculator([inner])])
-def test_a_charge_in_info_is_not_mistaken_for_the_last(wrap: Callable[[Any], Any]) -> None:
+def test_charge_in_info_is_read_for_each_structure(wrap: Callable[[Any], Any]) -> None:
     """ASE takes two structures that differ in their info only for one."""
     teacher = CalculatorTeacher(wrap(Charged()))
     for charge in (0, 1, -1, 1):
@@ -154,7 +154,7 @@ CONSTRAINTS = {
 
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
-def test_constraints_are_not_the_models(name: str) -> None:
+def test_constraints_do_not_change_predictions(name: str) -> None:
     """Neither in forces and stress nor, for a spring, in the energy."""
     free = rattled(1)
     constrained = free.copy()
@@ -173,7 +173,7 @@ def test_constraints_are_not_the_models(name: str) -> None:
         (None, False, False),
     ],
 )
-def test_stress_is_for_crystals(cell: Any, pbc: Any, has_stress: bool) -> None:
+def test_stress_is_predicted_for_crystals_only(cell: Any, pbc: Any, has_stress: bool) -> None:
     """Of a molecule, a slab or a wire it is left out and not made up."""
     atoms = Atoms("CuCu", [[0, 0, 0], [0, 0, 2.4]], cell=cell, pbc=pbc)
     found = CalculatorTeacher(EMT())(atoms, EVERYTHING)
@@ -181,7 +181,7 @@ def test_stress_is_for_crystals(cell: Any, pbc: Any, has_stress: bool) -> None:
     assert set(found) >= {"energy", "forces"}
 
 
-def test_the_structure_is_left_as_it_was() -> None:
+def test_predicting_leaves_the_structure_unchanged() -> None:
     """With its constraints, info, arrays, and no calculator."""
     atoms = rattled(1)
     atoms.set_constraint(FixAtoms([0]))
@@ -194,7 +194,7 @@ def test_the_structure_is_left_as_it_was() -> None:
     np.testing.assert_equal(after, before)
 
 
-def test_a_results_owner_may_change_it() -> None:
+def test_results_are_copies() -> None:
     """What was given away is no view of what the calculator keeps."""
     teacher, atoms = CalculatorTeacher(EMT()), rattled(1)
     expected = teacher(atoms, ["forces"])["forces"].copy()
@@ -202,7 +202,7 @@ def test_a_results_owner_may_change_it() -> None:
     assert np.array_equal(teacher(atoms, ["forces"])["forces"], expected)
 
 
-def test_what_is_offered() -> None:
+def test_quantities_of_calculators() -> None:
     """In the order of the table, energy per atom for free; ASE's names are ours, but for one."""
     assert CalculatorTeacher(EMT()).quantities == (*EVERYTHING, "magmoms")
     assert CalculatorTeacher(LennardJones()).quantities == EVERYTHING
@@ -211,12 +211,14 @@ def test_what_is_offered() -> None:
     assert CalculatorTeacher(both).quantities == ("energy", "energy_per_atom", "forces")
 
 
-def test_a_broken_promise_is_the_teachers_fault() -> None:
+def test_listed_but_missing_quantity_is_a_teacher_error() -> None:
     """Not that of the structure."""
     atoms = Atoms("H", info={"charge": 0})
-    teacher = CalculatorTeacher(Promising())
+    teacher = CalculatorTeacher(ListsMagmoms())
     assert teacher(atoms, ["energy"]) == {"energy": 0.0}
-    with pytest.raises(TeacherError, match="Promising promises but does not give magmoms.*leave"):
+    with pytest.raises(
+        TeacherError, match="ListsMagmoms promises but does not give magmoms.*leave"
+    ):
         teacher(atoms, ["energy", "magmoms"])
 
 
@@ -226,15 +228,15 @@ def test_a_broken_promise_is_the_teachers_fault() -> None:
         (None, "expected an ASE calculator, got NoneType"),
         ("emt", "expected an ASE calculator, got str"),
         (EMT, "expected an ASE calculator, got the class EMT"),
-        (Mute(), "Mute gives no energy; it gives dipole, forces"),
+        (NoEnergy(), "NoEnergy gives no energy; it gives dipole, forces"),
     ],
 )
-def test_no_calculator(thing: Any, message: str) -> None:
+def test_what_is_no_calculator_is_refused(thing: Any, message: str) -> None:
     with pytest.raises(TeacherError, match=message):
         CalculatorTeacher(thing)
 
 
-def test_quantities_are_checked() -> None:
+def test_unknown_repeated_or_missing_quantities_are_refused() -> None:
     offered = ("energy", "forces")
     check_quantities(["forces", "energy"], offered, "it")
     with pytest.raises(KeyError, match="unknown quantity 'force'; did you mean 'forces'"):
@@ -284,12 +286,12 @@ def descriptions() -> list[str]:
     return [describe(make()) for make in DIFFERENT.values()]
 
 
-def test_what_differs_has_another_identity() -> None:
+def test_different_calculators_have_different_fingerprints() -> None:
     """Class, settings of any kind, weights wherever they are, parts and their weights."""
     assert len(set(descriptions())) == len(DIFFERENT)
 
 
-def test_identity_lasts() -> None:
+def test_fingerprint_is_the_same_in_another_process() -> None:
     """In another process, which hashes and lays out memory differently."""
     code = "from tests.teachers.test_calculator import *; print(*descriptions(), sep='\\n')"
     settings = {**os.environ, "PYTHONHASHSEED": "12345"}
@@ -299,7 +301,7 @@ def test_identity_lasts() -> None:
     assert done.stdout.splitlines() == descriptions(), done.stderr
 
 
-def test_use_does_not_change_identity() -> None:
+def test_fingerprint_does_not_change_with_use() -> None:
     """Nor do numpy's numbers, a tuple, or a setting that is None."""
     calculator = EMT()
     before = describe(calculator)
@@ -309,7 +311,7 @@ def test_use_does_not_change_identity() -> None:
     assert describe(Charged(b=1, a=2)) == describe(Charged(a=np.int64(2), b=1))
 
 
-def test_versions_of_what_computes() -> None:
+def test_versions_name_the_computing_packages() -> None:
     """Of the packages that are installed, by their distributions' names."""
     versions = CalculatorTeacher(SumCalculator([EMT(), Charged()])).versions
     assert set(versions) == {"ase", "numpy", "torch"}
@@ -339,13 +341,13 @@ def changed(how: str) -> nn.Module:
 CHANGES = ("one bit", "a buffer", "a counter", "two rows swapped", "precision", "a name", "shape")
 
 
-def test_weights_hash_tells_models_apart() -> None:
+def test_weights_hash_differs_for_different_models() -> None:
     hashes = {weights_hash(changed(how)) for how in ("nothing", *CHANGES)}
     assert len(hashes) == 1 + len(CHANGES)
     assert weights_hash(changed("nothing")) == weights_hash(linear())
 
 
-def test_weights_hash_is_of_the_numbers_only() -> None:
+def test_weights_hash_does_not_depend_on_memory_layout() -> None:
     """Not of where and how they lie, nor of whether they are trained."""
     model, expected = linear(), weights_hash(linear())
     model.eval().requires_grad_(False)
@@ -357,7 +359,7 @@ def test_weights_hash_is_of_the_numbers_only() -> None:
     assert weights_hash(model) != expected
 
 
-def test_shared_weights_count_once_and_tables_do_not() -> None:
+def test_count_of_weights_without_repeats_and_tables() -> None:
     model = linear()  # 3 * 2 + 2 and 2 + 2
     assert count_weights(Neural("attribute", model)) == 12
     assert count_weights(SumCalculator([Neural("list", model, linear(1)), EMT()])) == 24

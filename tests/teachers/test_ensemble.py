@@ -1,4 +1,4 @@
-"""An ensemble gives the mean of its teachers, and how far they are apart."""
+"""An ensemble predicts the mean of its teachers and their standard deviation."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def copper() -> Atoms:
     return atoms
 
 
-def answers(names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return all that the ensemble says of copper."""
+def predicted_by(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return all that an ensemble predicts for copper."""
     return load_teacher(" & ".join(names))(copper(), (*COMMON, *SPREADS))
 
 
 def test_mean_and_sample_standard_deviation() -> None:
     """Number by number."""
-    found, alone = answers(NAMES), [load_teacher(name)(copper(), COMMON) for name in NAMES]
+    found, alone = predicted_by(NAMES), [load_teacher(name)(copper(), COMMON) for name in NAMES]
     assert set(found) == {*COMMON, *SPREADS}
     for name in COMMON:
         stacked = np.stack([answer[name] for answer in alone])
@@ -68,8 +68,8 @@ def test_mean_and_sample_standard_deviation() -> None:
             np.testing.assert_allclose(found[f"{name}_std"], spread, rtol=1e-10, atol=1e-13)
 
 
-def test_of_two_the_spread_is_their_distance_over_root_two() -> None:
-    found = answers(NAMES[:2])
+def test_spread_of_two_teachers_is_their_distance_over_root_two() -> None:
+    found = predicted_by(NAMES[:2])
     one, other = (load_teacher(name)(copper(), COMMON) for name in NAMES[:2])
     for name in SPREADS:
         mean = name.removesuffix("_std")
@@ -78,28 +78,28 @@ def test_of_two_the_spread_is_their_distance_over_root_two() -> None:
         assert found[name].max() > 0
 
 
-def test_identical_teachers_agree() -> None:
+def test_identical_teachers_have_no_spread() -> None:
     """Their spread is 0, and of two the mean is each one's own, to the bit."""
-    found, alone = answers(["emt", "emt"]), load_teacher("emt")(copper(), COMMON)
+    found, alone = predicted_by(["emt", "emt"]), load_teacher("emt")(copper(), COMMON)
     for name in COMMON:
         assert np.array_equal(found[name], alone[name])
     for name in SPREADS:
         assert not found[name].any()
 
 
-def test_order_does_not_matter() -> None:
-    expected = answers(NAMES)
+def test_order_of_teachers_does_not_matter() -> None:
+    expected = predicted_by(NAMES)
     for order in permutations(NAMES):
-        for name, value in answers(order).items():
+        for name, value in predicted_by(order).items():
             np.testing.assert_allclose(value, expected[name], rtol=1e-12, atol=1e-13)
 
 
-def test_a_spread_turns_with_the_crystal() -> None:
+def test_spread_permutes_with_the_axes() -> None:
     """Energies' spreads stay; forces' spreads change places with the axes."""
     turned = copper()
     turned.set_cell(turned.cell[:, [1, 2, 0]])
     turned.positions = turned.positions[:, [1, 2, 0]]
-    found, expected = load_teacher(" & ".join(NAMES))(turned, SPREADS), answers(NAMES)
+    found, expected = load_teacher(" & ".join(NAMES))(turned, SPREADS), predicted_by(NAMES)
     close = {"rtol": 1e-9, "atol": 1e-11}
     for name in ("energy_std", "atomic_energies_std"):
         np.testing.assert_allclose(found[name], expected[name], **close)
@@ -109,7 +109,7 @@ def test_a_spread_turns_with_the_crystal() -> None:
     )
 
 
-def test_it_goes_into_a_store(tmp_path: Path) -> None:
+def test_ensemble_labels_into_a_store(tmp_path: Path) -> None:
     """By its name, with spreads in the shapes of the table; of a molecule no stress, no spread."""
     frames = [LabelledStructure("metal", copper()), LabelledStructure("water", molecule("H2O"))]
     name = " & ".join(NAMES[1:])
@@ -126,14 +126,14 @@ def test_it_goes_into_a_store(tmp_path: Path) -> None:
     assert label(frames, name, tmp_path, progress=False).skipped == 2
 
 
-def test_only_what_is_asked_for_is_computed() -> None:
+def test_only_the_named_quantities_are_returned() -> None:
     """A spread needs no mean beside it."""
     ensemble = load_teacher(" & ".join(NAMES))
-    for asked in (["energy_std"], ["forces"], ["forces_std", "energy", "energy_per_atom"]):
-        assert set(ensemble(copper(), asked)) == set(asked)
+    for names in (["energy_std"], ["forces"], ["forces_std", "energy", "energy_per_atom"]):
+        assert set(ensemble(copper(), names)) == set(names)
 
 
-def test_what_teachers_share_has_a_mean() -> None:
+def test_quantities_are_the_shared_ones_without_embeddings() -> None:
     """But for embeddings, whose axes are each teacher's own; order is that of the table."""
     ensemble = Ensemble([Featured(), Featured(8)])
     assert ensemble.quantities == (
@@ -145,7 +145,7 @@ def test_what_teachers_share_has_a_mean() -> None:
     )
 
 
-def test_what_one_does_not_give_is_left_out() -> None:
+def test_quantity_that_one_teacher_lacks_is_left_out() -> None:
     """As by a teacher alone."""
     ensemble = Ensemble([Featured(), Featured()])
     asked = ["energy_std", "magmoms", "magmoms_std"]
@@ -164,19 +164,18 @@ def test_means_are_in_double_precision() -> None:
     assert found["energy_std"] == pytest.approx(0.5, abs=1e-9)
 
 
-def test_a_bad_number_of_one_is_a_bad_number() -> None:
-    """It cannot hide in a mean."""
+def test_nan_of_one_teacher_is_nan_of_the_ensemble() -> None:
     ensemble = Ensemble([Featured(), Featured(energy=float("nan"))])
     assert not np.isfinite(list(ensemble(Atoms("H"), ["energy", "energy_std"]).values())).any()
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_one_is_no_ensemble(count: int) -> None:
+def test_fewer_than_two_teachers_are_refused(count: int) -> None:
     with pytest.raises(TeacherError, match=f"needs two or more teachers, got {count}"):
         Ensemble([Featured()] * count)
 
 
-def test_nothing_in_common() -> None:
+def test_teachers_without_a_shared_quantity_are_refused() -> None:
     class Forceful(Featured):
         """Gives forces and embeddings only."""
 
@@ -188,7 +187,7 @@ def test_nothing_in_common() -> None:
         Ensemble([Featured(), Forceful()])
 
 
-def test_identity_and_versions_are_those_of_all() -> None:
+def test_fingerprint_and_versions_name_all_teachers() -> None:
     teachers = [load_teacher(name) for name in NAMES]
     ensemble = Ensemble(teachers)
     assert all(teacher.fingerprint in ensemble.fingerprint for teacher in teachers)

@@ -1,4 +1,4 @@
-"""What failed is kept with its reason, whatever happens to the file meanwhile."""
+"""The failure log keeps structures with their reasons, also after a kill."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lines(store: TargetStore) -> int:
     return len((store.folder / FAILURES).read_text().splitlines())
 
 
-def test_what_was_written_is_read(store: TargetStore) -> None:
+def test_reasons_are_read_back(store: TargetStore) -> None:
     """Whatever stands in ids and reasons, a line each, and by another log as well."""
     fitting = {name: why for name, why in AWKWARD.items() if len(name) < 500}
     FailureLog(store.folder).add(fitting)
@@ -47,14 +47,14 @@ def test_what_was_written_is_read(store: TargetStore) -> None:
     assert (store.folder / FAILURES).read_bytes().isascii()
 
 
-def test_a_store_without_failures(store: TargetStore) -> None:
+def test_store_without_failures_has_no_file(store: TargetStore) -> None:
     """Has no file of them, also after nothing was added."""
     FailureLog(store.folder).add({})
     assert failures(store) == {}
     assert not (store.folder / FAILURES).exists()
 
 
-def test_the_last_reason_counts(store: TargetStore) -> None:
+def test_last_reason_of_a_structure_is_returned(store: TargetStore) -> None:
     """And the same one is not written twice, by this log or the next."""
     log = FailureLog(store.folder)
     for reason in ("first", "second", "second", "first"):
@@ -64,7 +64,7 @@ def test_the_last_reason_counts(store: TargetStore) -> None:
     assert lines(store) == 4
 
 
-def test_what_was_labelled_since_is_no_failure(store: TargetStore) -> None:
+def test_structure_labelled_since_is_left_out(store: TargetStore) -> None:
     FailureLog(store.folder).add({"a": "once", "b": "still"})
     structure = Structure([1], [[0.0, 0.0, 0.0]], np.zeros((3, 3)), [False] * 3)
     store.append([Record("a", structure, {"energy": torch.tensor(1.0)})])
@@ -73,7 +73,7 @@ def test_what_was_labelled_since_is_no_failure(store: TargetStore) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_kill_at_any_byte_costs_what_was_being_written(store: TargetStore, seed: int) -> None:
+def test_kill_at_any_byte_loses_only_the_line_being_written(store: TargetStore, seed: int) -> None:
     """What stood before stays, and what the next log adds is whole."""
     FailureLog(store.folder).add(before := {f"old {index}": "why" for index in range(3)})
     path = store.folder / FAILURES
@@ -91,7 +91,7 @@ def test_a_kill_at_any_byte_costs_what_was_being_written(store: TargetStore, see
     assert failures(store) == {**survived, "new": "1", "newer": "2"}
 
 
-def test_other_tools_read_it(store: TargetStore) -> None:
+def test_file_is_one_json_object_a_line(store: TargetStore) -> None:
     """A JSON a line, of two texts."""
     FailureLog(store.folder).add({"a": "why"})
     (line,) = (store.folder / FAILURES).read_text().splitlines()

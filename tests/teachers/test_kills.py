@@ -1,4 +1,4 @@
-"""The labeller killed at random moments: what was committed stays, and the end is the same."""
+"""The labeller killed at random moments: committed records stay, and the end is the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kd_plugins.teachers.labelling import LabelRun
 from kd_plugins.teachers.ray_engine import RayEngine
 from kd_plugins.teachers.workers import ProcessEngine
 from tests.house import ROOT
-from tests.teachers import slow
+from tests.teachers import fixtures
 
 STRIDE = 20
 """New structures a turn."""
@@ -41,8 +41,8 @@ QUANTITIES = ["energy", "forces"]
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What a run that nobody kills writes."""
     folder = tmp_path_factory.mktemp("whole") / "store"
-    label(slow.frames(TOTAL), slow.NAME, folder, QUANTITIES, progress=False)
-    return slow.content(folder)
+    label(fixtures.copper_cells(TOTAL), fixtures.SLOW_EMT, folder, QUANTITIES, progress=False)
+    return fixtures.packed_records(folder)
 
 
 def in_a_fork(work: Callable[[], Any], seconds: float | None = None) -> bool:
@@ -62,7 +62,7 @@ def in_a_fork(work: Callable[[], Any], seconds: float | None = None) -> bool:
 
 def label_serially(folder: Path, count: int) -> None:
     """Label the first so many structures."""
-    label(slow.frames(count), slow.NAME, folder, QUANTITIES, progress=False)
+    label(fixtures.copper_cells(count), fixtures.SLOW_EMT, folder, QUANTITIES, progress=False)
 
 
 def seconds(folder: Path) -> float:
@@ -73,7 +73,9 @@ def seconds(folder: Path) -> float:
 
 
 @pytest.mark.parametrize("seed", range(PROCESS_KILLS // 20))
-def test_two_hundred_kills(tmp_path: Path, uninterrupted: dict[str, bytes], seed: int) -> None:
+def test_labelling_killed_two_hundred_times_equals_uninterrupted(
+    tmp_path: Path, uninterrupted: dict[str, bytes], seed: int
+) -> None:
     """Twenty a seed: nothing committed is lost, the store is clean each time and ends the same."""
     usual = min(seconds(tmp_path / f"clock{again}") for again in range(3))
     folder, moments = tmp_path / "store", random.Random(seed)
@@ -90,7 +92,7 @@ def test_two_hundred_kills(tmp_path: Path, uninterrupted: dict[str, bytes], seed
     assert committed
     assert n_killed > 5  # the others had finished before
     label_serially(folder, TOTAL)
-    assert slow.content(folder) == uninterrupted
+    assert fixtures.packed_records(folder) == uninterrupted
 
 
 def run_with_kills(engine: Any, folder: Path, total: int, kills: int, pause: float) -> int:
@@ -108,7 +110,7 @@ def run_with_kills(engine: Any, folder: Path, total: int, kills: int, pause: flo
     thread.start()
     try:
         with tqdm(disable=True) as bar:
-            LabelRun(engine, TargetStore.open(folder), bar).all(slow.frames(total))
+            LabelRun(engine, TargetStore.open(folder), bar).all(fixtures.copper_cells(total))
     finally:
         done.set()
         thread.join()
@@ -119,23 +121,32 @@ def run_with_kills(engine: Any, folder: Path, total: int, kills: int, pause: flo
 def finish(folder: Path, total: int) -> None:
     """Label what is missing, such as a structure under which two workers were killed."""
     assert TargetStore.open(folder).verify() == []
-    label(slow.frames(total), slow.NAME, folder, QUANTITIES, progress=False)
+    label(fixtures.copper_cells(total), fixtures.SLOW_EMT, folder, QUANTITIES, progress=False)
 
 
-def test_killed_processes(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_killed_worker_processes_are_replaced(
+    tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
     """Two workers, one of them killed every tenth of a second, so many times in all."""
     for clock in ("cold", "warm"):
         start = time.monotonic()
-        label(slow.frames(4), slow.NAME, tmp_path / clock, QUANTITIES, engine="process", workers=2)
+        label(
+            fixtures.copper_cells(4),
+            fixtures.SLOW_EMT,
+            tmp_path / clock,
+            QUANTITIES,
+            engine="process",
+            workers=2,
+        )
         pause = max(0.05, (time.monotonic() - start) / 4)  # others may be at work on this machine
     killed = 0
     for attempt in range(PROCESS_KILLS // 10):
         folder = tmp_path / f"store-{attempt}"
-        TargetStore.create(folder, slow.manifest())
-        engine = ProcessEngine(slow.NAME, folder, 2)
+        TargetStore.create(folder, fixtures.make_manifest())
+        engine = ProcessEngine(fixtures.SLOW_EMT, folder, 2)
         killed += run_with_kills(engine, folder, TOTAL, PROCESS_KILLS - killed, pause)
         finish(folder, TOTAL)
-        assert slow.content(folder) == uninterrupted
+        assert fixtures.packed_records(folder) == uninterrupted
         if killed == PROCESS_KILLS:
             break
     assert killed == PROCESS_KILLS
@@ -151,18 +162,24 @@ def ray_on_this_machine() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_killed_ray_actors(tmp_path: Path, ray_on_this_machine: None) -> None:
+def test_killed_ray_actors_are_replaced(tmp_path: Path, ray_on_this_machine: None) -> None:
     """An actor's start takes a second or two, so there are four kills here."""
     total = 2000
-    label(slow.frames(total), slow.NAME, tmp_path / "whole", QUANTITIES, progress=False)
+    label(
+        fixtures.copper_cells(total),
+        fixtures.SLOW_EMT,
+        tmp_path / "whole",
+        QUANTITIES,
+        progress=False,
+    )
     killed = 0
     for attempt in range(5):
         folder = tmp_path / f"store-{attempt}"
-        TargetStore.create(folder, slow.manifest())
-        engine = RayEngine(slow.NAME, folder, 2)
+        TargetStore.create(folder, fixtures.make_manifest())
+        engine = RayEngine(fixtures.SLOW_EMT, folder, 2)
         killed += run_with_kills(engine, folder, total, KILLS - killed, pause=0.7)
         finish(folder, total)
-        assert slow.content(folder) == slow.content(tmp_path / "whole")
+        assert fixtures.packed_records(folder) == fixtures.packed_records(tmp_path / "whole")
         if killed == KILLS:
             break
     assert killed == KILLS
@@ -170,8 +187,8 @@ def test_killed_ray_actors(tmp_path: Path, ray_on_this_machine: None) -> None:
 
 def command(folder: Path, structures: Path, engine: str) -> subprocess.Popen[str]:
     """Start the command with two workers."""
-    words = f"label {structures} --teacher {slow.NAME} --store {folder} --quantities energy forces"
-    words += f" --engine {engine} --workers 2"
+    words = f"label {structures} --teacher {fixtures.SLOW_EMT} --store {folder}"
+    words += f" --quantities energy forces --engine {engine} --workers 2"
     code = "import sys; from kd_plugins.cli import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", code, *words.split()],
@@ -184,14 +201,14 @@ def command(folder: Path, structures: Path, engine: str) -> subprocess.Popen[str
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "kills"), [("process", 3), ("ray", 1)])
-def test_killed_command(
+def test_killed_command_is_resumed(
     tmp_path: Path, uninterrupted: dict[str, bytes], engine: str, kills: int
 ) -> None:
     """Its workers notice and let go of the store; the same command goes on."""
     if engine == "ray":
         pytest.importorskip("ray")
     structures, folder = tmp_path / "copper.extxyz", tmp_path / "store"
-    slow.write(structures, TOTAL)
+    fixtures.write_copper_cells(structures, TOTAL)
     for moment in range(kills):
         running = command(folder, structures, engine)
         wait_for_growth(folder, running)

@@ -1,4 +1,4 @@
-"""Labelling: what a store holds afterwards, and what stops a run."""
+"""Labelling: the records it writes, how it resumes, and what stops it."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from kd_plugins.teachers import (
     load_teacher,
 )
 from tests.house import ROOT
-from tests.teachers import slow
+from tests.teachers import fixtures
 
 
 def quietly(
     folder: Path, frames: Iterator[LabelledStructure] | list[LabelledStructure], **settings: object
 ) -> LabelReport:
     """Label without a bar."""
-    return label(frames, slow.NAME, folder, progress=False, **settings)
+    return label(frames, fixtures.SLOW_EMT, folder, progress=False, **settings)
 
 
-def test_targets_are_the_calculators_own(tmp_path: Path) -> None:
+def test_stored_targets_equal_the_calculator(tmp_path: Path) -> None:
     """To the precision of the store, for every quantity."""
-    quietly(tmp_path / "store", slow.frames(5))
+    quietly(tmp_path / "store", fixtures.copper_cells(5))
     store = TargetStore.open(tmp_path / "store")
     assert set(store.manifest.dtypes) == {"energy", "forces", "stress", "atomic_energies"}
-    for frame in slow.frames(5):
+    for frame in fixtures.copper_cells(5):
         atoms, targets = frame.atoms, store[frame.structure_id].values
         atoms.calc = EMT()
         assert targets["energy"].item() == atoms.get_potential_energy()
@@ -52,62 +52,68 @@ def test_targets_are_the_calculators_own(tmp_path: Path) -> None:
     assert store.verify() == []
 
 
-def test_order_and_history_do_not_matter(tmp_path: Path) -> None:
+def test_targets_do_not_depend_on_the_order_of_structures(tmp_path: Path) -> None:
     """A structure's targets are the same whatever the teacher labelled before."""
-    frames = list(slow.frames(12))
+    frames = list(fixtures.copper_cells(12))
     quietly(tmp_path / "forwards", frames)
     quietly(tmp_path / "backwards", frames[::-1])
-    assert slow.content(tmp_path / "forwards") == slow.content(tmp_path / "backwards")
+    assert fixtures.packed_records(tmp_path / "forwards") == fixtures.packed_records(
+        tmp_path / "backwards"
+    )
 
 
 @pytest.mark.parametrize("engine", ["process", "ray"])
-def test_every_engine_gives_the_same(tmp_path: Path, engine: str) -> None:
+def test_engines_write_equal_records(tmp_path: Path, engine: str) -> None:
     """Content for content, failures included, whichever worker did it."""
     if engine == "ray":
         pytest.importorskip("ray")
-    frames = [*slow.frames(30), slow.of("Ag", "silver")]
+    frames = [*fixtures.copper_cells(30), fixtures.crystal_of("Ag", "silver")]
     serial = quietly(tmp_path / "serial", frames)
     report = quietly(tmp_path / engine, frames, engine=engine, workers=2)
-    assert slow.content(tmp_path / engine) == slow.content(tmp_path / "serial")
+    assert fixtures.packed_records(tmp_path / engine) == fixtures.packed_records(
+        tmp_path / "serial"
+    )
     assert (report.labelled, report.failed) == (serial.labelled, serial.failed)
     assert len(list((tmp_path / engine).glob("*.lmdb"))) == 2
 
 
 def test_labelled_ids_are_skipped(tmp_path: Path) -> None:
     """The second run does the rest only, with the store's own quantities."""
-    quietly(tmp_path, slow.frames(5), quantities=["energy"])
-    report = quietly(tmp_path, slow.frames(8))
+    quietly(tmp_path, fixtures.copper_cells(5), quantities=["energy"])
+    report = quietly(tmp_path, fixtures.copper_cells(8))
     assert (report.labelled, report.skipped, report.failed) == (3, 5, {})
     assert set(TargetStore.open(tmp_path)["cu-7"].values) == {"energy"}
 
 
 def test_failures_are_recorded_and_tried_again(tmp_path: Path) -> None:
-    """With their reason, without stopping the run; a repaired structure is no failure any more."""
+    """With their reason and without stopping the run, until the structure is labelled."""
     broken = LabelledStructure("nowhere", molecule("H2"))
     broken.atoms.positions[0] = np.nan
-    frames = [slow.of("Ag", "silver"), *slow.frames(3), broken]
+    frames = [fixtures.crystal_of("Ag", "silver"), *fixtures.copper_cells(3), broken]
     for _ in range(2):
         report = quietly(tmp_path, frames)
         assert report.failed["silver"] == "RuntimeError: no silver"
         assert "positions holds NaN" in report.failed["nowhere"]
         assert len((tmp_path / "failures.jsonl").read_text().splitlines()) == 2
     assert len(TargetStore.open(tmp_path)) == 3
-    quietly(tmp_path, [slow.of("Cu", "silver")])
+    quietly(tmp_path, [fixtures.crystal_of("Cu", "silver")])
     assert set(failures(TargetStore.open(tmp_path))) == {"nowhere"}
 
 
-def test_a_structure_that_kills_its_worker(tmp_path: Path) -> None:
+def test_structure_that_kills_its_worker_fails_alone(tmp_path: Path) -> None:
     """It is found, tried twice and recorded; all others are labelled."""
-    frames = [*slow.frames(9), slow.of("Au", "gold"), *(slow.of("Cu", f"x{i}") for i in range(9))]
+    frames = [
+        *fixtures.copper_cells(9),
+        fixtures.crystal_of("Au", "gold"),
+        *(fixtures.crystal_of("Cu", f"x{i}") for i in range(9)),
+    ]
     report = quietly(tmp_path, frames, engine="process", workers=2)
     assert report.failed == {"gold": "its worker died, twice (out of memory?)"}
     assert len(TargetStore.open(tmp_path)) == report.labelled == 18
 
 
 def test_nan_from_the_teacher_is_a_failure(tmp_path: Path) -> None:
-    """And never a target."""
-
-    class Sick(EMT):
+    class GivesNaN(EMT):
         """Gives NaN."""
 
         def calculate(self, *args: object, **kwargs: object) -> None:
@@ -115,13 +121,14 @@ def test_nan_from_the_teacher_is_a_failure(tmp_path: Path) -> None:
             super().calculate(*args, **kwargs)
             self.results["forces"][0, 0] = np.nan
 
-    report = label(slow.frames(2), CalculatorTeacher(Sick()), tmp_path, progress=False)
+    report = label(
+        fixtures.copper_cells(2), CalculatorTeacher(GivesNaN()), tmp_path, progress=False
+    )
     assert "forces: the teacher target of an atom of structure" in report.failed["cu-0"]
     assert len(TargetStore.open(tmp_path)) == 0
 
 
-def test_stress_of_a_molecule_is_missing(tmp_path: Path) -> None:
-    """Rather than made up."""
+def test_stress_of_a_molecule_is_left_out(tmp_path: Path) -> None:
     label([LabelledStructure("water", molecule("H2O"))], "emt", tmp_path, progress=False)
     assert set(TargetStore.open(tmp_path)["water"].values) == {
         "energy",
@@ -130,9 +137,9 @@ def test_stress_of_a_molecule_is_missing(tmp_path: Path) -> None:
     }
 
 
-def test_one_id_for_two_structures(tmp_path: Path) -> None:
+def test_one_id_for_two_structures_is_refused(tmp_path: Path) -> None:
     """Refused, in one batch and in another run; what was committed stays."""
-    twice = [slow.of("Cu", "metal"), slow.of("Ni", "metal")]
+    twice = [fixtures.crystal_of("Cu", "metal"), fixtures.crystal_of("Ni", "metal")]
     with pytest.raises(ValueError, match="'metal' stands for two structures: atom 0 is element 28"):
         quietly(tmp_path, twice)
     quietly(tmp_path, twice[:1])
@@ -142,7 +149,7 @@ def test_one_id_for_two_structures(tmp_path: Path) -> None:
     assert quietly(tmp_path, [twice[0], twice[0]]).skipped == 2
 
 
-def test_what_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_refusals_leave_no_store(tmp_path: Path) -> None:
     """A quantity that the teacher lacks or nobody knows, no name for a parallel engine."""
     cases = [
         ({"quantities": ["node_embeddings"]}, TeacherError, "gives no 'node_embeddings'; it gives"),
@@ -154,58 +161,62 @@ def test_what_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     ]
     for settings, error, message in cases:
         with pytest.raises(error, match=message):
-            quietly(tmp_path / "store", slow.frames(1), **settings)
+            quietly(tmp_path / "store", fixtures.copper_cells(1), **settings)
     with pytest.raises(TeacherError, match="give the teacher by name"):
-        label(slow.frames(1), load_teacher("emt"), tmp_path / "store", engine="process")
+        label(fixtures.copper_cells(1), load_teacher("emt"), tmp_path / "store", engine="process")
     assert not (tmp_path / "store").exists()
 
 
 def test_structures_by_their_old_keyword(tmp_path: Path) -> None:
     with pytest.warns(DeprecationWarning, match="label: the argument frames is structures now"):
-        report = label(frames=slow.frames(1), teacher="emt", store=tmp_path, progress=False)
+        report = label(
+            frames=fixtures.copper_cells(1), teacher="emt", store=tmp_path, progress=False
+        )
     assert report.labelled == 1
 
 
 def test_another_teacher_is_refused(tmp_path: Path) -> None:
     """One store holds one teacher's targets."""
-    quietly(tmp_path, slow.frames(1))
+    quietly(tmp_path, fixtures.copper_cells(1))
     with pytest.raises(StoreError, match="was made with another teacher"):
-        label(slow.frames(2), "emt", tmp_path, progress=False)
+        label(fixtures.copper_cells(2), "emt", tmp_path, progress=False)
 
 
-def test_a_run_survives_any_number_of_failures(tmp_path: Path) -> None:
-    """What comes after them is labelled."""
-    frames = [*(slow.of("Ag", f"ag-{index}") for index in range(150)), slow.of("Cu", "cu")]
+def test_run_survives_150_failures(tmp_path: Path) -> None:
+    frames = [
+        *(fixtures.crystal_of("Ag", f"ag-{index}") for index in range(150)),
+        fixtures.crystal_of("Cu", "cu"),
+    ]
     report = quietly(tmp_path, frames)
     assert (report.labelled, len(report.failed)) == (1, 150)
 
 
-def test_a_store_without_records_takes_other_quantities(tmp_path: Path) -> None:
-    """A promise that the calculator breaks leaves nothing that is in the way."""
+def test_store_without_records_accepts_other_quantities(tmp_path: Path) -> None:
+    """A quantity that the calculator lists but does not compute leaves an empty store."""
     with pytest.raises(TeacherError, match="promises but does not give"):
-        quietly(tmp_path, slow.frames(1), quantities=["magmoms"])
-    assert quietly(tmp_path, slow.frames(1), quantities=["energy"]).labelled == 1
+        quietly(tmp_path, fixtures.copper_cells(1), quantities=["magmoms"])
+    assert quietly(tmp_path, fixtures.copper_cells(1), quantities=["energy"]).labelled == 1
 
 
-def test_other_versions_are_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_versions_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """When a store made with others is added to."""
-    quietly(tmp_path, slow.frames(1))
+    quietly(tmp_path, fixtures.copper_cells(1))
     path = tmp_path / "manifest.json"
     content = json.loads(path.read_text())
     content["versions"]["ase"] = "3.0.0"
     path.write_text(json.dumps(content))
-    quietly(tmp_path, slow.frames(2))
+    quietly(tmp_path, fixtures.copper_cells(2))
     assert "the store was made with ase 3.0.0, now" in caplog.text
 
 
 @pytest.mark.parametrize("engine", ["process", "ray"])
-def test_a_worker_that_cannot_start(tmp_path: Path, engine: str) -> None:
-    """Its reason arrives; nothing is tried for ever."""
+def test_worker_that_cannot_start_ends_the_run(tmp_path: Path, engine: str) -> None:
+    """With the worker's reason, and without starting it again."""
     if engine == "ray":
         pytest.importorskip("ray")
     name = f"tests.teachers.test_label:only_here process={os.getpid()}"
     with pytest.raises(TeacherError, match="cannot be made: RuntimeError: no licence"):
-        label(slow.frames(2), name, tmp_path, engine=engine, workers=2, progress=False)
+        label(fixtures.copper_cells(2), name, tmp_path, engine=engine, workers=2, progress=False)
 
 
 def only_here(process: int) -> EMT:
@@ -215,21 +226,21 @@ def only_here(process: int) -> EMT:
     return EMT()
 
 
-def test_two_labellers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_labeller_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is refused while the first is at work."""
     monkeypatch.setattr("kd_plugins.teachers.labelling.PATIENCE", 0.0)
-    quietly(tmp_path, slow.frames(1))
+    quietly(tmp_path, fixtures.copper_cells(1))
     store = TargetStore.open(tmp_path)
     with store.only_writer(), pytest.raises(ShardBusy, match="being written by another command"):
-        quietly(tmp_path, slow.frames(2))
+        quietly(tmp_path, fixtures.copper_cells(2))
     with store.writer("worker-0"):
         pass
     with (
         store.writer("worker-0"),
         pytest.raises(ShardBusy, match=r"worker-0.lmdb is being written"),
     ):
-        quietly(tmp_path, slow.frames(2))
-    assert quietly(tmp_path, slow.frames(2)).labelled == 1
+        quietly(tmp_path, fixtures.copper_cells(2))
+    assert quietly(tmp_path, fixtures.copper_cells(2)).labelled == 1
 
 
 def in_a_small_world(script: str, folder: Path) -> str:
@@ -244,11 +255,11 @@ def in_a_small_world(script: str, folder: Path) -> str:
 MAIN = 'from kd_plugins.cli import main; print("code", main())'
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
-    """One error; what was committed is whole, and with more room the same command ends the job."""
+def test_full_disk_is_one_error_and_resumes(tmp_path: Path) -> None:
+    """What was committed is whole, and with more room the same command labels the rest."""
     (tmp_path / "disk").mkdir()
     structures = tmp_path / "copper.extxyz"
-    slow.write(structures, 300)
+    fixtures.write_copper_cells(structures, 300)
     label_it = f'"$1" -c \'{MAIN}\' label {structures} --teacher emt --store "$2/store"'
     verify = f'"$1" -c \'{MAIN}\' verify "$2/store"'
     output = in_a_small_world(
@@ -269,15 +280,15 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert "structures:  300" in output
 
 
-def test_a_read_only_folder(tmp_path: Path) -> None:
+def test_read_only_folder_is_one_error(tmp_path: Path) -> None:
     """It is read as ever; labelling into it is one error, and nothing changes."""
-    slow.write(tmp_path / "copper.extxyz", 3)
-    quietly(tmp_path / "store", slow.frames(2))
-    before = slow.content(tmp_path / "store")
+    fixtures.write_copper_cells(tmp_path / "copper.extxyz", 3)
+    quietly(tmp_path / "store", fixtures.copper_cells(2))
+    before = fixtures.packed_records(tmp_path / "store")
     output = in_a_small_world(
         f"""
         mount --bind "$2" "$2"; mount -o remount,bind,ro "$2"
-        "$1" -c '{MAIN}' label {tmp_path}/copper.extxyz --teacher {slow.NAME} --store "$2"
+        "$1" -c '{MAIN}' label {tmp_path}/copper.extxyz --teacher {fixtures.SLOW_EMT} --store "$2"
         "$1" -c '{MAIN}' verify "$2"
         """,
         tmp_path / "store",
@@ -285,14 +296,16 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
     assert "cannot be written: Read-only file system" in output
     assert "code 2" in output
     assert "every record is whole" in output
-    assert slow.content(tmp_path / "store") == before
+    assert fixtures.packed_records(tmp_path / "store") == before
 
 
-def test_the_manifest_says_who_and_with_what(tmp_path: Path) -> None:
+def test_manifest_names_teacher_versions_units_and_dtypes(tmp_path: Path) -> None:
     """Teacher, fingerprint, versions, units and precision, for whoever opens it in five years."""
-    quietly(tmp_path, slow.frames(1), quantities={"energy": "float64", "forces": "float16"})
+    quietly(
+        tmp_path, fixtures.copper_cells(1), quantities={"energy": "float64", "forces": "float16"}
+    )
     content = json.loads((tmp_path / "manifest.json").read_text())
-    assert content["teacher"] == slow.NAME
+    assert content["teacher"] == fixtures.SLOW_EMT
     assert "SlowEMT" in content["fingerprint"]
     assert {"ase", "torch", "numpy"} <= set(content["versions"])
     assert content["units"] == {"energy": "eV", "forces": "eV/Å"}

@@ -1,4 +1,4 @@
-"""A teacher's name says how to make it, in every process and in a later year."""
+"""Teachers by name: reading, writing and loading them, and names that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def same(found: Any, expected: Any) -> bool:
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_what_is_written_is_read(value: Any) -> None:
+def test_written_spec_is_read_back(value: Any) -> None:
     """On one line, as words of a command line, and among others."""
     spec = TeacherSpec("package.module:factory", {"first": value, "second": value})
     (alone,) = parse_teachers(str(spec))
@@ -97,7 +97,7 @@ def test_name_and_arguments_may_be_quoted_as_one_word(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("statement", ["raise SystemExit(0)", "def f(): raise SystemExit(0)"])
-def test_a_module_that_ends_python_is_an_error(tmp_path: Path, monkeypatch, statement: str) -> None:
+def test_module_that_exits_python_is_an_error(tmp_path: Path, monkeypatch, statement: str) -> None:
     """Not an exit of the command with code 0."""
     (tmp_path / "ends_python.py").write_text(statement)
     monkeypatch.syspath_prepend(tmp_path)
@@ -107,28 +107,28 @@ def test_a_module_that_ends_python_is_an_error(tmp_path: Path, monkeypatch, stat
 
 
 @pytest.mark.parametrize("teacher", [3, None, [3], {"emt": 1}])
-def test_what_is_no_name_is_shown(teacher: Any) -> None:
+def test_what_is_no_name_is_refused(teacher: Any) -> None:
     for read in (load_teacher, TeacherSpec.parse):
         with pytest.raises(TeacherError, match="expected a teacher's name"):
             read(teacher)
 
 
-def test_an_argument_that_is_given_twice_is_refused() -> None:
+def test_repeated_argument_is_refused() -> None:
     with pytest.raises(TeacherError, match="rc is given twice"):
         TeacherSpec.parse(["ase.calculators.lj:LennardJones", "rc=3", "rc=4"])
 
 
-def test_an_ensemble_of_one_teacher_is_refused() -> None:
+def test_repeated_teacher_is_refused() -> None:
     with pytest.raises(TeacherError, match="'emt a=1' is given twice"):
         check_different(parse_teachers("emt a=1 & emt & emt a=1"))
 
 
-def test_an_ensemble_may_be_quoted_as_one_word() -> None:
+def test_ensemble_may_be_quoted_as_one_word() -> None:
     """As a manifest writes it."""
     assert teacher_name(parse_teachers(["emt & emt a=1"])) == "emt & emt a=1"
 
 
-def test_words_are_json_or_else_text() -> None:
+def test_values_are_json_or_else_text() -> None:
     words = ["a=1", "b=1.0", "c=true", "d=[1]", 'e="1"', "f=True", "g=", "h=a=b", "i=cpu"]
     expected = [1, 1.0, True, [1], "1", "True", "", "a=b", "cpu"]
     found = TeacherSpec.parse(["emt", *words]).arguments
@@ -167,13 +167,13 @@ def test_words_are_json_or_else_text() -> None:
         ("pfp", "pfp.. missing 2 required positional arguments: 'model_version' and 'calc_mode'"),
     ],
 )
-def test_refusals(text: str, message: str) -> None:
+def test_name_that_cannot_be_loaded_is_refused(text: str, message: str) -> None:
     """Each says what was expected."""
     with pytest.raises(TeacherError, match=message):
         load_teacher(text)
 
 
-def test_pfp_without_its_client() -> None:
+def test_pfp_without_its_client_names_the_remedy() -> None:
     """Says where it comes from, and what else can be done."""
     if is_installed("pfp-api-client"):
         pytest.skip("the client is installed")
@@ -183,13 +183,13 @@ def test_pfp_without_its_client() -> None:
 
 @pytest.mark.skipif(is_installed("fairchem-core"), reason="fairchem-core is installed")
 @pytest.mark.parametrize("name", ["eqv2", "kd_plugins.fairchem:eqv2"])
-def test_eqv2_without_fairchem(name: str) -> None:
+def test_eqv2_without_fairchem_names_the_extra(name: str) -> None:
     """Names the extra; also of a factory that is only looked for when it is asked for."""
     with pytest.raises(TeacherError, match=r"pip install 'kd_plugins\[fairchem\]'"):
         load_teacher(f"{name} checkpoint=x.pt")
 
 
-def test_names_of_all_kinds_make_the_same() -> None:
+def test_short_name_and_module_name_load_equal_teachers() -> None:
     """A short name, a module's factory, and words."""
     expected = CalculatorTeacher(EMT()).fingerprint
     for name in ("emt", "ase.calculators.emt:EMT", "kd_plugins.teachers.builtin:emt"):
@@ -199,7 +199,7 @@ def test_names_of_all_kinds_make_the_same() -> None:
     assert other.fingerprint != expected
 
 
-def test_several_are_an_ensemble() -> None:
+def test_several_names_load_an_ensemble() -> None:
     """In the order in which they stand."""
     members = "emt & ase.calculators.lj:LennardJones sigma=2.3 & ase.calculators.lj:LennardJones"
     ensemble = load_teacher(members)
@@ -254,7 +254,7 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_other_packages_bring_teachers(foreign: Path) -> None:
+def test_entry_points_of_other_packages_are_found(foreign: Path) -> None:
     """By a short name, beside ours."""
     argon = load_teacher("argon+d3 sigma=3.4")
     assert '"sigma": 3.4' in argon.fingerprint
@@ -276,12 +276,14 @@ def test_other_packages_bring_teachers(foreign: Path) -> None:
         ("foreign_teachers:Owm", "did you mean 'Own'"),
     ],
 )
-def test_what_can_be_wrong_with_them(foreign: Path, name: str, message: str) -> None:
+def test_faulty_entry_points_are_refused(foreign: Path, name: str, message: str) -> None:
     with pytest.raises(TeacherError, match=message):
         load_teacher(name)
 
 
-def test_a_module_that_breaks_on_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_that_fails_on_import_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Is named with what it says."""
     (tmp_path / "breaks_on_import.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
@@ -296,7 +298,7 @@ class Refusing(EMT):
         raise TeacherError(f"there is no model {model!r}")
 
 
-def test_a_factorys_own_message_is_kept() -> None:
+def test_message_of_a_factory_is_kept() -> None:
     with pytest.raises(TeacherError, match="^there is no model 'x'$"):
         load_teacher(f"{__name__}:Refusing model=x")
 
@@ -318,6 +320,5 @@ class Plain:
         ]
 
 
-def test_a_teacher_needs_no_calculator() -> None:
-    """It is taken as it is."""
+def test_teacher_without_a_calculator_is_returned_as_it_is() -> None:
     assert isinstance(load_teacher(f"{__name__}:Plain"), Plain)
