@@ -269,6 +269,21 @@ def test_predictions_equal_those_of_the_ase_calculator(
             np.testing.assert_array_equal(found[quantity], value, err_msg=quantity)
 
 
+def test_a_left_handed_cell_has_the_same_stress(
+    teachers: dict[str, CHGNetTeacher], crystals: dict[str, Atoms]
+) -> None:
+    """CHGNet alone would take its volume for negative, and so its stress."""
+    atoms, turned = crystals["urea"], crystals["urea"].copy()
+    turned.set_cell(atoms.cell[:][[1, 0, 2]])
+    assert turned.cell.handedness == -1
+
+    teacher = teachers["chgnet"]
+    expected, found = (predict(teacher, one, "energy", "stress") for one in (atoms, turned))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, err_msg=name, **SINGLE)
+    assert np.abs(expected["stress"]).max() > 10 * SINGLE["atol"]
+
+
 def test_predictions_equal_those_of_chgnets_own_calculator(crystals: dict[str, Atoms]) -> None:
     """To rounding: CHGNet has totals in single precision."""
     host = CHGNetCalculator(use_device="cpu", return_site_energies=True)
