@@ -22,11 +22,12 @@ from kd_plugins.hippynn.convert import (
     structure_keys,
     to_structures,
 )
-from kd_plugins.hippynn.teacher import SPREAD, HippynnTeacher
+from kd_plugins.hippynn.teacher import HippynnTeacher
 from kd_plugins.store.store import TargetStore
 from kd_plugins.store.structure import Structure
 from kd_plugins.structures.readers import to_atoms
 from kd_plugins.teachers.calculator import as_teacher, check_quantities
+from kd_plugins.teachers.ensemble import SPREAD
 from kd_plugins.teachers.teacher import Teacher
 
 Targets = Mapping[str, NDArray[np.float64]]

@@ -35,10 +35,9 @@ from kd_plugins.hippynn.convert import ArrayNames, DataError, check_geometry, pa
 from kd_plugins.hippynn.folder import STRUCTURE, load_model
 from kd_plugins.numbers import check_whole
 from kd_plugins.teachers.calculator import weights_hash
+from kd_plugins.teachers.ensemble import SPREAD
 from kd_plugins.teachers.teacher import resolve_device
 
-SPREAD = "_std"
-"""Ending of the name of a quantity's standard deviation over several models."""
 BATCH_SIZES = {"cpu": 16, "cuda": 64}
 """Structures of a batch by kind of device. On one CPU core, structures of 16 to 54 atoms take as
 long in batches of 16 as in larger ones, and two thirds of the time that they take one by one."""

@@ -34,12 +34,15 @@ from hippynn.experiment.assembly import TrainingModules
 from hippynn.experiment.evaluator import Evaluator
 from hippynn.graphs.nodes.base.node_functions import _BaseNode
 
+# The packages whose classes may be made, and what such a class must derive from.
 _ROOMS = (hippynn.graphs, hippynn.layers, hippynn.networks)
 _MADE = (torch.nn.Module, _BaseNode, Evaluator)
 _FACTORIES = (dict, list, set, int, float)
 _NUMBERS = "fiub"
 """Kinds of numpy's numbers; arrays of objects hold pickles of their own."""
 
+# Functions that a model's graph may refer to. They are stored and not called while reading, and
+# none of them reaches a file, a process or the interpreter.
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "pow", "neg", "abs", "matmul")
 _TORCH = (
     *("mean", "sum", "abs", "square", "sqrt", "exp", "log", "min", "max", "std", "var", "clamp"),
@@ -50,6 +53,7 @@ _FUNCTIONAL = (
     *("sigmoid", "softsign", "logsigmoid", "hardtanh"),
     *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"),
 )
+# torch.save writes a tensor as a call of one of these.
 _REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
 
 _HARMLESS = frozenset(
@@ -59,43 +63,47 @@ _HARMLESS = frozenset(
         *("builtins.object", "builtins.range", "builtins.bytearray"),
     }
 )
-"""Of the standard library, what a run may hold beside its model. It is not made either, but the
-rest, which no model needs, is an attack and is refused by name.
+"""What a run may hold of the standard library beside its model. It is not made either. Everything
+else of the standard library is an attack, since no model needs it, and is refused by name.
 """
 
 
 class Unread:
-    """Stands for an object that was not read; see the module."""
+    """A placeholder for an object that was not read; see the module."""
 
     named = ""
 
     def __new__(cls, *args: Any, **keywords: Any) -> Unread:
-        """Return an empty one, whatever it was to be made of."""
+        """Return an empty placeholder, whatever the arguments."""
         return object.__new__(cls)
 
 
 class Unpickler(pickle._Unpickler):
-    """A pickle's operations, each with what it may act on.
+    """Runs a pickle's operations, each on the types that it may act on and no others.
 
-    Python's own in C looks attributes up and calls what it finds, so it cannot be held to this.
+    It is Python's unpickler written in Python, whose operations can be replaced. Those of the one
+    in C cannot: they look attributes up and call what they find.
     """
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a name stands for, without importing anything but hippynn's own modules.
+        """Return the object of a name, without importing anything but hippynn's own modules.
 
         Raises:
             pickle.UnpicklingError: for something of Python's standard library that is not known to
                 be harmless.
         """
+        # Python 2's names of modules, which the oldest pickle protocols use.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+
         known = _known().get((module, name))
         if known is not None:
             return known
         found = _class_of(module, name)
         if found is not None:
             return found
+
         harmless = {module, f"{module}.{name}"} & _HARMLESS
         if module.partition(".")[0] in sys.stdlib_module_names and not harmless:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not read")
@@ -106,12 +114,15 @@ class Unpickler(pickle._Unpickler):
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("arguments that are no tuple")
+
         if isinstance(function, type) and issubclass(function, Unread):
             self.append(function())
             return
         if isinstance(function, type) and issubclass(function, enum.Enum) and len(arguments) == 1:
             self.append(function(arguments[0]))
             return
+
+        # By identity: comparing or hashing an object from the file could run its code.
         make = _CALLS.get(id(function))
         if make is None:
             raise pickle.UnpicklingError(f"a call of {function!r}")
@@ -119,6 +130,7 @@ class Unpickler(pickle._Unpickler):
 
     def load_newobj(self) -> None:
         """Make an empty object of a class."""
+        # No constructor runs: __new__ is that of object, and the attributes are set by BUILD.
         arguments, kind = self.stack.pop(), self.stack.pop()
         if kind is TrainingModules:
             self.append(TrainingModules(*arguments))
@@ -130,15 +142,17 @@ class Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"an object of {kind!r}, made of {arguments!r}")
 
     def load_build(self) -> None:
-        """Give an object its attributes."""
+        """Set the attributes of an object, never those of a class or a function."""
         state, made = self.stack.pop(), self.stack[-1]
         if isinstance(made, Unread | np.dtype):
             return
         if isinstance(made, np.ndarray) and isinstance(state, tuple):
             _fill(made, state)
             return
+
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             raise pickle.UnpicklingError(f"attributes that are no mapping, of {type(made)!r}")
+
         if isinstance(made, torch.nn.Module):
             type(made).__setstate__(made, state)
         elif isinstance(made, _BaseNode | Evaluator | collections.OrderedDict):
@@ -172,6 +186,7 @@ class Unpickler(pickle._Unpickler):
         self._to(set, lambda made: made.update(values))
 
     def _to(self, kind: type, do: Callable[[Any], None]) -> None:
+        """Change the container on the stack; what is added to a placeholder is dropped."""
         made = self.stack[-1]
         if isinstance(made, kind):
             do(made)
@@ -184,6 +199,7 @@ class Unpickler(pickle._Unpickler):
 
 
 def _operations() -> Mapping[int, Any]:
+    """Return the opcodes that are replaced: by methods of the class, or by a refusal."""
     own = {
         code[0]: vars(Unpickler)[f"load_{name}"]
         for name, code in {
@@ -197,6 +213,8 @@ def _operations() -> Mapping[int, Any]:
             "additems": pickle.ADDITEMS,
         }.items()
     }
+
+    # Old instances, constructors by keyword, the registry of extensions and buffers out of band.
     never = (
         *(pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.PERSID),
         *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
@@ -224,20 +242,23 @@ def _class_of(module: str, name: str) -> type | None:
         kinds = (torch.nn.Module,)
     else:
         return None
+
+    # vars() and not getattr(), which a module's own __getattr__ could answer; and the class must be
+    # defined there and not only imported there.
     found = vars(importlib.import_module(module)).get(name)
     own = isinstance(found, type) and found.__module__ == module and issubclass(found, kinds)
     return found if own else None
 
 
 def _get(owner: Any, name: Any) -> Any:
-    """Return one of torch's functions, which a pickle has as an attribute of their class."""
+    """Return one of torch's functions, which pickles name as attributes of an internal class."""
     if owner is not torch._C._VariableFunctionsClass or name not in _TORCH:
         raise pickle.UnpicklingError(f"the attribute {name!r}")
     return getattr(torch, name)
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Return bytes, which older pickles have as text."""
+    """Return bytes, which pickles of protocol 2 hold as text."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in {encoding!r}")
     return text.encode("latin1")
@@ -294,7 +315,7 @@ def _checked(dtype: Any) -> np.dtype[Any]:
 
 
 class _Name:
-    """Stands for a function that is only ever called here."""
+    """A name whose function is never returned, only called here with checked arguments."""
 
 
 _GET, _ENCODE, _DTYPE, _NUMBER, _ARRAY, _DEFAULT = (_Name() for _ in range(6))
@@ -302,7 +323,7 @@ _GET, _ENCODE, _DTYPE, _NUMBER, _ARRAY, _DEFAULT = (_Name() for _ in range(6))
 
 @cache
 def _known() -> Mapping[tuple[str, str], Any]:
-    """Return what each name stands for, besides classes of modules and nodes."""
+    """Return name to object, besides the classes of modules and nodes."""
     known: dict[tuple[str, str], Any] = {
         ("builtins", "getattr"): _GET,
         ("_codecs", "encode"): _ENCODE,
@@ -349,4 +370,4 @@ _CALLS: Mapping[int, Callable[..., Any]] = {
     **{id(kind): kind for kind in (slice, complex, torch.Size, torch.device)},
     **{id(getattr(torch._utils, name)): getattr(torch._utils, name) for name in _REBUILD},
 }
-"""Identity of what a name stands for to what is called for it."""
+"""Identity of a name's object to the function that is called in its place."""
