@@ -21,7 +21,7 @@ LOOKS = {
     "control_30": ("#56B4E9", "D"),
     "student": ("#D55E00", "o"),
 }
-"""Method to colour (Okabe and Ito's, told apart by the colour-blind) and marker."""
+"""Method to colour (Okabe and Ito's, distinct for the colour-blind) and marker."""
 LABELS = {"force_rmse": "force RMSE (meV/Å)", "energy_rmse": "energy RMSE (meV/atom)"}
 DPI = 150
 

@@ -170,12 +170,15 @@ def extra(
             atoms = distorted(frame.atoms, generator)
             made.append(LabelledStructure(f"{frame.structure_id}/extra{copy}", atoms))
     arrays = {name: torch.as_tensor(one) for name, one in to_arrays(made, labels=()).items()}
-    said = HippynnTeacher(str(teacher)).predict_arrays(arrays, ("energy", "forces"))
+    predicted = HippynnTeacher(str(teacher)).predict_arrays(arrays, ("energy", "forces"))
     return [
         LabelledStructure(
             frame.structure_id,
             frame.atoms,
-            {"energy": said["energy"][row], "forces": said["forces"][row][: len(frame.atoms)]},
+            {
+                "energy": predicted["energy"][row],
+                "forces": predicted["forces"][row][: len(frame.atoms)],
+            },
         )
         for row, frame in enumerate(made)
     ]
@@ -193,10 +196,10 @@ def distorted(atoms: Atoms, generator: np.random.Generator) -> Atoms:
 def errors(model: Any, frames: Sequence[LabelledStructure]) -> dict[str, float]:
     """Return errors against labels: forces in eV/Å, energies in eV/atom."""
     arrays = {name: torch.as_tensor(one) for name, one in to_arrays(frames).items()}
-    said = HippynnTeacher(model).predict_arrays(arrays, ("energy", "forces"))
+    predicted = HippynnTeacher(model).predict_arrays(arrays, ("energy", "forces"))
     real = arrays["numbers"].numpy() != 0
-    apart = (said["forces"] - arrays["forces"].numpy())[real]
-    total = said["energy"] - arrays["energy"].numpy()[:, 0]
+    apart = (predicted["forces"] - arrays["forces"].numpy())[real]
+    total = predicted["energy"] - arrays["energy"].numpy()[:, 0]
     per_atom = total / real.sum(axis=1)
     return {
         "force_rmse": float(np.sqrt(np.square(apart).mean())),

@@ -3,7 +3,7 @@
     python recipes/quickstart/structures.py --out runs/quickstart/data
 
 Writes train.extxyz, test.extxyz and liquid.extxyz. ASE's effective medium theory, which is fast,
-melts the metal; it labels nothing.
+melts the metal; it gives no labels.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ase.md.langevin import Langevin
 from tqdm import tqdm
 
 CONSTANT = 4.04
-"""Å, of fcc aluminium in CHGNet's eyes."""
+"""CHGNet's lattice constant of fcc aluminium, Å."""
 HOT, MELTING = 2500.0, 1000.0
-"""K, at which the metal is melted, and at which the last liquid is."""
+"""Temperatures of melting and of the last liquid, K."""
 BETWEEN = 20
-"""Steps of 2 fs between two frames."""
+"""Steps of 2 fs between two structures."""
 NEAREST = 2.1
-"""Å between two atoms; 2.86 in the crystal."""
+"""Smallest distance of two atoms, Å; 2.86 in the crystal."""
 
 
 def strained(generator: np.random.Generator) -> Atoms:
@@ -39,25 +39,26 @@ def strained(generator: np.random.Generator) -> Atoms:
 
 
 def is_whole(atoms: Atoms) -> bool:
-    """Return whether no two atoms are so near that the teacher itself is guessing."""
+    """Return whether no two atoms are nearer than in structures that CHGNet was trained on."""
     distances = atoms.get_all_distances(mic=True)
     return bool(distances[distances > 0].min() > NEAREST)
 
 
 def molten(count: int, seed: int) -> list[Atoms]:
-    """Return frames of a metal that melts and then cools down to a liquid."""
+    """Return structures of a metal that melts and then cools down to a liquid."""
     atoms = bulk("Al", "fcc", a=1.03 * CONSTANT, cubic=True) * (2, 2, 2)
     atoms.calc = EMT()
     generator = np.random.default_rng(seed)
     run = Langevin(atoms, 2 * units.fs, temperature_K=HOT, friction=0.05, rng=generator)
     run.run(10 * BETWEEN)
-    frames = []
+
+    structures = []
     for temperature in tqdm(np.linspace(HOT, MELTING, count), "melting"):
         run.set_temperature(temperature_K=temperature)
         run.run(BETWEEN)
         positions = atoms.get_positions(wrap=True)
-        frames.append(Atoms(atoms.symbols, positions, cell=atoms.cell, pbc=True))
-    return frames
+        structures.append(Atoms(atoms.symbols, positions, cell=atoms.cell, pbc=True))
+    return structures
 
 
 def main() -> None:
@@ -69,18 +70,20 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=240, help="structures (240)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+
     generator = np.random.default_rng(options.seed)
     count = options.count // 2
     *melt, liquid = molten(count + 1, options.seed)
-    frames = [strained(generator) for _ in range(options.count - count)] + melt
-    frames = [frame for frame in frames if is_whole(frame)]
-    for index, frame in enumerate(frames):
-        frame.info["structure_id"] = f"al/{index}"
-    order = generator.permutation(len(frames))
-    test = max(4, len(frames) // 6)
+    structures = [strained(generator) for _ in range(options.count - count)] + melt
+    structures = [atoms for atoms in structures if is_whole(atoms)]
+    for index, atoms in enumerate(structures):
+        atoms.info["structure_id"] = f"al/{index}"
+
+    order = generator.permutation(len(structures))
+    test = max(4, len(structures) // 6)
     options.out.mkdir(parents=True, exist_ok=True)
-    write(options.out / "test.extxyz", [frames[i] for i in sorted(order[:test])])
-    write(options.out / "train.extxyz", [frames[i] for i in sorted(order[test:])])
+    write(options.out / "test.extxyz", [structures[i] for i in sorted(order[:test])])
+    write(options.out / "train.extxyz", [structures[i] for i in sorted(order[test:])])
     write(options.out / "liquid.extxyz", liquid)
 
 

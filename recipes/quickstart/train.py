@@ -1,4 +1,4 @@
-"""Train one HIPNN on a teacher's targets; what it learns from stands in a YAML.
+"""Train one HIPNN on a teacher's targets, with the settings of a YAML file.
 
     python recipes/quickstart/train.py SETTINGS.yml
 
@@ -53,12 +53,17 @@ def train(settings: dict[str, Any]) -> None:
     loss = distillation_loss(energy, forces, weights=weights, energies="total")
     add_teacher_targets(database, TargetStore.open(settings["store"]))
     hierarchical_energy_initialization(energy, database)
-    judge = distillation_loss(energy, forces, weights={"energy": 1, "forces": 10}, energies="total")
-    validation = {"score": judge.train, **judge.validation}
+
+    # All arms keep their best model by the same score, errors from the labels alone.
+    label_weights = {"energy": 1, "forces": 10}
+    labels = distillation_loss(energy, forces, weights=label_weights, energies="total")
+    validation = {"score": labels.train, **labels.validation}
+
     modules, _ = assemble_for_training(loss.train, validation)
     cache_pairs(modules.model, database)
     modules, info = assemble_for_training(loss.train, validation)
     database.inputs, database.targets = info["inputs"], info["targets"]
+
     optimizer = torch.optim.Adam(modules.model.parameters(), lr=settings["learning_rate"])
     epochs = settings["epochs"]
     controller = Controller(
@@ -69,6 +74,7 @@ def train(settings: dict[str, Any]) -> None:
         stopping_key="score",
         fraction_train_eval=0.1,
     )
+
     setup = SetupParams(controller=controller, device="cpu")
     modules, controller, metrics = setup_training(modules, setup)
     out = Path(settings["out"])
