@@ -55,10 +55,12 @@ class Deformation:
         is_pair = (
             isinstance(strain, (tuple, list)) and len(strain) == 2 and all(map(is_number, strain))
         )
+        # At a strain of -1 the cell has no volume.
         if not (is_pair and -1 < strain[0] <= strain[1]):
             raise ValueError(
                 f"linear_strain: expected (lowest, highest) above -1, got {self.linear_strain}"
             )
+
         for name in ("shear_std", "rotation_degrees", "rattle"):
             check_number(name, getattr(self, name), least=0)
 

@@ -131,13 +131,16 @@ def _walk(
 ) -> list[tuple[int, int]]:
     """Assign all atoms of one molecule in place, breadth first; return the bonds of its tree."""
     tree, todo = [], deque([first])
+
     while todo:
         i = todo.popleft()
         for j, shift in bonds[i]:
             if index[j] < 0:
+                # The cell of j is that of i, and from there that of the bond.
                 index[j], offsets[j] = index[first], offsets[i] + shift
                 tree.append((i, j))
                 todo.append(j)
+
     return tree
 
 

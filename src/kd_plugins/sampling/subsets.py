@@ -98,9 +98,11 @@ def nested_subset(ids: Iterable[str], size: int, seed: int) -> list[str]:
     ids = list(ids)
     _check_unique(ids)
     check_seed("seed", seed)
+
     check_whole("size", size)
     if not 1 <= size <= len(ids):
         raise ValueError(f"size: expected 1 to {len(ids)}, which is all there is, got {size}")
+
     return _shuffled(ids, seed)[:size]
 
 
@@ -108,10 +110,12 @@ def _assign(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int) ->
     """Return group to part, each group to the part that lacks the most items."""
     missing = {part: share * sum(sizes.values()) for part, share in shares.items()}
     part_of = {}
+
     for group in _shuffled(sizes, seed):
         part = max(missing, key=missing.__getitem__)
         part_of[group] = part
         missing[part] -= sizes[group]
+
     return part_of
 
 
@@ -130,6 +134,7 @@ def _id_of(item: str | LabelledStructure) -> str:
 
 def _check_shares(shares: Mapping[str, float]) -> None:
     wrong = [share for share in shares.values() if not is_number(share) or not share > 0]
+    # `fsum`, which rounds once: ten shares of 0.1 are exactly 1.
     total = math.fsum(share for share in shares.values() if isinstance(share, (int, float)))
     if wrong or not abs(total - 1) <= ROUNDING:
         raise ValueError(

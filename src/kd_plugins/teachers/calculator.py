@@ -282,12 +282,17 @@ def components(calculator: Any) -> Iterator[Any]:
 def weights_hash(module: torch.nn.Module) -> str:
     """Return a hash of all parameters and buffers of a model, the same on every device."""
     digest = hashlib.sha256()
+
     for name, tensor in sorted(module.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            # As bytes, because NumPy has no bfloat16.
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(raw.numpy().tobytes())
+        # `get_extra_state` of a module may put anything else beside its tensors.
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+
+        # As bytes, because NumPy has no bfloat16.
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
+
     return digest.hexdigest()[:32]
 
 
@@ -317,11 +322,14 @@ def _device_of(calculator: Any) -> str:
 def _to_json(value: Any) -> Any:
     """Return a setting in JSON's types; None is left out, and an object becomes its type's name."""
     if isinstance(value, Mapping):
+        # An argument that a later version adds, with None for its default, changes nothing.
         return {str(key): _to_json(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
         return [_to_json(inner) for inner in value]
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
+
+    # Not the object's `repr`, which may hold an address that changes from run to run.
     return value if isinstance(value, int | float | str | None) else type(value).__qualname__
 
 
@@ -343,6 +351,7 @@ def _find_modules(value: Any, depth: int = 4) -> Iterator[torch.nn.Module]:
 def _versions(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of packages, by the name of the distribution that contains each."""
     found: dict[str, str] = {}
+
     for package in sorted(packages):
         try:
             found[package] = metadata.version(package)
@@ -350,6 +359,7 @@ def _versions(packages: Iterable[str]) -> dict[str, str]:
             # The distribution has another name, or there is none: the user's own module.
             names = _distributions_by_package().get(package, ())
             found |= {name: metadata.version(name) for name in names}
+
     return found
 
 

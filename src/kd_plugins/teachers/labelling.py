@@ -279,8 +279,10 @@ class LabelRun:
         name = structure.structure_id
         self.deaths[name] += 1
         if self.deaths[name] < 2:
+            # The worker may have died of something else, such as a kill for another's memory.
             self.retry_alone.append(structure)
             return
+
         self._forget([structure])
         self._fail({name: "its worker died, twice (out of memory?)"})
 

@@ -178,6 +178,7 @@ def parse_teachers(text: str | Sequence[str]) -> tuple[TeacherSpec, ...]:
             members.append([])
         else:
             members[-1].append(word)
+
     return tuple(TeacherSpec.parse(words) for words in members)
 
 

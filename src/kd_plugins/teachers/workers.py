@@ -259,6 +259,8 @@ class ProcessEngine:
             self._pipes[worker].close()
             self._start(worker)
             return None
+
+        # A teacher or a store that does not work ends the run, not only this worker.
         if isinstance(received, Exception):
             raise received
         return received
@@ -268,6 +270,7 @@ class ProcessEngine:
         arguments = (there, *self._job, f"worker-{worker}")
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
+
         # With a copy left open here, the pipe would not end with the worker.
         there.close()
         self._processes[worker], self._pipes[worker] = process, here
@@ -277,7 +280,8 @@ def _serve(pipe: Any, teacher: str, device: str, folder: Path, n_threads: int, s
     """Label the batches that come through a pipe until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    torch.set_num_threads(n_threads)
+    torch.set_num_threads(n_threads)  # or all workers together would have too many
+
     try:
         worker = Worker(load_teacher(teacher, device), TargetStore.open(folder), shard)
         while True:
@@ -285,7 +289,7 @@ def _serve(pipe: Any, teacher: str, device: str, folder: Path, n_threads: int, s
     except (TeacherError, StoreError) as error:
         pipe.send(error)
     except (EOFError, BrokenPipeError):
-        pass
+        pass  # the parent has closed the pipe
 
 
 def _die_with_parent() -> None:
