@@ -1,4 +1,4 @@
-"""How far a student's energies, forces and stresses are from its teacher's or the labels."""
+"""Errors of a student's energies, forces and stresses from its teacher's or the labels."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from numpy.typing import NDArray
 
 from kd_plugins.core.quantities import quantity
 
-Values = Mapping[str, NDArray[np.float64]]
+Floats = NDArray[np.float64]
+Values = Mapping[str, Floats]
+"""Quantity to its values in one structure."""
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far one quantity is off, over all its numbers alike.
+    """Errors of one quantity, over all its numbers with equal weight.
 
     Args:
         mae: mean absolute error.
         rmse: root mean square error.
-        count: how many numbers were compared.
+        count: of the numbers compared.
         unit: of both errors.
     """
 
@@ -32,13 +34,13 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How a student compares.
+    """Errors of a student, quantity by quantity.
 
     Args:
         errors: quantity to deviation; ``energy`` is listed as ``energy_per_atom``, since the
             error of a total grows with the structure.
-        force_cosine: of the angle between both forces, averaged over those atoms on which they are
-            not both zero; NaN if there are none or no forces.
+        force_cosine: cosine of the angle between both forces, averaged over the atoms on which
+            they are not both zero; NaN without such atoms, and without forces.
     """
 
     errors: Mapping[str, Deviation]
@@ -56,7 +58,8 @@ def compare(
     Args:
         student: structure id to its values, by quantity: energy () of the whole structure in eV,
             forces (N, 3) in eV/Å, stress (6,) in eV/Å³, and so on.
-        teacher: the same of the teacher; its quantities are compared, its structures too.
+        teacher: the same of the teacher or of the labels; all its structures and quantities are
+            compared.
         n_atoms: structure id to number of atoms.
         free: structure id to (N,), the atoms whose forces count; all if left out.
 
@@ -72,31 +75,36 @@ def compare(
     names = list(dict.fromkeys(name for values in teacher.values() for name in values))
     if not names:
         raise ValueError("compare: expected a teacher with structures and values, got none")
+
+    # The student may have more structures; it is compared on those of the teacher.
+    student = {key: student.get(key, {}) for key in teacher}
+
     errors, force_cosine = {}, float("nan")
     for name in names:
-        unit = quantity(name).unit
-        targets = _collected("teacher", teacher, name, n_atoms)
-        guesses = _collected(
-            "student", {key: student.get(key, {}) for key in teacher}, name, n_atoms
-        )
+        targets = _collect("teacher", teacher, name, n_atoms)
+        predictions = _collect("student", student, name, n_atoms)
+
         if name == "forces":
-            kept = [slice(None) if free is None else free[key] for key in teacher]
-            targets, guesses = (
-                [value[rows] for value, rows in zip(side, kept, strict=True)]
-                for side in (targets, guesses)
-            )
-            force_cosine = _cosine(np.concatenate(guesses), np.concatenate(targets))
+            if free is not None:
+                targets = [value[free[key]] for key, value in zip(teacher, targets, strict=True)]
+                predictions = [
+                    value[free[key]] for key, value in zip(teacher, predictions, strict=True)
+                ]
+            force_cosine = _mean_cosine(np.concatenate(predictions), np.concatenate(targets))
+
         if name == "energy":
+            name = "energy_per_atom"
             sizes = [n_atoms[key] for key in teacher]
-            targets, guesses = _divided(targets, sizes), _divided(guesses, sizes)
-            name, unit = "energy_per_atom", quantity("energy_per_atom").unit
-        errors[name] = _error(guesses, targets, unit)
+            targets = [value / size for value, size in zip(targets, sizes, strict=True)]
+            predictions = [value / size for value, size in zip(predictions, sizes, strict=True)]
+
+        errors[name] = _deviation(predictions, targets, quantity(name).unit)
     return Accuracy(errors, force_cosine)
 
 
-def _collected(
+def _collect(
     who: str, structures: Mapping[str, Values], name: str, n_atoms: Mapping[str, int]
-) -> list[NDArray[np.float64]]:
+) -> list[Floats]:
     """Return one quantity of all structures, each checked."""
     collected = []
     for key, values in structures.items():
@@ -105,49 +113,46 @@ def _collected(
                 f"{who} has no {name} of structure {key!r}; compare only what both have"
             )
         value = np.asarray(values[name], dtype=np.float64)
-        _check(f"{who}'s {name} of structure {key!r}", name, value, n_atoms.get(key))
+        _check_value(f"{who}'s {name} of structure {key!r}", name, value, n_atoms.get(key))
         collected.append(value)
     return collected
 
 
-def _check(what: str, name: str, value: NDArray[np.float64], n_atoms: int | None) -> None:
+def _check_value(where: str, name: str, value: Floats, n_atoms: int | None) -> None:
     if n_atoms is None or n_atoms < 1:
-        raise ValueError(f"{what}: expected n_atoms to say how many atoms it has, got {n_atoms}")
+        raise ValueError(f"{where}: expected n_atoms to say how many atoms it has, got {n_atoms}")
+
     row = quantity(name)
     leading = (n_atoms,) if row.scope == "atom" else ()
     fits = value.shape[: len(leading)] == leading and row.fits(value.shape[len(leading) :])
     if not fits:
-        raise ValueError(f"{what}: expected {(*leading, *row.shape)}, got {value.shape}")
+        raise ValueError(f"{where}: expected {(*leading, *row.shape)}, got {value.shape}")
     if not np.isfinite(value).all():
-        raise ValueError(f"{what} is not finite; leave the structure out and say so")
+        raise ValueError(f"{where} is not finite; leave the structure out and say so")
 
 
-def _divided(
-    values: Sequence[NDArray[np.float64]], sizes: Sequence[int]
-) -> list[NDArray[np.float64]]:
-    return [value / size for value, size in zip(values, sizes, strict=True)]
-
-
-def _error(
-    guesses: Sequence[NDArray[np.float64]], targets: Sequence[NDArray[np.float64]], unit: str
-) -> Deviation:
-    both = zip(guesses, targets, strict=True)
-    misses = np.concatenate([np.ravel(guess - target) for guess, target in both])
+def _deviation(predictions: Sequence[Floats], targets: Sequence[Floats], unit: str) -> Deviation:
+    pairs = zip(predictions, targets, strict=True)
+    errors = np.concatenate([np.ravel(prediction - target) for prediction, target in pairs])
     return Deviation(
-        mae=float(np.mean(np.abs(misses))),
-        rmse=float(np.sqrt(np.mean(misses**2))),
-        count=len(misses),
+        mae=float(np.mean(np.abs(errors))),
+        rmse=float(np.sqrt(np.mean(errors**2))),
+        count=len(errors),
         unit=unit,
     )
 
 
-def _cosine(guesses: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
-    """Return the mean over atoms; a force against none at all counts as 0."""
-    sizes = np.linalg.norm(guesses, axis=1), np.linalg.norm(targets, axis=1)
-    counted = (sizes[0] > 0) | (sizes[1] > 0)
+def _mean_cosine(predictions: Floats, targets: Floats) -> float:
+    """Return the mean cosine over atoms, of forces (N, 3).
+
+    Where only one of both forces is zero there is no angle; the cosine counts as 0 there.
+    """
+    lengths = np.linalg.norm(predictions, axis=1), np.linalg.norm(targets, axis=1)
+    counted = (lengths[0] > 0) | (lengths[1] > 0)
     if not counted.any():
         return float("nan")
-    products, lengths = np.sum(guesses * targets, axis=1)[counted], (sizes[0] * sizes[1])[counted]
-    return float(
-        np.mean(np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0))
-    )
+
+    products = np.sum(predictions * targets, axis=1)[counted]
+    scales = (lengths[0] * lengths[1])[counted]
+    cosines = np.divide(products, scales, out=np.zeros_like(products), where=scales > 0)
+    return float(np.mean(cosines))

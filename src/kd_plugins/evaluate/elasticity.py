@@ -16,15 +16,23 @@ from kd_plugins.evaluate.relaxation import relax
 from kd_plugins.numbers import check_number, check_whole
 
 VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
+VOIGT_INDICES = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 STRAINS = (-0.01, -0.005, 0.005, 0.01)
-"""Small enough for a soft crystal; both signs, so that what is quadratic falls out of the fit."""
+"""Small enough for a soft crystal. With both signs, quadratic terms fall out of a linear fit."""
 NOISE = 1e-5
 """eV/atom by which an energy may fall because of rounding in float32."""
+SYMMETRIC = 1e-6
+"""Largest asymmetry of a stiffness, relative to its largest number."""
+
+Floats = NDArray[np.float64]
+
+
+# --- The stiffness of a crystal -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class ElasticTensor:
-    """A stiffness tensor and how far to trust it.
+    """A stiffness tensor with its numerical errors.
 
     Args:
         stiffness: (6, 6) in GPa, symmetric, Voigt order xx, yy, zz, yz, xz, xy, with engineering
@@ -35,15 +43,15 @@ class ElasticTensor:
             positive. Stiffness by stresses is that by energies only where it is 0.
         not_relaxed: the strains, such as ``xy +0.010``, in which the relaxation did not converge.
         unstable: the strains, such as ``xy 0.010``, of which both signs together lower the energy
-            by more than `NOISE`: the crystal was not at rest, or its atoms fell into another
-            minimum, and the numbers are not its stiffness. A crystal may still be unstable
+            by more than `NOISE`: the crystal was not in its minimum, or its atoms fell into
+            another minimum, and the numbers are not its stiffness. A crystal may still be unstable
             against a combination of strains, which `ElasticAverages` refuses.
     """
 
-    stiffness: NDArray[np.float64]
+    stiffness: Floats
     asymmetry: float
     fit_residual: float
-    residual_stress: NDArray[np.float64]
+    residual_stress: Floats
     not_relaxed: tuple[str, ...]
     unstable: tuple[str, ...]
 
@@ -60,10 +68,11 @@ def elastic_tensor(
     """Return the stiffness of a crystal, C_ij = d stress_i / d strain_j.
 
     Taniguchi 2024 (Experimental) takes the second derivative of the energy, which is the same in a
-    crystal without stress. So relax the crystal first, at least as tightly as ``force_tolerance``
-    says. It gives neither strains nor tolerance; these defaults reproduce central differences of
-    the energy of EMT copper to 1 %. A soft crystal needs a look at the strains and the tolerance:
-    with CHGNet+D3 some of urea's numbers halve from a tolerance of 0.03 to 0.005 eV/Å.
+    crystal without stress. So relax the crystal first, at least as tightly as ``force_tolerance``.
+
+    The paper gives neither strains nor tolerance. These defaults reproduce central differences of
+    the energy of EMT copper to 1 %. Check both for a soft crystal: with CHGNet+D3 some of urea's
+    numbers halve from a tolerance of 0.03 to 0.005 eV/Å.
 
     Args:
         atoms: a relaxed crystal; not changed.
@@ -83,18 +92,22 @@ def elastic_tensor(
     sizes = _check_strains(atoms, strains)
     stresses, energies = np.empty((6, len(sizes), 6)), np.empty((6, len(sizes)))
     not_relaxed = []
+
     pairs = [(component, number) for component in range(6) for number in range(len(sizes))]
     for component, number in tqdm(pairs, desc="elasticity", unit=" strains", disable=not progress):
         trial = strained(atoms, component, sizes[number])
         name = f"{VOIGT[component]} {sizes[number]:+.3f}"
         if relax_ions:
-            trial, rested = _relaxed(trial, calculator, force_tolerance, max_steps, name)
-            not_relaxed += [] if rested else [name]
-        energies[component, number], stresses[component, number] = _measured(
-            trial, calculator, name
-        )
-    rest, _ = _measured(atoms.copy(), calculator, "none")
-    unstable = _unstable(sizes, (energies - rest) / len(atoms))
+            trial, converged = _relax_ions(trial, calculator, force_tolerance, max_steps, name)
+            if not converged:
+                not_relaxed.append(name)
+
+        energy, stress = _energy_and_stress(trial, calculator, name)
+        energies[component, number] = energy
+        stresses[component, number] = stress
+
+    energy_at_rest, _ = _energy_and_stress(atoms.copy(), calculator, "none")
+    unstable = _unstable_strains(sizes, (energies - energy_at_rest) / len(atoms))
     return _fit(sizes, stresses, tuple(not_relaxed), unstable)
 
 
@@ -114,27 +127,29 @@ def strained(atoms: Atoms, component: int, strain: float) -> Atoms:
     """
     check_whole("component", component, least=0, most=5)
     check_number("strain", strain)
-    i, j = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))[component]
+
+    i, j = VOIGT_INDICES[component]
     deformation = np.eye(3)
     deformation[i, j] += strain / (1 if i == j else 2)
     deformation[j, i] = deformation[i, j]
+
     result = atoms.copy()
     result.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
     return result
 
 
-def _relaxed(
+def _relax_ions(
     atoms: Atoms, calculator: GetPropertiesMixin, tolerance: float, max_steps: int, name: str
 ) -> tuple[Atoms, bool]:
-    found = relax(atoms, calculator, tolerance, max_steps, cell=False)
-    if np.isnan(found.energy):
-        raise ValueError(f"strain {name}: the calculator fails: {found.reason}")
-    return found.atoms, found.converged
+    relaxation = relax(atoms, calculator, tolerance, max_steps, cell=False)
+    if np.isnan(relaxation.energy):
+        raise ValueError(f"strain {name}: the calculator fails: {relaxation.reason}")
+    return relaxation.atoms, relaxation.converged
 
 
-def _measured(
+def _energy_and_stress(
     atoms: Atoms, calculator: GetPropertiesMixin, name: str
-) -> tuple[float, NDArray[np.float64]]:
+) -> tuple[float, Floats]:
     """Return energy in eV and stress in GPa."""
     atoms.calc = calculator
     energy = float(atoms.get_potential_energy())
@@ -147,55 +162,57 @@ def _measured(
     return energy, stress
 
 
-def _unstable(sizes: NDArray[np.float64], energies: NDArray[np.float64]) -> tuple[str, ...]:
-    """Name the strains that lower the energy, whose work against a residual stress cancels.
+def _unstable_strains(sizes: Floats, energies: Floats) -> tuple[str, ...]:
+    """Name the strains that lower the energy.
+
+    Against a residual stress, a strain of one sign lowers the energy of a stable crystal, too. In
+    the mean of both signs that work cancels.
 
     Args:
         sizes: (S,) strains in ascending order, so that the opposite of the first is the last.
-        energies: (6, S) in eV/atom, those without strain taken off.
+        energies: (6, S) in eV/atom, relative to the crystal without strain.
     """
-    both = (energies + energies[:, ::-1]) / 2
+    both_signs = (energies + energies[:, ::-1]) / 2
     positive = [number for number, size in enumerate(sizes) if size > 0]
     return tuple(
         f"{VOIGT[component]} {sizes[number]:.3f}"
         for component in range(6)
         for number in positive
-        if both[component, number] < -NOISE
+        if both_signs[component, number] < -NOISE
     )
 
 
 def _fit(
-    strains: NDArray[np.float64],
-    stresses: NDArray[np.float64],
-    not_relaxed: tuple[str, ...],
-    unstable: tuple[str, ...],
+    strains: Floats, stresses: Floats, not_relaxed: tuple[str, ...], unstable: tuple[str, ...]
 ) -> ElasticTensor:
-    """Lay a straight line through each component of stress (6, S, 6) against each strain (S,)."""
-    lines = np.column_stack([strains, np.ones_like(strains)])
-    fitted = np.linalg.lstsq(lines, stresses.swapaxes(0, 1).reshape(len(strains), 36), rcond=None)[
-        0
-    ]
-    slopes, intercepts = fitted.reshape(2, 6, 6)
-    misses = stresses - (strains[None, :, None] * slopes[:, None] + intercepts[:, None])
+    """Fit a straight line to each component of stress (6, S, 6) over each strain (S,)."""
+    design = np.column_stack([strains, np.ones_like(strains)])
+    values = stresses.swapaxes(0, 1).reshape(len(strains), 36)
+    coefficients, *_ = np.linalg.lstsq(design, values, rcond=None)
+    slopes, intercepts = coefficients.reshape(2, 6, 6)
+
+    fitted = strains[None, :, None] * slopes[:, None] + intercepts[:, None]
     return ElasticTensor(
         stiffness=(slopes + slopes.T) / 2,
         asymmetry=float(np.abs(slopes - slopes.T).max() / 2),
-        fit_residual=float(np.sqrt(np.mean(misses**2))),
+        fit_residual=float(np.sqrt(np.mean((stresses - fitted) ** 2))),
         residual_stress=intercepts.mean(axis=0),
         not_relaxed=not_relaxed,
         unstable=unstable,
     )
 
 
-def _check_strains(atoms: Atoms, strains: Sequence[float]) -> NDArray[np.float64]:
+def _check_strains(atoms: Atoms, strains: Sequence[float]) -> Floats:
     values = np.sort(np.asarray(strains, dtype=np.float64))
-    if (
-        len(values) < 2
-        or not np.isfinite(values).all()
-        or np.any(values == 0)
-        or not np.allclose(values, -values[::-1])
-    ):
+    are_pairs = (
+        len(values) >= 2
+        and np.isfinite(values).all()
+        and np.all(values != 0)
+        and np.allclose(values, -values[::-1])
+    )
+    if not are_pairs:
         raise ValueError(f"strains: expected pairs such as -0.01 and 0.01, got {list(strains)}")
+
     if not (atoms.pbc.all() and atoms.cell.rank == 3):
         raise ValueError(
             "elastic_tensor: expected a crystal with three periodic lattice vectors, got pbc "
@@ -204,13 +221,12 @@ def _check_strains(atoms: Atoms, strains: Sequence[float]) -> NDArray[np.float64
     return values
 
 
-SYMMETRIC = 1e-6
-"""By how much a stiffness may be asymmetric, relative to its largest number."""
+# --- The moduli of a polycrystal ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Moduli:
-    """One average.
+    """The moduli of an isotropic solid.
 
     Args:
         bulk: K in GPa.
@@ -224,14 +240,16 @@ class Moduli:
 
     @classmethod
     def of(cls, bulk: float, shear: float) -> Moduli:
-        """Return both with Young's modulus after 1/E = 1/(3G) + 1/(9K).
+        """Return both with Young's modulus, from 1/E = 1/(3G) + 1/(9K).
 
         Raises:
             ValueError: for a modulus that is not above 0.
         """
         check_number("bulk", bulk, above=0, unit="GPa")
         check_number("shear", shear, above=0, unit="GPa")
-        return cls(float(bulk), float(shear), float(1 / (1 / (3 * shear) + 1 / (9 * bulk))))
+
+        young = 1 / (1 / (3 * shear) + 1 / (9 * bulk))
+        return cls(float(bulk), float(shear), float(young))
 
     def mean(self, other: Moduli) -> Moduli:
         """Return the arithmetic mean of each modulus."""
@@ -244,7 +262,7 @@ class Moduli:
 
 @dataclass(frozen=True)
 class ElasticAverages:
-    """The averages of Taniguchi 2024, Experimental.
+    """The elastic moduli of a polycrystal (Taniguchi 2024, Experimental).
 
     Args:
         voigt: of the stiffness, an upper bound.
@@ -263,11 +281,11 @@ class ElasticAverages:
     anisotropy: float
 
     @classmethod
-    def of(cls, stiffness: NDArray[np.float64]) -> ElasticAverages:
+    def of(cls, stiffness: Floats) -> ElasticAverages:
         """Average a stiffness tensor.
 
-        Young's modulus of Hill, too, is the mean of Voigt's and Reuss's, as the paper says; that
-        of Hill's K and G, as other programs have it, is slightly another.
+        Hill's Young's modulus is the mean of Voigt's and Reuss's, as in the paper. Other programs
+        compute it from Hill's K and G, which gives a slightly different number.
 
         Args:
             stiffness: (6, 6) in GPa, Voigt order xx, yy, zz, yz, xz, xy, engineering shears.
@@ -281,45 +299,63 @@ class ElasticAverages:
         Moduli(bulk=1.0, shear=1.5, young=3.0)
         """
         stiffness = _check_stiffness(stiffness)
-        voigt, reuss = _voigt(stiffness), _reuss(np.linalg.inv(stiffness))
+        voigt = _voigt(stiffness)
+        reuss = _reuss(np.linalg.inv(stiffness))
         hill = voigt.mean(reuss)
+
+        # Poisson's ratio (3K - 2G) / (6K + 2G) is (1 - 3G / (3K + G)) / 2.
         ratio = 3 * hill.shear / (3 * hill.bulk + hill.shear)
-        logarithms = np.log(voigt.bulk / reuss.bulk), np.log(voigt.shear / reuss.shear)
+        log_bulk = np.log(voigt.bulk / reuss.bulk)
+        log_shear = np.log(voigt.shear / reuss.shear)
         return cls(
             voigt=voigt,
             reuss=reuss,
             hill=hill,
             reuss_hill=reuss.mean(hill),
             poisson_ratio=float((1 - ratio) / 2),
-            anisotropy=float(np.sqrt(logarithms[0] ** 2 + 5 * logarithms[1] ** 2)),
+            anisotropy=float(np.sqrt(log_bulk**2 + 5 * log_shear**2)),
         )
 
 
-def _voigt(stiffness: NDArray[np.float64]) -> Moduli:
+def _voigt(stiffness: Floats) -> Moduli:
+    """Return the moduli of grains with equal strain: 9K = S + 2M and 15G = S - M + 3T.
+
+    S, M and T are the sums that `_sums` returns, of the stiffness.
+    """
     stretch, mixed, shear = _sums(stiffness)
     return Moduli.of(bulk=(stretch + 2 * mixed) / 9, shear=(stretch - mixed + 3 * shear) / 15)
 
 
-def _reuss(compliance: NDArray[np.float64]) -> Moduli:
+def _reuss(compliance: Floats) -> Moduli:
+    """Return the moduli of grains with equal stress: 1/K = S + 2M and 15/G = 4S - 4M + 3T.
+
+    S, M and T are the sums that `_sums` returns, of the compliance.
+    """
     stretch, mixed, shear = _sums(compliance)
     return Moduli.of(
         bulk=1 / (stretch + 2 * mixed), shear=15 / (4 * stretch - 4 * mixed + 3 * shear)
     )
 
 
-def _sums(tensor: NDArray[np.float64]) -> tuple[float, float, float]:
+def _sums(tensor: Floats) -> tuple[float, float, float]:
     """Return 11 + 22 + 33, 12 + 23 + 31 and 44 + 55 + 66 of a tensor."""
     diagonal = np.diag(tensor)
     mixed = tensor[0, 1] + tensor[1, 2] + tensor[2, 0]
     return float(diagonal[:3].sum()), float(mixed), float(diagonal[3:].sum())
 
 
-def _check_stiffness(stiffness: NDArray[np.float64]) -> NDArray[np.float64]:
+def _check_stiffness(stiffness: Floats) -> Floats:
+    """Return the stiffness made exactly symmetric.
+
+    Raises:
+        ValueError: see `ElasticAverages.of`.
+    """
     stiffness = np.asarray(stiffness, dtype=np.float64)
     if stiffness.shape != (6, 6):
         raise ValueError(f"stiffness: expected (6, 6), got {stiffness.shape}")
     if not np.isfinite(stiffness).all():
         raise ValueError(f"stiffness: expected finite numbers, got {stiffness.tolist()}")
+
     gap = np.abs(stiffness - stiffness.T)
     if gap.max() > SYMMETRIC * np.abs(stiffness).max():
         i, j = np.unravel_index(np.argmax(gap), gap.shape)
@@ -327,6 +363,7 @@ def _check_stiffness(stiffness: NDArray[np.float64]) -> NDArray[np.float64]:
             f"stiffness: expected a symmetric tensor, got C{i + 1}{j + 1} = {stiffness[i, j]:g} "
             f"and C{j + 1}{i + 1} = {stiffness[j, i]:g} GPa; take the mean with its transpose"
         )
+
     lowest = np.linalg.eigvalsh(stiffness)[0]
     if lowest <= 0:
         raise ValueError(

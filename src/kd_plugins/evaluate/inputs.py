@@ -1,4 +1,4 @@
-"""The structures that measurements start from, looked at before anything is computed."""
+"""Checks of the structures and potentials of an evaluation, before anything is computed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kd_plugins.structures.readers import check_file, read_structures
 from kd_plugins.teachers.registry import parse_teachers
 
 COMPARED = ("energy", "energy_per_atom", "forces", "stress")
-"""Labels that a potential is compared with."""
+"""Quantities whose labels a potential is compared with."""
 MOST_ATOMS = 10_000_000
-"""Of a cell to move; more is a slip in ``repeats``."""
+"""Of a cell for dynamics. More is an error in ``repeats``."""
 
 
 def check_inputs(settings: Measure) -> None:
@@ -38,7 +38,7 @@ def check_inputs(settings: Measure) -> None:
 
 
 def shared_labels(settings: Measure) -> frozenset[str]:
-    """Return the quantities with which all structures that are compared are labelled.
+    """Return the quantities that all structures to compare have labels of.
 
     Raises:
         FileNotFoundError: for a file that is not there.
@@ -48,8 +48,11 @@ def shared_labels(settings: Measure) -> frozenset[str]:
         return frozenset()
     for name in settings.structures:
         check_file(Path(name))
+
+    # Time and size are arguments, so that a file that has changed is read again.
     states = [(name, Path(name).stat()) for name in settings.structures]
-    return _labels(tuple((name, s.st_mtime_ns, s.st_size) for name, s in states), settings.ids)
+    files = tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
+    return _shared_labels(files, settings.ids)
 
 
 def check_compared(settings: Measure, teacher: bool) -> None:
@@ -67,24 +70,26 @@ def check_compared(settings: Measure, teacher: bool) -> None:
 
 
 @lru_cache(maxsize=4)
-def _labels(files: tuple[tuple[str, int, int], ...], ids: str) -> frozenset[str]:
-    """Look at each file once as long as it is the same, for all runs of a comparison."""
+def _shared_labels(files: tuple[tuple[str, int, int], ...], ids: str) -> frozenset[str]:
+    """Read each file once for all runs of a comparison, as long as it does not change."""
     seen: set[str] = set()
     shared = set(COMPARED)
-    for frame in read_structures([name for name, *_ in files], ids):
-        _refuse_again("structures", frame.structure_id, seen)
-        held = {name: frame.labels[name] for name in COMPARED if name in frame.labels}
-        for name, value in held.items():
+    for structure in read_structures([name for name, *_ in files], ids):
+        _refuse_repeated("structures", structure.structure_id, seen)
+
+        labels = {name: structure.labels[name] for name in COMPARED if name in structure.labels}
+        for name, value in labels.items():
             if not np.isfinite(value).all():
                 raise ValueError(
-                    f"structures: the label {name} of {frame.structure_id!r} is not finite; leave "
-                    "that structure out"
+                    f"structures: the label {name} of {structure.structure_id!r} is not finite; "
+                    "leave that structure out"
                 )
-        shared &= held.keys()
+        shared &= labels.keys()
     return frozenset(shared)
 
 
-def _refuse_again(key: str, structure_id: str, seen: set[str]) -> None:
+def _refuse_repeated(key: str, structure_id: str, seen: set[str]) -> None:
+    """Add an id to those seen, unless another structure has it."""
     if structure_id in seen:
         raise ValueError(
             f"{key}: two structures are called {structure_id!r}, so one would stand for the other; "
@@ -109,36 +114,40 @@ def one_structure(path: str) -> Atoms:
     Raises:
         ValueError: if it holds none or several.
     """
-    frames = list(read_structures([path]))
-    if len(frames) != 1:
-        raise ValueError(f"{path}: expected one structure, got {len(frames)}")
-    return frames[0].atoms
+    structures = list(read_structures([path]))
+    if len(structures) != 1:
+        raise ValueError(f"{path}: expected one structure, got {len(structures)}")
+    return structures[0].atoms
 
 
 def _check_crystals(settings: CrystalSettings) -> None:
     seen: set[str] = set()
-    for frame in read_structures(settings.structures):
-        _refuse_again("crystals", frame.structure_id, seen)
-        if not (frame.atoms.pbc.all() and frame.atoms.cell.rank == 3):
+    for crystal in read_structures(settings.structures):
+        _refuse_repeated("crystals", crystal.structure_id, seen)
+        if not (crystal.atoms.pbc.all() and crystal.atoms.cell.rank == 3):
             raise ValueError(
-                f"crystals: {frame.structure_id} is not periodic in three directions, so it has no "
-                "volume to relax"
+                f"crystals: {crystal.structure_id} is not periodic in three directions, so it has "
+                "no volume to relax"
             )
 
 
 def _check_dynamics(settings: DynamicsSettings) -> None:
     start = one_structure(settings.structure)
-    if max(settings.repeats) > 1 and not (start.pbc[0] and start.cell[0].any()):
+    most_repeats = max(settings.repeats)
+    if most_repeats > 1 and not (start.pbc[0] and start.cell[0].any()):
         raise ValueError(
             f"dynamics: {settings.structure} is not periodic along its first lattice vector, so it "
-            f"cannot be repeated {max(settings.repeats)} times; leave repeats at 1"
+            f"cannot be repeated {most_repeats} times; leave repeats at 1"
         )
-    n_atoms = len(start) * max(settings.repeats)
+
+    n_atoms = len(start) * most_repeats
     if n_atoms > MOST_ATOMS:
         raise ValueError(
-            f"dynamics.repeats: {settings.structure} repeated {max(settings.repeats)} times has "
+            f"dynamics.repeats: {settings.structure} repeated {most_repeats} times has "
             f"{n_atoms} atoms, expected at most {MOST_ATOMS}"
         )
+
+    # Without steps there is no radial distribution function, so the cell may be smaller.
     if not settings.steps:
         return
     try:

@@ -1,4 +1,4 @@
-"""How much memory a potential needs for the forces of a structure."""
+"""Memory that a potential needs for the forces of a structure."""
 
 from __future__ import annotations
 
@@ -10,75 +10,87 @@ from ase import Atoms
 
 
 def peak_bytes(atoms: Atoms, calculator: Any) -> int:
-    """Return the most memory that torch holds at once for new tensors while forces are computed.
+    """Return the peak of torch's memory for new tensors while forces are computed, in bytes.
 
-    What a calculator without torch needs is not seen; weights, which are there before, are not
-    counted.
+    Weights are not counted, since they are there before. Memory outside torch is not measured.
 
     Raises:
-        ValueError: for a calculator that makes no tensor.
+        ValueError: for a calculator that allocates no tensor.
     """
     atoms = atoms.copy()
     atoms.calc = calculator
+
+    # The profiler records each allocation and each release with its size and time.
     with torch.autograd.profiler.profile(profile_memory=True, use_kineto=False) as profile:
         atoms.get_forces()
-    events = [one for one in profile.kineto_results.events() if one.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda one: one.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    if not most:
+    events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
+
+    current = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        current += event.nbytes()  # negative for a release
+        peak = max(peak, current)
+
+    if not peak:
         raise ValueError(f"{type(calculator).__name__} makes no tensor of torch")
-    return most
+    return peak
 
 
 def autograd_bytes(atoms: Atoms, calculator: Any) -> int:
-    """Return the most memory that a calculator keeps for its backward pass, in bytes.
+    """Return the peak of the memory saved for the backward pass, in bytes.
 
-    On a CPU the memory of a process is mostly that of its libraries and neighbour lists; this is
-    what grows with a model, the same in every run. A storage that is kept twice counts once.
+    On a CPU the memory of a process is mostly that of its libraries and neighbour lists. This
+    number grows with the model, and is the same in every run. A storage that several tensors share
+    counts once.
 
     Raises:
-        ValueError: for a calculator that keeps nothing, such as one without torch.
+        ValueError: for a calculator that saves nothing, such as one without torch.
     """
     atoms = atoms.copy()
     atoms.calc = calculator
-    kept = _Kept()
-    with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
+
+    saved = _SavedStorages()
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
         atoms.get_forces()
-    if not kept.most:
+
+    if not saved.peak:
         raise ValueError(f"{type(calculator).__name__} keeps no tensor for a backward pass")
-    return kept.most
+    return saved.peak
 
 
-class _Kept:
-    """Counts the storages that are kept, and remembers the most."""
+class _SavedStorages:
+    """Sizes of the storages that autograd has saved: their sum now, and its peak, in bytes."""
 
     def __init__(self) -> None:
-        self.holders: Counter[int] = Counter()
-        self.now = self.most = 0
+        self.current = self.peak = 0
+        self._n_tensors: Counter[int] = Counter()
+        """Saved tensors of each storage, by its address."""
 
-    def pack(self, tensor: torch.Tensor) -> _Holder:
-        return _Holder(tensor, self)
+    def pack(self, tensor: torch.Tensor) -> _SavedTensor:
+        return _SavedTensor(tensor, self)
 
-    def unpack(self, holder: _Holder) -> torch.Tensor:
-        return holder.tensor
+    def unpack(self, saved: _SavedTensor) -> torch.Tensor:
+        return saved.tensor
 
-    def change(self, tensor: torch.Tensor, by: int) -> None:
+    def add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        before = self.holders[storage.data_ptr()]
-        self.holders[storage.data_ptr()] = before + by
-        if (before, by) in ((0, 1), (1, -1)):
-            self.now += by * storage.nbytes()
-            self.most = max(self.most, self.now)
+        self._n_tensors[storage.data_ptr()] += 1
+        if self._n_tensors[storage.data_ptr()] == 1:
+            self.current += storage.nbytes()
+            self.peak = max(self.peak, self.current)
+
+    def remove(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._n_tensors[storage.data_ptr()] -= 1
+        if self._n_tensors[storage.data_ptr()] == 0:
+            self.current -= storage.nbytes()
 
 
-class _Holder:
-    """One tensor that is kept, until autograd lets it go."""
+class _SavedTensor:
+    """A saved tensor. Autograd has no hook for a release, but deletes this object then."""
 
-    def __init__(self, tensor: torch.Tensor, kept: _Kept) -> None:
-        self.tensor, self.kept = tensor, kept
-        kept.change(tensor, 1)
+    def __init__(self, tensor: torch.Tensor, storages: _SavedStorages) -> None:
+        self.tensor, self._storages = tensor, storages
+        storages.add(tensor)
 
     def __del__(self) -> None:
-        self.kept.change(self.tensor, -1)
+        self._storages.remove(self.tensor)

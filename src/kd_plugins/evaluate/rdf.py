@@ -1,4 +1,4 @@
-"""Radial distribution functions, and how far two of them are apart."""
+"""Radial distribution functions and the distance of two of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kd_plugins.numbers import check_number, check_whole
 from kd_plugins.store.structure import Array
 
 SHORTEST = 0.01
-"""Å of a cutoff; no two atoms are nearer."""
+"""Å. No two atoms are nearer, so a smaller cutoff is an error in its unit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +22,8 @@ class Rdf:
     """A radial distribution function, averaged over frames.
 
     Args:
-        distances: (K,) middles of the bins in Å.
-        values: (K,) density around an atom relative to the mean density.
+        distances: (K,) centres of the bins in Å.
+        values: (K,) density around an atom over the mean density.
     """
 
     distances: Float[Array, " K"]
@@ -32,26 +32,25 @@ class Rdf:
     def distance(self, other: Rdf) -> float:
         """Return the integral of the absolute difference, in Å (Matin et al. 2025, Figure 3 C).
 
-        Two runs of one model differ as well, so a distance says something only beside theirs.
+        Two runs of one model differ as well, so compare a distance with theirs.
 
         Raises:
             ValueError: for other bins.
         """
         if not np.array_equal(self.distances, other.distances):
-            ours, theirs = (
-                f"{len(one.distances)} bins up to {one.distances[-1]:.4g} Å"
-                for one in (self, other)
-            )
             raise ValueError(
                 "two radial distribution functions need the same cutoff and bins, got "
-                f"{ours} and {theirs}"
+                f"{self._bins_text()} and {other._bins_text()}"
             )
         width = self.distances[1] - self.distances[0]
         return float(np.abs(self.values - other.values).sum() * width)
 
+    def _bins_text(self) -> str:
+        return f"{len(self.distances)} bins up to {self.distances[-1]:.4g} Å"
+
 
 def rdf(frames: Sequence[Atoms], cutoff: float, bins: int = 100) -> Rdf:
-    """Return the radial distribution function of some frames, by ASE, in cells of any shape.
+    """Return ASE's radial distribution function of some frames, in cells of any shape.
 
     Args:
         frames: periodic structures; each cell must hold a sphere of the cutoff.
@@ -71,9 +70,12 @@ def rdf(frames: Sequence[Atoms], cutoff: float, bins: int = 100) -> Rdf:
         raise ValueError("rdf: expected one frame or more, got none")
     if not all(frame.pbc.all() and frame.cell.rank == 3 for frame in frames):
         raise ValueError("rdf: a frame is not periodic in three directions, so has no density")
+
+    # Two checks, since a cutoff that is not above 0 is another error than one in another unit.
     check_number("rdf: cutoff", cutoff, above=0, unit="Å")
     check_number("rdf: cutoff", cutoff, least=SHORTEST, unit="Å")
     check_whole("rdf: bins", bins, least=2)
+
     try:
         values, distances = get_rdf(list(frames), cutoff, bins)
     except CellTooSmall as error:

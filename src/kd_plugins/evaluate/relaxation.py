@@ -1,4 +1,4 @@
-"""Relax a structure and its cell; every failure is a result with its reason."""
+"""Relax a structure and its cell; a failure is a result with its reason."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ase.optimize import LBFGS
 from kd_plugins.evaluate.dynamics import check_dynamics
 from kd_plugins.numbers import check_number, check_whole
 
-LARGEST_GROWTH, LARGEST_SHRINKAGE = 2.0, 0.5
-"""Volumes relative to the start beyond which a crystal has exploded or collapsed."""
+LARGEST_GROWTH, SMALLEST_GROWTH = 2.0, 0.5
+"""Volumes over that of the start beyond which a crystal has exploded or collapsed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,15 +24,15 @@ class Relaxation:
     """A relaxed structure, or the last one before a failure.
 
     Args:
-        atoms: the last structure that could be computed, without calculator. Its atoms have the
-            order of the start, and none is wrapped into the cell.
+        atoms: the last structure that could be computed, without calculator. Atoms have the order
+            of the start and are not wrapped into the cell.
         converged: whether all forces fell below the tolerance.
         steps: steps taken.
         reason: ``converged``, or why it stopped.
         volume: of ``atoms`` in Å³; NaN if not even the start could be computed.
         energy: of ``atoms`` in eV; NaN likewise.
-        pressure: of ``atoms`` in eV/Å³, what is left of it after the relaxation, positive under
-            compression; NaN likewise, and where the cell was fixed.
+        pressure: of ``atoms`` in eV/Å³, positive under compression; NaN likewise, and where the
+            cell was fixed.
         seconds: wall-clock time.
     """
 
@@ -53,13 +53,13 @@ def relax(
     max_steps: int = 2000,
     cell: bool = True,
 ) -> Relaxation:
-    """Relax atoms and cell by L-BFGS, and always return a result.
+    """Relax atoms and cell by L-BFGS.
 
-    Taniguchi 2024 (Experimental) relaxes with this tolerance and number of steps. ASE's
+    Tolerance and number of steps are those of Taniguchi 2024 (Experimental). ASE's
     ``FrechetCellFilter`` puts the cell's gradient beside the forces as three more rows, -V stress
-    / N for N atoms, so that the stress may be as large as ``force_tolerance`` N / V: some 0.5 GPa
-    for an organic crystal, which is so soft that its volume is then open to a few percent. See
-    the result's ``pressure``, and lower the tolerance where that matters.
+    / N for N atoms. So the stress may stay as large as ``force_tolerance`` N / V. That is some
+    0.5 GPa for an organic crystal, which is so soft that its volume is then uncertain by a few
+    percent. See the result's ``pressure``, and lower the tolerance where that matters.
 
     An exploded or collapsed crystal, a calculator's error, a number that is not finite and too many
     steps are reasons in the result, not exceptions.
@@ -78,40 +78,40 @@ def relax(
     check_dynamics("relax", atoms, calculator, timestep=1.0)
     _check(atoms, force_tolerance, max_steps, cell)
 
-    path = _Path(atoms, calculator, cell)
+    trajectory = _Trajectory(atoms, calculator, cell)
     start = time.perf_counter()
+    # Calculators raise exceptions of any kind, and so does the linear algebra of NaN.
     try:
-        reason = path.follow(force_tolerance, max_steps)
-    except (
-        Exception
-    ) as error:  # calculators raise what they like, and so does linear algebra of NaN
+        reason = trajectory.relax(force_tolerance, max_steps)
+    except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - start
 
     return Relaxation(
-        atoms=path.last,
+        atoms=trajectory.last,
         converged=reason == "converged",
-        steps=path.steps,
+        steps=trajectory.steps,
         reason=reason,
-        volume=path.volume,
-        energy=path.energy,
-        pressure=path.pressure,
+        volume=trajectory.volume,
+        energy=trajectory.energy,
+        pressure=trajectory.pressure,
         seconds=seconds,
     )
 
 
-class _Path:
-    """The steps of a relaxation, and the last structure that could be computed."""
+class _Trajectory:
+    """A relaxation step by step, and the last structure that could be computed."""
 
     def __init__(self, atoms: Atoms, calculator: GetPropertiesMixin, cell: bool) -> None:
-        self.last, self.steps = _bare(atoms), 0
+        self.last, self.steps = _without_calculator(atoms), 0
         self.volume = self.energy = self.pressure = float("nan")
+
         self._atoms = atoms.copy()
         self._atoms.calc = calculator
-        self._cell = cell
-        self._start = abs(float(np.linalg.det(atoms.cell.array)))
+        self._relaxes_cell = cell
+        self._start_volume = _volume(atoms)
 
-    def follow(self, force_tolerance: float, max_steps: int) -> str:
+    def relax(self, force_tolerance: float, max_steps: int) -> str:
         """Relax, and return why it stopped."""
         for converged in self._steps(force_tolerance, max_steps):
             energy = float(self._atoms.get_potential_energy())
@@ -120,36 +120,44 @@ class _Path:
                 return f"the calculator gave a number that is not finite (energy {energy} eV)"
 
             self._keep(energy)
-            growth = self.volume / self._start if self._cell else 1.0
-            if not LARGEST_SHRINKAGE <= growth <= LARGEST_GROWTH:
+            growth = self.volume / self._start_volume if self._relaxes_cell else 1.0
+            if not SMALLEST_GROWTH <= growth <= LARGEST_GROWTH:
                 return f"the volume went to {growth:.2f} times that of the start"
             if converged:
                 return "converged"
         return f"not converged in {max_steps} steps"
 
     def _steps(self, force_tolerance: float, max_steps: int) -> Iterator[bool]:
-        moved = FrechetCellFilter(self._atoms) if self._cell else self._atoms
+        """Yield after each step, and before the first one, whether it has converged."""
+        moved = FrechetCellFilter(self._atoms) if self._relaxes_cell else self._atoms
         optimizer = LBFGS(moved, logfile=None)
         for converged in optimizer.irun(fmax=force_tolerance, steps=max_steps):
             self.steps = optimizer.nsteps
             yield bool(converged)
 
     def _keep(self, energy: float) -> None:
-        self.last, self.energy = _bare(self._atoms), energy
-        self.volume = abs(float(np.linalg.det(self._atoms.cell.array)))
-        if self._cell:
+        """Keep the current structure, which could be computed, and its numbers."""
+        self.last, self.energy = _without_calculator(self._atoms), energy
+        self.volume = _volume(self._atoms)
+        if self._relaxes_cell:
             self.pressure = -float(np.mean(self._atoms.get_stress()[:3]))
 
 
-def _bare(atoms: Atoms) -> Atoms:
-    bare = atoms.copy()
-    bare.calc = None
-    return bare
+def _volume(atoms: Atoms) -> float:
+    """Return the volume in Å³, 0 for a molecule without a cell, for which ASE raises."""
+    return abs(float(np.linalg.det(atoms.cell.array)))
+
+
+def _without_calculator(atoms: Atoms) -> Atoms:
+    copied = atoms.copy()
+    copied.calc = None
+    return copied
 
 
 def _check(atoms: Atoms, force_tolerance: float, max_steps: int, cell: bool) -> None:
     check_number("relax: force_tolerance", force_tolerance, above=0, unit="eV/Å")
     check_whole("relax: max_steps", max_steps, least=1)
+
     if cell and not (atoms.pbc.all() and atoms.cell.rank == 3):
         raise ValueError(
             f"relax: expected three periodic lattice vectors, got pbc {atoms.pbc.tolist()} and "

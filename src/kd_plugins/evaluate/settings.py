@@ -1,4 +1,4 @@
-"""What is to be measured of a potential."""
+"""Settings of an evaluation: structures, dynamics, crystals."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from pathlib import Path
 from kd_plugins.numbers import LARGEST_SEED, check_number, check_whole
 
 MOST_BINS = 100_000
+FEWEST_STEPS = 40
+"""Fewer give no drift of the energy."""
 HOTTEST = 1_000_000
 """K."""
 LONGEST_STEP = 100
-"""fs; a bond of hydrogen swings in ten."""
+"""fs. A bond with hydrogen vibrates in 10 fs."""
 
 
 @dataclass(frozen=True)
 class DynamicsSettings:
-    """Molecular dynamics at constant energy, if wanted after some at constant temperature.
+    """Molecular dynamics at constant energy, after ``equilibration`` at constant temperature.
 
     Args:
-        structure: file with one periodic structure, from which every run starts; for the radial
+        structure: file with one periodic structure, the start of every run; for the radial
             distribution function its cell must hold a sphere of ``cutoff``.
         temperature: in K, of the initial velocities; without equilibration a crystal keeps about
             half of it.
         steps: of each run for drift and radial distribution function; 0 measures speed alone.
-        repeats: how often the structure is repeated along its first lattice vector, cell by cell,
-            for speed and memory.
+        repeats: of the structure along its first lattice vector, one for each cell in which speed
+            and memory are measured.
         timestep: fs.
         cutoff: of the radial distribution function in Å.
         bins: of the same.
         equilibration: steps of Langevin dynamics at ``temperature`` before each of these runs, so
             that teacher and student are compared at one temperature.
-        seeds: of the velocities, a run each. Two or more of a teacher's runs give the floor below
-            which a distance of radial distribution functions says nothing.
+        seeds: of the velocities, a run each. The distance of radial distribution functions between
+            two runs of the teacher is the noise floor of that measurement.
 
     Raises:
         ValueError: for a number that makes no sense, an empty list, or a repeat or seed twice.
@@ -54,31 +56,36 @@ class DynamicsSettings:
     equilibration: int = 0
 
     def __post_init__(self) -> None:
-        _set(self, "structure", _at_home("dynamics.structure", self.structure))
-        if check_whole("dynamics.steps", self.steps, least=0) in range(1, 40):
-            raise ValueError(f"dynamics.steps: expected 0, or 40 or more, got {self.steps}")
+        _set(self, "structure", _expand_home("dynamics.structure", self.structure))
+        check_whole("dynamics.steps", self.steps, least=0)
+        if 0 < self.steps < FEWEST_STEPS:
+            raise ValueError(
+                f"dynamics.steps: expected 0, or {FEWEST_STEPS} or more, got {self.steps}"
+            )
         check_whole("dynamics.equilibration", self.equilibration, least=0)
         check_number("dynamics.temperature", self.temperature, above=0, most=HOTTEST, unit="K")
         check_number("dynamics.timestep", self.timestep, above=0, most=LONGEST_STEP, unit="fs")
         check_number("dynamics.cutoff", self.cutoff, above=0, unit="Å")
         check_whole("dynamics.bins", self.bins, least=2, most=MOST_BINS)
+
         for repeat in self.repeats:
             check_whole("dynamics.repeats", repeat, least=1)
-        if not self.repeats or _repeats(self.repeats):
+        if not self.repeats or _has_repeats(self.repeats):
             raise ValueError(
                 "dynamics.repeats: expected one or more different numbers, got "
                 f"{list(self.repeats)}"
             )
+
         check_seeds("dynamics.seeds", self.seeds)
 
 
 @dataclass(frozen=True)
 class CrystalSettings:
-    """Relaxed crystals.
+    """Relaxations of crystals.
 
     Args:
-        structures: files of crystals; their own volumes are the reference.
-        elasticity: measure each crystal's stiffness, too, which takes some 30 relaxations.
+        structures: files of crystals; the volumes there are the reference.
+        elasticity: measure each crystal's stiffness, too, which takes 24 relaxations.
         force_tolerance: of the relaxation in eV/Å (Taniguchi 2024: 0.03).
         max_steps: of the same.
 
@@ -92,7 +99,7 @@ class CrystalSettings:
     max_steps: int = 2000
 
     def __post_init__(self) -> None:
-        _set(self, "structures", _files("crystals.structures", self.structures))
+        _set(self, "structures", _expand_all("crystals.structures", self.structures))
         if not self.structures:
             raise ValueError("crystals.structures: expected one file or more, got none")
         check_number("crystals.force_tolerance", self.force_tolerance, above=0, unit="eV/Å")
@@ -104,9 +111,9 @@ class Measure:
     """What to measure; what is left out is not measured.
 
     Args:
-        structures: files of structures whose energies, forces and stresses are compared, with the
-            labels that they hold and with a teacher.
-        ids: how these are named, see `kd_plugins.structures.read_structures`.
+        structures: files of structures whose energies, forces and stresses are compared with the
+            labels there and with a teacher.
+        ids: how structures get their ids, see `kd_plugins.structures.read_structures`.
         dynamics: speed, memory, drift and radial distribution function.
         crystals: volumes and stiffness.
 
@@ -122,7 +129,7 @@ class Measure:
     crystals: CrystalSettings | None = None
 
     def __post_init__(self) -> None:
-        _set(self, "structures", _files("structures", self.structures))
+        _set(self, "structures", _expand_all("structures", self.structures))
         if not (self.structures or self.dynamics or self.crystals):
             raise ValueError(
                 "nothing to measure: expected structures, dynamics or crystals, got none of them"
@@ -131,12 +138,13 @@ class Measure:
     @property
     def files(self) -> list[str]:
         """All files that hold structures."""
-        moved = [self.dynamics.structure] if self.dynamics else []
-        return [*self.structures, *moved, *(self.crystals.structures if self.crystals else ())]
+        dynamics = [self.dynamics.structure] if self.dynamics else []
+        crystals = self.crystals.structures if self.crystals else ()
+        return [*self.structures, *dynamics, *crystals]
 
 
 def check_seeds(where: str, seeds: Sequence[int]) -> None:
-    """Refuse no seed, one twice, or one that a random generator does not take.
+    """Refuse no seed, one twice, or one out of the range of random generators.
 
     Raises:
         ValueError: naming the key.
@@ -145,33 +153,36 @@ def check_seeds(where: str, seeds: Sequence[int]) -> None:
     Traceback (most recent call last):
     ValueError: seeds: expected one or more different ones from 0 to 4294967295, got [0, -1]
     """
-    good = [type(seed) is int and 0 <= seed <= LARGEST_SEED for seed in seeds]
-    if not seeds or not all(good) or _repeats(seeds):
+    # `type`, since True is an int, too.
+    are_valid = all(type(seed) is int and 0 <= seed <= LARGEST_SEED for seed in seeds)
+    if not seeds or not are_valid or _has_repeats(seeds):
         raise ValueError(
             f"{where}: expected one or more different ones from 0 to {LARGEST_SEED}, got "
             f"{list(seeds)}"
         )
 
 
-def _repeats(values: Sequence[object]) -> bool:
+def _has_repeats(values: Sequence[object]) -> bool:
     return len(set(values)) < len(values)
 
 
-def _files(where: str, names: Sequence[str]) -> tuple[str, ...]:
+def _expand_all(where: str, names: Sequence[str]) -> tuple[str, ...]:
+    # A string is a sequence of strings, too.
     if isinstance(names, str):
         raise ValueError(f"{where}: expected several files, such as [{names!r}], got {names!r}")
-    found = tuple(_at_home(where, name) for name in names)
-    if _repeats(found):
-        raise ValueError(f"{where}: expected each file once, got {list(found)}")
-    return found
+
+    files = tuple(_expand_home(where, name) for name in names)
+    if _has_repeats(files):
+        raise ValueError(f"{where}: expected each file once, got {list(files)}")
+    return files
 
 
-def _at_home(where: str, name: str) -> str:
+def _expand_home(where: str, name: str) -> str:
     if not name.strip():
         raise ValueError(f"{where}: expected a file, got {name!r}")
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def _set(settings: object, name: str, value: object) -> None:
-    """Give a frozen dataclass a value that its own holder has worked out."""
+    """Set a field of a frozen dataclass, for use in its ``__post_init__`` only."""
     object.__setattr__(settings, name, value)

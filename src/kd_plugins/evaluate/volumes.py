@@ -33,10 +33,10 @@ def volume_error_percent(relaxed: float, reference: float) -> float:
 
 @dataclass(frozen=True)
 class VolumeErrors:
-    """Volume errors of several crystals, in percent; Taniguchi 2024 gives the mean absolute one.
+    """Volume errors of several crystals, in percent; Taniguchi 2024 reports the mean absolute one.
 
     All crystals with a volume count, also those that did not converge or exploded. A crystal
-    without a volume is left out of the means. ``failures`` names both.
+    without a volume is left out of the means. ``failures`` names both kinds.
 
     Args:
         errors: crystal to error; NaN if not even its start could be computed.
@@ -64,15 +64,18 @@ class VolumeErrors:
         missing = sorted(set(relaxations) - set(references))
         if missing:
             raise KeyError(f"no reference volume of {', '.join(missing)}")
-        return cls(
-            {
-                name: volume_error_percent(relaxation.volume, references[name])
-                if np.isfinite(relaxation.volume)
+
+        errors, failures = {}, {}
+        for name, relaxation in relaxations.items():
+            has_volume = np.isfinite(relaxation.volume)
+            errors[name] = (
+                volume_error_percent(relaxation.volume, references[name])
+                if has_volume
                 else float("nan")
-                for name, relaxation in relaxations.items()
-            },
-            {name: found.reason for name, found in relaxations.items() if not found.converged},
-        )
+            )
+            if not relaxation.converged:
+                failures[name] = relaxation.reason
+        return cls(errors, failures)
 
     @property
     def mean(self) -> float:
@@ -100,15 +103,20 @@ class VolumeErrors:
             f"{len(self.errors)} crystals: volume error {self.mean:+.2f} % on average, "
             f"{self.mean_absolute:.2f} % absolute, {self.median_absolute:.2f} % median absolute"
         )
+        if not self.failures:
+            return text
+
         failed = [
-            f"{name} ({self.errors[name]:+.1f} %: {why})" for name, why in self.failures.items()
+            f"{name} ({self.errors[name]:+.1f} %: {reason})"
+            for name, reason in self.failures.items()
         ]
-        return f"{text}; {len(failed)} not relaxed: {', '.join(failed)}" if failed else text
+        return f"{text}; {len(failed)} not relaxed: {', '.join(failed)}"
 
     @property
     def _counted(self) -> NDArray[np.float64]:
         errors = np.array(list(self.errors.values()))
         counted = errors[np.isfinite(errors)]
+        # The mean of nothing is NaN, but numpy warns of it.
         return counted if len(counted) else np.array([np.nan])
 
 
@@ -119,12 +127,13 @@ def energies(structures: Sequence[Atoms], calculator: GetPropertiesMixin) -> NDA
         ValueError: for anything but a calculator.
     """
     check_calculator("energies", calculator)
-    found = []
+
+    values = []
     for atoms in structures:
         trial = atoms.copy()
         trial.calc = calculator
-        found.append(float(trial.get_potential_energy()))
-    return np.array(found)
+        values.append(float(trial.get_potential_energy()))
+    return np.array(values)
 
 
 def scanned_volume(
@@ -135,8 +144,8 @@ def scanned_volume(
 ) -> Minimum:
     """Return the volume of least energy nearest to a crystal's own, its molecules kept rigid.
 
-    It replaces a relaxation in sweeps over many students: fourteen energies instead of forty steps
-    or more.
+    It replaces a relaxation in sweeps over many students: it takes fourteen energies, a relaxation
+    forty steps or more.
 
     Args:
         atoms: the crystal, say of the experiment.
