@@ -38,7 +38,7 @@ def teacher(databases: tuple[Path, Path], tmp_path_factory: pytest.TempPathFacto
 def labelled(
     teacher: Path, databases: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A store with everything that a teacher says of all structures."""
+    """A store with all targets of all structures."""
     from kd_plugins.structures import read_structures
     from kd_plugins.teachers import label
     from tests.fairchem import tiny

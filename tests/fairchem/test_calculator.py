@@ -13,7 +13,7 @@ from kd_plugins.teachers import TeacherError, load_teacher
 from tests.fairchem import tiny
 
 
-def test_it_says_what_the_labelling_teacher_says(teacher: Path) -> None:
+def test_energies_equal_those_of_the_labelling_teacher(teacher: Path) -> None:
     """With the weights as they are stored: fairchem's calculator reads no averaged ones."""
     moved = load_teacher(f"fairchem checkpoint={teacher}")
     raw, averaged = (load_teacher(f"eqv2 checkpoint={teacher} weights={w}") for w in ("raw", "ema"))

@@ -60,15 +60,13 @@ def last_words(done: subprocess.CompletedProcess) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", ["1", "2"])
-def test_an_error_is_the_last_thing_said(
-    make_config, teacher: Path, tmp_path: Path, ranks: str
-) -> None:
+def test_an_error_is_the_last_line(make_config, teacher: Path, tmp_path: Path, ranks: str) -> None:
     """A misspelt key ends the command with its name, once, and leaves no folder behind."""
     task = tiny.distill(teacher)
     task["distill"]["terms"]["crack"]["temprature"] = 0.1
     settings = make_config(trainer="kd_plugins.fairchem.EqV2DistillTrainer", task=task)
-    said = last_words(command(tmp_path, settings, "--num-gpus", ranks))
-    assert "temprature: unknown key; did you mean 'temperature'?" in said.splitlines()[-1]
+    message = last_words(command(tmp_path, settings, "--num-gpus", ranks))
+    assert "temprature: unknown key; did you mean 'temperature'?" in message.splitlines()[-1]
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -85,7 +83,7 @@ def test_debug_shows_where(make_config, teacher: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_error_that_nobody_foresaw_shows_its_traceback(
+def test_an_unforeseen_error_shows_its_traceback(
     make_config, teacher: Path, tmp_path: Path
 ) -> None:
     """Of a rank of several, too, once."""
@@ -117,7 +115,7 @@ NOT_OURS = {
 def test_a_trainer_that_would_not_distil(
     trainer: str | None, message: str, key: str, tmp_path: Path
 ) -> None:
-    """Does not begin; the message says which to write."""
+    """Does not begin; the message names the trainer to write."""
     config = {"task": {key: {}}, **({} if trainer is None else {"trainer": trainer})}
     with pytest.raises(ConfigError, match=message):
         check_config(config)

@@ -25,7 +25,7 @@ if compat.install() != BOTH:
 
 
 def run(code: str, *folders: Path) -> str:
-    """Run code in a fresh interpreter, with these folders on its path, and return what it says."""
+    """Run code in a fresh interpreter, with these folders on its path, and return its output."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
@@ -143,7 +143,7 @@ assert scatter_argmax(src, index).tolist() == [0, 3, 2]
     run(code)
 
 
-def test_without_fairchem_one_line_says_what_to_install(
+def test_without_fairchem_one_line_names_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -153,7 +153,7 @@ def test_without_fairchem_one_line_says_what_to_install(
     assert re.fullmatch(r"[^\n]*pip install 'kd_plugins\[fairchem\]'\n", capsys.readouterr().err)
 
 
-def test_the_house_offers_its_trainers_and_nothing_else() -> None:
+def test_the_package_offers_its_trainers_and_nothing_else() -> None:
     assert {"DistillTrainer", "EqV2DistillTrainer"} <= set(dir(kd_plugins.fairchem))
     with pytest.raises(AttributeError, match="DistilTrainer"):
         kd_plugins.fairchem.DistilTrainer  # noqa: B018

@@ -1,4 +1,4 @@
-"""The YAML files of configs/fairchem say what the paper says, and fairchem can read them."""
+"""The YAML files of configs/fairchem have the paper's settings, and fairchem can read them."""
 
 from __future__ import annotations
 

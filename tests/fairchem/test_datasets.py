@@ -28,7 +28,7 @@ Settings = dict[str, Any]
 
 
 def without_ids(path: Path, numbers: range) -> Path:
-    """Write slabs whose rows say nothing of sid and fid."""
+    """Write slabs without sid and fid in their rows."""
     slabs = [tiny.slab(number) for number in numbers]
     for slab in slabs:
         slab.info = {}
@@ -78,9 +78,9 @@ def yaml_of(folder: Path, settings: Settings) -> Path:
 
 def label(source: Path, teacher: Path, store: Path, *words: str) -> int:
     """Label as the user types it."""
-    said = ["--teacher", "eqv2", f"checkpoint={teacher}", "weights=raw", "--store", str(store)]
+    chosen = ["--teacher", "eqv2", f"checkpoint={teacher}", "weights=raw", "--store", str(store)]
     kept = ["energy", "forces", "atomic_energies", "node_embeddings", "equivariant_embeddings"]
-    return main(["label", "--fairchem", str(source), *words, *said, "--quantities", *kept])
+    return main(["label", "--fairchem", str(source), *words, *chosen, "--quantities", *kept])
 
 
 def both(settings: Settings, train: Path, val: Path | None, **changes: Any) -> None:
@@ -126,7 +126,7 @@ def test_an_lmdb_of_pickled_graphs(
     assert ids == [f"{7000 + number}/2" for number in range(9)]
 
 
-def test_pickles_are_not_opened_unasked(
+def test_pickles_are_opened_only_if_trusted(
     make_config: Callable[..., Settings],
     teacher: Path,
     tmp_path: Path,
@@ -258,13 +258,13 @@ REFUSED: dict[str, tuple[Callable[[Settings, Path], Any], str]] = {
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_refused(
+def test_refusals(
     make_config: Callable[..., Settings],
     tmp_path: Path,
     change: Callable[[Settings, Path], Any],
     message: str,
 ) -> None:
-    """One error that names the key, before a teacher is asked."""
+    """One error that names the key, before a teacher predicts."""
     settings = make_config()
     change(settings, tmp_path)
     with pytest.raises(ConfigError, match=message):

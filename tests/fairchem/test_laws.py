@@ -58,7 +58,7 @@ def test_weights_change_the_student(make_config, teacher: Path) -> None:
 
 
 @pytest.mark.parametrize(("stop_at", "plateau"), [(3, True), (4, False), (5, False)])
-def test_resume_equals_uninterrupted(
+def test_resumed_training_equals_uninterrupted(
     make_config, teacher: Path, stop_at: int, plateau: bool
 ) -> None:
     """Killed in mid-epoch or after a validation: student, averages, projection and rate agree."""
@@ -107,8 +107,8 @@ def first_batch(trainer: Any) -> Any:
     return next(iter(trainer.train_loader))
 
 
-def own_student(make_config, teacher: Path, **changes: Any) -> dict[str, Any]:
-    """Return a run whose student is its teacher."""
+def student_equal_to_teacher(make_config, teacher: Path, **changes: Any) -> dict[str, Any]:
+    """Return a run with a student that equals its teacher."""
     task = tiny.distill(teacher, student={"initialize": "teacher"}, **changes)
     settings = make_config(trainer=EQV2, task=task, model=tiny.model(num_layers=3))
     settings["optim"]["max_epochs"] = 0
@@ -125,9 +125,9 @@ def losses(trainer: Any) -> dict[str, float]:
     return {name: float(metric["metric"]) for name, metric in metrics.items()}
 
 
-def test_teacher_as_its_own_student(make_config, teacher: Path) -> None:
+def test_a_student_equal_to_its_teacher_has_zero_loss(make_config, teacher: Path) -> None:
     """Every regression term is zero to rounding, and embeddings agree."""
-    found = tiny.run(own_student(make_config, teacher), losses)
+    found = tiny.run(student_equal_to_teacher(make_config, teacher), losses)
     for name in ("n2n", "energy", "atomic_energies", "forces"):
         assert found[f"kd_{name}"] < 1e-6, name
     assert (
@@ -140,7 +140,7 @@ def test_teacher_as_its_own_student(make_config, teacher: Path) -> None:
 def crack_gradient(temperature: float, teacher: Path, make_config, initialize: str) -> float:
     """Return the norm of CRACK's gradient over the student's parameters."""
     terms = {"crack": {"weight": 1.0, "temperature": temperature}}
-    settings = own_student(make_config, teacher, terms=terms)
+    settings = student_equal_to_teacher(make_config, teacher, terms=terms)
     settings["task"]["distill"]["student"]["initialize"] = initialize
     settings["seed"] = 7  # not the teacher's own first weights
     for function in settings["loss_functions"]:

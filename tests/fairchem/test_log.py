@@ -1,4 +1,4 @@
-"""What the log says beside fairchem's own numbers."""
+"""The numbers that the log has beside fairchem's own."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ WRONG: dict[str, tuple[Labels, str, str]] = {
 
 @pytest.fixture(scope="module")
 def strong_teacher(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher whose forces and energies differ as much as real ones do."""
+    """A teacher with forces and energies that differ as much as real ones do."""
     checkpoint = tiny.load(teacher)
     for state in checkpoint["normalizers"].values():
         state["rmsd"] *= 50.0
@@ -40,7 +40,7 @@ def strong_teacher(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def labelled_by(teacher: Path, change: Labels, folder: Path) -> Path:
-    """Write slabs whose labels are the teacher's own targets, changed."""
+    """Write slabs with the teacher's own targets, changed, as labels."""
     model, slabs = eqv2(str(teacher), weights="raw"), []
     for index in range(24):
         atoms = tiny.slab(index)

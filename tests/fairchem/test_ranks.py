@@ -103,7 +103,7 @@ def settings(make_config, teacher: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_process(settings: dict[str, Any], tmp_path: Path) -> None:
-    """Counts are global, and so are negatives where the YAML says so.
+    """Counts are global, and so are negatives where the YAML sets `negatives: global`.
 
     The reference is the union batch. Where negatives are each rank's own, it adds up the two
     batches' sums and divides by the joint count.

@@ -347,7 +347,7 @@ def test_a_label_that_preflight_did_not_see(make_config, teacher: Path, tmp_path
 
 
 def test_resuming_with_another_teacher(make_config, teacher: Path) -> None:
-    """The distillation state knows whose it is."""
+    """The distillation state holds the identity of its teacher."""
     settings = make_config(
         trainer="kd_plugins.fairchem.EqV2DistillTrainer", task=tiny.distill(teacher)
     )

@@ -42,7 +42,7 @@ def stored(store: Path, terms: Settings | None = None, **changes: Any) -> Settin
 
 
 def losses_of_first_batch(trainer: Any) -> tuple[float, dict[str, float], Any]:
-    """Return the loss and the metrics of one training batch, and what the teacher said."""
+    """Return the loss and the metrics of one training batch, and the teacher's targets."""
     trainer.model.train()
     trainer.step = 1
     batch = first_batch(trainer)
@@ -57,7 +57,7 @@ def losses_of_first_batch(trainer: Any) -> tuple[float, dict[str, float], Any]:
     return float(loss), metrics, (trainer.distiller._targets(batch), structures(batch))
 
 
-def test_cached_and_online_losses_are_equal(
+def test_losses_of_stored_targets_equal_those_of_the_model(
     make_config: Callable[..., Settings],
     teacher: Path,
     databases: tuple[Path, Path],
@@ -82,7 +82,7 @@ def test_cached_and_online_losses_are_equal(
         }
         store.append([Record(structure_id, structure, values)])
     label(read_structures(databases), name, folder, progress=False)
-    settings.update(task=stored(folder), timestamp_id="cached")
+    settings.update(task=stored(folder), timestamp_id="stored")
     again, remeasured, _ = tiny.run(settings, losses_of_first_batch)
     assert again == pytest.approx(loss, rel=1e-6)
     assert remeasured == pytest.approx(metrics, rel=1e-6, nan_ok=True)
@@ -95,7 +95,7 @@ def test_labelled_targets_differ_by_the_rolls_of_edges_only(
     settings = make_config(trainer=EQV2, task=tiny.distill(teacher, TERMS))
     settings["optim"]["max_epochs"] = 0
     loss, _, _ = tiny.run(settings, losses_of_first_batch)
-    settings.update(task=stored(labelled), timestamp_id="cached")
+    settings.update(task=stored(labelled), timestamp_id="stored")
     again, _, _ = tiny.run(settings, losses_of_first_batch)
     assert again == pytest.approx(loss, rel=2e-2)
 
@@ -112,11 +112,11 @@ def test_no_teacher_is_read_or_built(make_config: Callable[..., Settings], label
 def test_zero_weights_are_the_plain_host(
     make_config: Callable[..., Settings], labelled: Path
 ) -> None:
-    """Reading targets changes nothing that is not asked for."""
+    """Reading targets changes nothing else."""
     settings = make_config()
     plain = tiny.run(settings, tiny.parameters)
     settings.update(
-        trainer=EQV2, task=stored(labelled, tiny.without_weights(TERMS)), timestamp_id="cached"
+        trainer=EQV2, task=stored(labelled, tiny.without_weights(TERMS)), timestamp_id="stored"
     )
     assert equal(tiny.run(settings, tiny.parameters), plain)
 
@@ -172,11 +172,11 @@ def test_molecules_without_a_cell(
     settings["dataset"]["train"]["src"] = str(path)
     settings["dataset"].pop("val")
 
-    def said(trainer: Any) -> dict[str, float]:
+    def energies(trainer: Any) -> dict[str, float]:
         targets = trainer.distiller.teacher(first_batch(trainer))
         return dict(zip(targets.structure_ids, targets.values["energy"].tolist(), strict=True))
 
-    for name, energy in tiny.run(settings, said).items():
+    for name, energy in tiny.run(settings, energies).items():
         assert TargetStore.open(folder)[name].values["energy"].item() == energy
 
 
@@ -300,14 +300,14 @@ BAD: dict[str, tuple[Callable[[Settings, Path], Any], str]] = {
 
 
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD.keys())
-def test_what_is_refused(
+def test_refusals(
     make_config: Callable[..., Settings],
     labelled: Path,
     tmp_path: Path,
     change: Callable[[Settings, Path], Any],
     message: str,
 ) -> None:
-    """One error that says what to do, before anything is trained or saved."""
+    """One error with its remedy, before anything is trained or saved."""
     settings = make_config(trainer=EQV2, task=stored(labelled))
     change(settings, tmp_path)
     with pytest.raises(ConfigError, match=message):

@@ -46,7 +46,7 @@ def test_start_from_the_teachers_first_blocks(make_config, teacher: Path) -> Non
 def test_a_student_that_starts_as_its_teacher_takes_its_units(
     make_config, teacher: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Normalizers come from the teacher, with a warning where the YAML said otherwise."""
+    """Normalizers come from the teacher, with a warning where the YAML has others."""
     task = tiny.distill(teacher, student={"initialize": "teacher"})
     settings = untrained(make_config(trainer=EQV2, task=task))
     settings["dataset"]["train"]["transforms"]["normalizer"]["energy"]["mean"] = 7.0
@@ -126,7 +126,7 @@ def test_killed_between_the_two_files(make_config, teacher: Path, moment: str) -
 def test_a_lost_projection_is_named(
     make_config, teacher: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It starts afresh, and the log says so."""
+    """It starts afresh, with a warning."""
     settings = make_config(trainer=EQV2, task=tiny.distill(teacher, CRACK))
     tiny.run(settings)
     checkpoint = Path(settings["run_dir"]) / "checkpoints" / "run" / "checkpoint.pt"
@@ -232,7 +232,7 @@ def test_the_projection_leaves_out_an_overflow(make_config, teacher: Path) -> No
     assert tiny.run(settings, unmoved)
 
 
-def test_an_overflow_becomes_numbers_and_is_told() -> None:
+def test_an_overflow_becomes_numbers_and_is_reported() -> None:
     """What is finite stays as it is, and is no overflow."""
     values = {"energy": torch.tensor([1.0, float("inf")]), "forces": torch.ones(1, 3)}
     assert replace_overflow(values)

@@ -1,4 +1,4 @@
-"""An EquiformerV2 that labels says what it says as an online teacher, the same each time."""
+"""An EquiformerV2 labels with the targets that it has in a training, the same each time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.tolerances import REORDERED
 
 EVERYTHING = EqV2Teacher.quantities
 ROLLED = {"rtol": 0.0, "atol": 2e-2}
-"""Of eV, eV/Å and features of a tiny model whose edge frames were rolled otherwise."""
+"""In eV, eV/Å and features of a tiny model, between other rolls of its edge frames."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def online(checkpoint: Path) -> FrozenEquiformerV2:
     return FrozenEquiformerV2(read_checkpoint(settings), torch.device("cpu"))
 
 
-def test_it_says_what_the_online_teacher_says(labeller: EqV2Teacher, teacher: Path) -> None:
+def test_targets_equal_those_of_the_teacher_in_memory(labeller: EqV2Teacher, teacher: Path) -> None:
     """Of the batches that fairchem's own data pipeline makes, given the same random rolls."""
     as_trained = online(teacher)
     for index in range(3):
@@ -71,7 +71,7 @@ def test_it_says_what_the_online_teacher_says(labeller: EqV2Teacher, teacher: Pa
             )
 
 
-def test_every_time_the_same(labeller: EqV2Teacher, name: str) -> None:
+def test_targets_are_the_same_every_time(labeller: EqV2Teacher, name: str) -> None:
     """To the bit: after other structures, after other random numbers, by another teacher."""
     atoms = tiny.slab(0)
     expected = predicted(labeller, atoms, EVERYTHING)
@@ -99,7 +99,7 @@ def test_targets_do_not_depend_on_the_batch(
     assert_batch_independent(labeller, mixed, tolerance=1e-4)
 
 
-def test_random_numbers_go_on_undisturbed(labeller: EqV2Teacher, name: str) -> None:
+def test_random_numbers_of_the_caller_are_left_alone(labeller: EqV2Teacher, name: str) -> None:
     """Neither labelling nor making the teacher takes or seeds any."""
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -119,7 +119,7 @@ def test_energies_and_embeddings_fit_together(labeller: EqV2Teacher) -> None:
     assert np.array_equal(found["equivariant_embeddings"][:, 0], found["node_embeddings"])
 
 
-def test_only_what_is_asked_for(labeller: EqV2Teacher) -> None:
+def test_only_the_quantities_given_are_returned(labeller: EqV2Teacher) -> None:
     """And no stress, which it does not offer."""
     assert set(predicted(labeller, tiny.slab(0), ["forces"])) == {"forces"}
     assert "stress" not in labeller.quantities
@@ -139,7 +139,7 @@ def test_permutation_and_translation(labeller: EqV2Teacher) -> None:
 
 
 def test_the_structure_is_left_as_it_was(labeller: EqV2Teacher) -> None:
-    """Also one whose atoms lie outside its cell, and are fixed."""
+    """Also one with fixed atoms outside its cell."""
     atoms = tiny.slab(1)
     atoms.calc = None
     atoms.positions += 2 * atoms.cell[0]
@@ -151,7 +151,7 @@ def test_the_structure_is_left_as_it_was(labeller: EqV2Teacher) -> None:
     assert len(atoms.constraints) == 1
 
 
-def test_into_a_store(
+def test_targets_into_a_store(
     name: str, labeller: EqV2Teacher, databases: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """From fairchem's own database, under the ids that it gives, embeddings in half precision."""
@@ -225,7 +225,7 @@ def test_a_file_that_is_no_torch_file(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_force_head(teacher: Path, tmp_path: Path) -> None:
-    """Gives the rest, and stops a run that asks for forces at its first structure."""
+    """Predicts the rest, and stops a labelling of forces at its first structure."""
     raw = tiny.load(teacher)
     del raw["config"]["model"]["heads"]["forces"]
     raw["config"]["model"]["backbone"]["regress_forces"] = False
@@ -244,7 +244,7 @@ def test_a_model_without_a_force_head(teacher: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("box", [{}, {"vacuum": 4.0}], ids=["no cell", "in a box"])
-def test_a_molecule(labeller: EqV2Teacher, box: dict[str, float]) -> None:
+def test_molecules_are_labelled(labeller: EqV2Teacher, box: dict[str, float]) -> None:
     """Is labelled as well, with or without a cell."""
     found, bare = (predicted(labeller, molecule("H2O", **sides), EVERYTHING) for sides in (box, {}))
     for quantity, value in found.items():

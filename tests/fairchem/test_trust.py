@@ -153,7 +153,7 @@ def test_files_that_a_checkpoint_names_are_not_opened(
 def test_what_is_no_checkpoint_is_named(
     teacher: Path, tmp_path: Path, name: str, content: bytes | None, expected: str
 ) -> None:
-    """And nobody is told to trust it."""
+    """And no message suggests to trust it."""
     whole = teacher.read_bytes()
     (tmp_path / "theirs.pt").write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(TeacherError, match=f"theirs.pt: .*{expected}") as caught:

@@ -31,7 +31,7 @@ def lone(name: str, cell: float = 12.0) -> ase.Atoms:
     return atoms
 
 
-def on(settings: Settings, path: Path, structures: list[ase.Atoms]) -> None:
+def train_on(settings: Settings, path: Path, structures: list[ase.Atoms]) -> None:
     """Train on other structures, and validate on none."""
     path.mkdir()
     settings["dataset"]["train"]["src"] = str(tiny.write_database(path / "train.db", structures))
@@ -46,7 +46,7 @@ def test_an_energy_that_is_missing_outside_the_sample(
     slabs = [tiny.slab(0), with_nan(tiny.slab(1), "energy"), tiny.slab(2)]  # ASE keeps it as none
     settings = make_config(trainer=EQV2, task=tiny.distill(teacher, preflight=1))
     settings["optim"]["num_workers"] = workers
-    on(settings, tmp_path / "data", slabs)
+    train_on(settings, tmp_path / "data", slabs)
     with pytest.raises(
         ConfigError, match=r"^dataset.train\[\d\] cannot be read: .*a missing label"
     ):
@@ -73,7 +73,7 @@ def test_an_element_outside_the_sample(
     labels = {"energy": heavy.get_potential_energy(), "forces": heavy.get_forces()}
     heavy.numbers[0] = 95
     heavy.calc = SinglePointCalculator(heavy, **labels)
-    on(settings, tmp_path / "data", [tiny.slab(0), heavy, tiny.slab(2)])
+    train_on(settings, tmp_path / "data", [tiny.slab(0), heavy, tiny.slab(2)])
     with pytest.raises(ConfigError, match=r"\(sid slab1\) holds element 95; the student knows"):
         tiny.run(settings)
 
@@ -81,20 +81,20 @@ def test_an_element_outside_the_sample(
 def test_a_lone_atom_beside_others_trains_as_in_the_plain_host(
     make_config: Callable[..., Settings], teacher: Path, tmp_path: Path
 ) -> None:
-    """The doctor leaves it out, as no model can be asked of it alone."""
+    """The doctor leaves it out, as no model can compute it alone."""
     settings = make_config(trainer=EQV2, task=tiny.distill(teacher, preflight=4))
     settings["optim"].update(batch_size=4, max_epochs=2)
     settings["optim"]["scheduler_params"]["warmup_epochs"] = 1.0
-    on(settings, tmp_path / "data", [*map(tiny.slab, range(3)), lone("alone")])
+    train_on(settings, tmp_path / "data", [*map(tiny.slab, range(3)), lone("alone")])
     assert tiny.run(settings, lambda trainer: trainer.step) == 2
 
 
 def test_a_batch_of_lone_atoms_is_named(
     make_config: Callable[..., Settings], teacher: Path, tmp_path: Path
 ) -> None:
-    """EquiformerV2 takes a minimum over no edge; plain fairchem says so and no more."""
+    """EquiformerV2 takes a minimum over no edge; plain fairchem's error says no more."""
     settings = make_config(trainer=EQV2, task=tiny.distill(teacher, CRACK))
-    on(settings, tmp_path / "data", [lone(name) for name in "abcd"])
+    train_on(settings, tmp_path / "data", [lone(name) for name in "abcd"])
     with pytest.raises(
         ConfigError, match=r"no atom of a batch has a neighbour.*5.0 Å \(struct.*/0"
     ):
@@ -109,7 +109,7 @@ def test_atoms_that_neighbour_only_themselves_have_no_relation(
 ) -> None:
     """So CRACK is 0 of them, and its mean in the log, over nothing, is no number."""
     settings = make_config(trainer=EQV2, task=tiny.distill(teacher, CRACK))
-    on(settings, tmp_path / "data", [lone(name, 3.6) for name in "abcd"])
+    train_on(settings, tmp_path / "data", [lone(name, 3.6) for name in "abcd"])
     with caplog.at_level(logging.INFO):
         found = tiny.run(settings, tiny.parameters)
     assert all(np.isfinite(value.numpy()).all() for value in found.values())

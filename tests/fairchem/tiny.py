@@ -188,7 +188,7 @@ QUANTITIES = ("energy", "forces", "atomic_energies", "node_embeddings", "equivar
 
 
 def teacher_name(teacher: Path) -> str:
-    """Return the teacher as the labelling command knows it."""
+    """Return the teacher's name, as for `kd-plugins label`."""
     return f"eqv2 checkpoint={teacher} weights=raw"
 
 

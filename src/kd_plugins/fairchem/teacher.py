@@ -223,7 +223,7 @@ class EqV2Teacher:
 
         # Structures come without edges, whatever the checkpoint's data set had.
         model.backbone.otf_graph = True
-        model.backbone._init_edge_rot_mat = _frames_by_structure
+        model.backbone._init_edge_rot_mat = frames_by_structure
 
     @property
     def batch_size(self) -> int:
@@ -285,7 +285,7 @@ class EqV2Teacher:
                 yield places[start : start + self.batch_size]
 
 
-def _frames_by_structure(batch: Batch, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+def frames_by_structure(batch: Batch, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
     """Return the rotation of each edge's frame, drawn as if its structure were alone.
 
     It stands in the place of the backbone's own method, which draws for all edges of a batch.
