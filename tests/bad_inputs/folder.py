@@ -20,7 +20,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from kd_plugins.cli import main
 from kd_plugins.structures import import_labels, read_structures
 from kd_plugins.teachers import label
-from tests.report import samples
+from tests.report import fixtures as report_fixtures
 
 SCRIPT = """
 import sys
@@ -94,7 +94,7 @@ def _stores() -> None:
 
 
 def _results() -> None:
-    samples.write_experiment(Path("runs"), seeds=(0,))
+    report_fixtures.write_experiment(Path("runs"), seeds=(0,))
     Path("alone").mkdir()
     first = next(Path("runs").rglob("evaluation.json"))
     (Path("alone") / "evaluation.json").write_bytes(first.read_bytes())

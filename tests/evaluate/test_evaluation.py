@@ -24,7 +24,7 @@ from kd_plugins.cli import main
 from kd_plugins.evaluate.evaluator import Evaluator
 from kd_plugins.evaluate.measurements import crystal_files
 from kd_plugins.evaluate.requirements import Requirement, faults
-from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
+from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, EvaluationSettings
 
 SOFTER = "tests.evaluate.calculators:softer"
 
@@ -454,7 +454,7 @@ def test_a_labeller_that_is_no_calculator_moves_nothing(
     files: dict[str, str], tmp_path: Path
 ) -> None:
     """It says so before anything is measured."""
-    crystals = Measure(crystals=CrystalSettings((files["crystal"],)))
+    crystals = EvaluationSettings(crystals=CrystalSettings((files["crystal"],)))
     with pytest.raises(ValueError, match="is no ASE calculator, so there is no dynamics"):
         Evaluator("emt & emt", tmp_path / "out", crystals)
     assert not (tmp_path / "out").exists()
@@ -486,4 +486,4 @@ def test_bad_settings(files: dict[str, str]) -> None:
     ):
         with pytest.raises(ValueError, match=rf"^crystals\.{says}"):
             CrystalSettings(**{"structures": (files["crystal"],), **changes})
-    assert Measure(crystals=CrystalSettings((files["crystal"],))).structures == ()
+    assert EvaluationSettings(crystals=CrystalSettings((files["crystal"],))).structures == ()

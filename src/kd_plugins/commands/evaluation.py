@@ -99,7 +99,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _measure(arguments: argparse.Namespace) -> Any:
     """Return what the command line wants to be measured."""
-    from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
+    from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, EvaluationSettings
 
     names = ("temperature", "steps", "equilibration", "repeats", "cutoff")
     chosen = {name: getattr(arguments, name) for name in names}
@@ -118,7 +118,7 @@ def _measure(arguments: argparse.Namespace) -> Any:
     if arguments.crystals:
         crystals = CrystalSettings(tuple(arguments.crystals), arguments.elasticity)
 
-    return Measure(tuple(arguments.reference), arguments.ids, dynamics, crystals)
+    return EvaluationSettings(tuple(arguments.reference), arguments.ids, dynamics, crystals)
 
 
 def _check_requirements(arguments: argparse.Namespace, settings: Any, teacher: str | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from kd_plugins.compare.hosts import HOSTS, check_options
 from kd_plugins.config import read_config, read_yaml, reader, shown
 from kd_plugins.evaluate.requirements import check_metrics
-from kd_plugins.evaluate.settings import Measure, check_seeds
+from kd_plugins.evaluate.settings import EvaluationSettings, check_seeds
 from kd_plugins.files import LARGEST_WHOLE, check_folder, file_hash, read_json
 from kd_plugins.names import suggestion
 
@@ -107,7 +107,7 @@ class Experiment:
     model: str
     control: str
     seeds: tuple[int, ...]
-    measure: Measure
+    measure: EvaluationSettings
     arms: Mapping[str, Settings] = reader(_read_arms)
     settings: Settings = reader(_read_mapping, default_factory=dict)
     teacher: str | None = None

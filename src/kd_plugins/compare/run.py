@@ -43,7 +43,7 @@ from kd_plugins.evaluate.inputs import (
 )
 from kd_plugins.evaluate.measurements import alone, read_folder_settings
 from kd_plugins.evaluate.requirements import check_metrics
-from kd_plugins.evaluate.settings import Measure
+from kd_plugins.evaluate.settings import EvaluationSettings
 from kd_plugins.files import read_json, write_json
 
 COSTS, EVALUATION, COMPARE = "costs.json", "evaluation.json", "compare"
@@ -325,7 +325,10 @@ def _read_costs(run: Path) -> Costs:
 
 
 def measure_in_parallel(
-    models: Iterable[tuple[str, Path]], settings: Measure, workers: int, progress: bool = True
+    models: Iterable[tuple[str, Path]],
+    settings: EvaluationSettings,
+    workers: int,
+    progress: bool = True,
 ) -> None:
     """Measure models into their folders, each in a process of its own: all but speed and memory.
 
@@ -366,7 +369,7 @@ def threads_each(workers: int) -> int:
     return max(1, (os.cpu_count() or 1) // workers)
 
 
-def _measure_model(potential: str, settings: Measure, folder: Path) -> None:
+def _measure_model(potential: str, settings: EvaluationSettings, folder: Path) -> None:
     Evaluator(potential, folder, settings, progress=False).all_but_speed()
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kd_plugins.evaluate.accuracy import Accuracy, compare
 from kd_plugins.evaluate.evaluator import Evaluator
 from kd_plugins.evaluate.rdf import Rdf
-from kd_plugins.evaluate.settings import Measure
+from kd_plugins.evaluate.settings import EvaluationSettings
 from kd_plugins.evaluate.volumes import volume_error_percent
 from kd_plugins.files import file_hash
 from kd_plugins.store.store import TargetStore
@@ -351,7 +351,7 @@ def _moduli(crystal: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def provenance(
-    settings: Measure, teacher: str | None, fingerprint: str | None, command: str | None
+    settings: EvaluationSettings, teacher: str | None, fingerprint: str | None, command: str | None
 ) -> dict[str, Any]:
     """Return the origin of an evaluation's numbers, for the report.
 

@@ -29,7 +29,7 @@ from kd_plugins.evaluate.measurements import (
 from kd_plugins.evaluate.memory import peak_bytes
 from kd_plugins.evaluate.rdf import rdf
 from kd_plugins.evaluate.relaxation import relax
-from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
+from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, EvaluationSettings
 from kd_plugins.files import write_json
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure, read_structures
@@ -60,7 +60,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, potential: str, folder: Path, settings: Measure, progress: bool = True
+        self, potential: str, folder: Path, settings: EvaluationSettings, progress: bool = True
     ) -> None:
         self.potential, self.folder, self.progress = potential, folder, progress
         self.model: Teacher = load_teacher(potential)

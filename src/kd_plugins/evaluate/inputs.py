@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from kd_plugins.evaluate.rdf import rdf
-from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, Measure
+from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, EvaluationSettings
 from kd_plugins.structures.readers import check_file, read_structures
 from kd_plugins.teachers.registry import parse_teachers
 
@@ -19,7 +19,7 @@ MOST_ATOMS = 10_000_000
 """Of a cell for dynamics. More is an error in ``repeats``."""
 
 
-def check_inputs(settings: Measure) -> None:
+def check_inputs(settings: EvaluationSettings) -> None:
     """Refuse structures with which a measurement would fail later.
 
     Raises:
@@ -37,7 +37,7 @@ def check_inputs(settings: Measure) -> None:
         _check_dynamics(settings.dynamics)
 
 
-def shared_labels(settings: Measure) -> frozenset[str]:
+def shared_labels(settings: EvaluationSettings) -> frozenset[str]:
     """Return the quantities that all structures to compare have labels of.
 
     Raises:
@@ -55,7 +55,7 @@ def shared_labels(settings: Measure) -> frozenset[str]:
     return _shared_labels(files, settings.ids)
 
 
-def check_compared(settings: Measure, teacher: bool) -> None:
+def check_compared(settings: EvaluationSettings, teacher: bool) -> None:
     """Refuse structures with neither labels nor a teacher to compare with.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any
 
 from kd_plugins.config import ConfigError, read_config, reader
 from kd_plugins.evaluate.inputs import check_inputs
-from kd_plugins.evaluate.settings import Measure
+from kd_plugins.evaluate.settings import EvaluationSettings
 from kd_plugins.files import (
     FolderInUse,
     check_folder,
@@ -83,7 +83,7 @@ class FolderSettings:
     """
 
     fingerprint: str
-    settings: Measure
+    settings: EvaluationSettings
     files: Mapping[str, str] = reader(_read_hashes)
 
 
@@ -112,7 +112,7 @@ def read_folder_settings(folder: Path) -> FolderSettings | None:
     return stored
 
 
-def write_settings(folder: Path, fingerprint: str, settings: Measure) -> None:
+def write_settings(folder: Path, fingerprint: str, settings: EvaluationSettings) -> None:
     """Write ``measured.json``, which locks a folder to a potential and its settings.
 
     Args:
@@ -125,7 +125,9 @@ def write_settings(folder: Path, fingerprint: str, settings: Measure) -> None:
     write_json(folder / "measured.json", content)
 
 
-def planned(folder: Path, settings: Measure, fingerprint: str | None = None) -> Measure:
+def planned(
+    folder: Path, settings: EvaluationSettings, fingerprint: str | None = None
+) -> EvaluationSettings:
     """Return what a folder will hold: what it holds already, and what is to be measured now.
 
     Structures, dynamics or crystals that were not measured before are added. Nothing is written.
@@ -155,7 +157,7 @@ def planned(folder: Path, settings: Measure, fingerprint: str | None = None) -> 
     return merged
 
 
-def _merge(folder: Path, stored: Measure, new: Measure) -> Measure:
+def _merge(folder: Path, stored: EvaluationSettings, new: EvaluationSettings) -> EvaluationSettings:
     """Return the settings of all parts of both."""
     stored_json, new_json = _as_json(stored), _as_json(new)
     kept: dict[str, Any] = {}
@@ -183,7 +185,7 @@ def _difference(stored: Mapping[str, Any], new: Mapping[str, Any], names: Sequen
     return ""
 
 
-def _as_json(settings: Measure) -> dict[str, Any]:
+def _as_json(settings: EvaluationSettings) -> dict[str, Any]:
     """Return settings as JSON stores them: tuples become lists."""
     return json.loads(json.dumps(asdict(settings)))
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kd_plugins.evaluate.evaluation import ERRORS
-from kd_plugins.evaluate.settings import Measure
+from kd_plugins.evaluate.settings import EvaluationSettings
 from kd_plugins.names import suggestion
 
 OPERATORS = {
@@ -89,7 +89,7 @@ def _number(text: str) -> float:
 def check_metrics(
     where: str,
     names: Collection[str],
-    settings: Measure,
+    settings: EvaluationSettings,
     teacher: bool,
     labels: Collection[str] | None = None,
     teacher_quantities: Collection[str] | None = None,
@@ -120,7 +120,7 @@ def check_metrics(
 
 
 def _metrics(
-    settings: Measure,
+    settings: EvaluationSettings,
     teacher: bool,
     labels: Collection[str] | None,
     teacher_quantities: Collection[str] | None,

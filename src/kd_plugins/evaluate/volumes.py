@@ -14,7 +14,7 @@ from kd_plugins.evaluate.dynamics import check_calculator
 from kd_plugins.evaluate.relaxation import Relaxation
 from kd_plugins.numbers import check_number
 from kd_plugins.sampling.molecules import Molecules, find_molecules
-from kd_plugins.sampling.volume_scan import LINEAR_SCALES, Minimum, minimum_volume, volume_scan
+from kd_plugins.sampling.rigid_volumes import LINEAR_SCALES, Minimum, minimum_volume, volume_scan
 
 
 def volume_error_percent(relaxed: float, reference: float) -> float:
