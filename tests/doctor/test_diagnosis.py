@@ -416,4 +416,4 @@ def test_diagnosis_fits_a_terminal_and_names_elements(
     assert "energy                        29       29   4.098 eV/atom" in text
     assert "by element, eV: Cu +4.098" in text
     assert text.index("error forces-sign") < text.index("warning energy-offset")
-    assert lines[-1] == "1 error, 2 warnings: mend the errors before training"
+    assert lines[-1] == "1 error, 2 warnings: correct the errors before training"

@@ -19,7 +19,7 @@ class HostError(Exception):
 
 
 def make_inputs(force_sign: float = 1.0, energy: float = -1.0) -> list[DoctorInput]:
-    """Return 20 structures whose teacher agrees with the labels, forces up to a sign."""
+    """Return 20 structures with a teacher that agrees with the labels, forces up to a sign."""
     rng = np.random.default_rng(0)
     inputs = []
     for index in range(20):

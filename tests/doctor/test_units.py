@@ -122,13 +122,13 @@ def shrunk(inputs: list[DoctorInput], size: float, seed: int) -> list[DoctorInpu
     energies = EnergyPairs.collect(inputs)
     spread = energies.compositions.residuals(energies.labels / energies.n_atoms)
     mean = energies.labels / energies.n_atoms - spread
-    taught = []
+    half_trained = []
     for item, residual, offset in zip(inputs, spread, mean, strict=True):
         forces = item.labels["forces"]
         energy = item.n_atoms * (offset + size * residual * rng.normal(1.0, 0.1))
         noisy = size * forces * rng.normal(1.0, 0.3, forces.shape)
-        taught.append(replace(item, teacher={"energy": np.asarray(energy), "forces": noisy}))
-    return taught
+        half_trained.append(replace(item, teacher={"energy": np.asarray(energy), "forces": noisy}))
+    return half_trained
 
 
 def test_no_unit_is_found_with_a_half_trained_teacher(teachers: Named) -> None:
@@ -144,7 +144,7 @@ def test_no_unit_is_found_with_a_half_trained_teacher(teachers: Named) -> None:
 
 
 def test_a_warning_names_the_unit_and_what_contradicts_it(teachers: Named) -> None:
-    """And with what speaks against it."""
+    """The evidence against it is part of the warning."""
     learning = shrunk(teachers["EMT, copper"], 1 / KCAL, 0)
     found = {one.code: one for one in compare_with_labels(learning)}
     assert "total energies agree as they are" in found["energy-scale"].text

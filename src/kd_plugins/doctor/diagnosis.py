@@ -77,7 +77,7 @@ class Diagnosis:
         """Refuse to move energies by offsets that nobody should trust.
 
         Raises:
-            ValueError: if no structure has both energies, or findings speak against the fit.
+            ValueError: if no structure has both energies, or findings contradict the fit.
         """
         doubts = [f.code for f in self.findings if f.severity == "error" or f.code in UNFIT]
         if self.references is None:

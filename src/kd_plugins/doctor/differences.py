@@ -66,7 +66,7 @@ def difference_faults(
     Args:
         inputs: a sample of the store.
         manifest: of the store.
-        teacher: that is said to have made it.
+        teacher: that should have made it.
         number: of structures, those with the largest forces.
     """
     strongest = sorted(inputs, key=_largest_force, reverse=True)[:number]

@@ -180,7 +180,7 @@ def _weigh_evidence(
 
     # Then the forces, which are derivatives of the same energies.
     if forces is None:
-        return plausible, False, "neither the energies' zero nor forces speak for it"
+        return plausible, False, "neither the energies' zero nor forces support it"
     by_forces = _as_soft_as_forces(energies, forces, plausible)
     if by_forces:
         words = f"forces, which are {forces.ratio:.3g} times the labels, fit to such energies"
@@ -295,7 +295,7 @@ def _unrelated(energies: EnergyPairs, forces: Agreement | None) -> Finding | Non
 
 
 def _scale(slope: float | None, explanation: Explanation | None) -> Iterator[Finding]:
-    """Warn of a teacher whose energies vary much more or less than the labels, or against them."""
+    """Warn of energies that vary much more or less than the labels, or against them."""
     if slope is None or is_sized(slope):
         return
     if explanation is None:

@@ -89,7 +89,7 @@ def _unit(compared: Agreement, slope: float | None) -> Iterator[Finding]:
     factors = unit_hypotheses(FORCE_UNITS, "eV/Å")
     found = f"the teacher's forces are {compared.ratio:.3g} times the labels"
 
-    # A teacher whose energies are soft has forces that are as soft, in whatever unit.
+    # A teacher with soft energies has forces that are as soft, in whatever unit.
     softness = abs(slope) if slope is not None else 1.0
     words = likeliest_hypotheses(compared, factors, softness)
     words_alone = likeliest_hypotheses(compared, factors)

@@ -89,7 +89,7 @@ def _last_line(diagnosis: Diagnosis) -> str:
         return "nothing found"
 
     counts = f"{_count(n_errors, 'error')}, {_count(n_warnings, 'warning')}"
-    return f"{counts}: mend the errors before training" if n_errors else counts
+    return f"{counts}: correct the errors before training" if n_errors else counts
 
 
 def _count(number: int, what: str) -> str:
