@@ -9,11 +9,15 @@ SHELL := bash
 PYTHON ?= python3
 PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: test quickstart lint test-pinned test-latest clean
+.PHONY: test check quickstart lint test-pinned test-latest check-pinned check-latest clean
 
 # Both suites at once, a core each; every line says whose it is.
 test: lint
 	@$(MAKE) --no-print-directory --jobs=2 test-pinned test-latest
+
+# Style, types, the laws of the core, and the contract of every host's adapter: minutes.
+check: lint
+	@$(MAKE) --no-print-directory --jobs=2 check-pinned check-latest
 
 QUICK = runs/quickstart
 KD = .venv-latest/bin/kd-plugins
@@ -43,6 +47,14 @@ test-latest: .venv-latest/.installed
 	@echo "== tests in .venv-latest"
 	@.venv-latest/bin/python -m pip check
 	@.venv-latest/bin/python -m pytest 2>&1 | sed -u 's/^/latest | /'
+
+check-pinned: .venv/.installed
+	@.venv/bin/python -m pytest -m "not slow" tests/test_house.py tests/fairchem/test_contract.py \
+	    2>&1 | sed -u 's/^/pinned | /'
+
+check-latest: .venv-latest/.installed
+	@.venv-latest/bin/python -m pytest -m "not slow" tests/core tests/chgnet/test_contract.py \
+	    tests/hippynn/test_contract.py 2>&1 | sed -u 's/^/latest | /'
 
 .venv/.installed: pyproject.toml
 	@echo "== setting up .venv: some minutes the first time"

@@ -154,7 +154,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         if str(error) not in faults:  # a damaged shard is among the faults already
             faults.append(str(error))
 
-    if not faults and not any(True for _ in store.ids()):
+    if not faults and store.is_empty():
         faults.append(
             f"{arguments.store} holds no record: nothing was labelled yet, or its shards, *.lmdb, "
             "were removed; restore them from a copy, or label its structures again"
