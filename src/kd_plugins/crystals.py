@@ -5,5 +5,6 @@ from __future__ import annotations
 from kd_plugins import sampling
 from kd_plugins.lazy import lazy_names
 
-_MOVED = {name: f"kd_plugins.sampling.{name}" for name in vars(sampling) if name[0] != "_"}
+_HOMES = sampling._HOMES  # pyright: ignore[reportPrivateUsage]
+_MOVED = {name: f"kd_plugins.sampling.{name}" for name in _HOMES}
 __getattr__, __dir__ = lazy_names(__name__, {}, _MOVED)

@@ -1,16 +1,41 @@
 """Sampling of training structures: deformed molecular crystals, kinds of crystals, subsets."""
 
-from kd_plugins.sampling.composition import kind as kind
-from kd_plugins.sampling.composition import of_kind as of_kind
-from kd_plugins.sampling.deformation import Deformation as Deformation
-from kd_plugins.sampling.deformation import deformed as deformed
-from kd_plugins.sampling.deformation import deformed_frames as deformed_frames
-from kd_plugins.sampling.deformation import scale_rigidly as scale_rigidly
-from kd_plugins.sampling.molecules import Molecules as Molecules
-from kd_plugins.sampling.molecules import find_molecules as find_molecules
-from kd_plugins.sampling.subsets import crystal_of as crystal_of
-from kd_plugins.sampling.subsets import nested_subset as nested_subset
-from kd_plugins.sampling.subsets import split as split
-from kd_plugins.sampling.volume_scan import Minimum as Minimum
-from kd_plugins.sampling.volume_scan import minimum_volume as minimum_volume
-from kd_plugins.sampling.volume_scan import volume_scan as volume_scan
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kd_plugins.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from kd_plugins.sampling.composition import kind as kind
+    from kd_plugins.sampling.composition import of_kind as of_kind
+    from kd_plugins.sampling.deformation import Deformation as Deformation
+    from kd_plugins.sampling.deformation import deformed as deformed
+    from kd_plugins.sampling.deformation import deformed_frames as deformed_frames
+    from kd_plugins.sampling.deformation import scale_rigidly as scale_rigidly
+    from kd_plugins.sampling.molecules import Molecules as Molecules
+    from kd_plugins.sampling.molecules import find_molecules as find_molecules
+    from kd_plugins.sampling.rigid_volumes import Minimum as Minimum
+    from kd_plugins.sampling.rigid_volumes import minimum_volume as minimum_volume
+    from kd_plugins.sampling.rigid_volumes import volume_scan as volume_scan
+    from kd_plugins.sampling.subsets import crystal_of as crystal_of
+    from kd_plugins.sampling.subsets import nested_subset as nested_subset
+    from kd_plugins.sampling.subsets import split as split
+
+_HOMES = {
+    "kind": "kd_plugins.sampling.composition",
+    "of_kind": "kd_plugins.sampling.composition",
+    "Deformation": "kd_plugins.sampling.deformation",
+    "deformed": "kd_plugins.sampling.deformation",
+    "deformed_frames": "kd_plugins.sampling.deformation",
+    "scale_rigidly": "kd_plugins.sampling.deformation",
+    "Molecules": "kd_plugins.sampling.molecules",
+    "find_molecules": "kd_plugins.sampling.molecules",
+    "Minimum": "kd_plugins.sampling.rigid_volumes",
+    "minimum_volume": "kd_plugins.sampling.rigid_volumes",
+    "volume_scan": "kd_plugins.sampling.rigid_volumes",
+    "crystal_of": "kd_plugins.sampling.subsets",
+    "nested_subset": "kd_plugins.sampling.subsets",
+    "split": "kd_plugins.sampling.subsets",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
