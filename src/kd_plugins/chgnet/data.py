@@ -140,6 +140,7 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
 
     def part(self, indices: Iterable[int]) -> DistillData:
         """Return some of the structures as a data set of their own; nothing is read again."""
+        # Without __init__, which would convert all structures again.
         made = object.__new__(DistillData)
         made.__dict__.update(self.__dict__)
         made.samples, made.left_out = [self.samples[index] for index in indices], {}
@@ -184,6 +185,7 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         labels = {name: _read_label(name, structure, self.missing) for name in self.hard}
         teacher = self._read_targets(structure)
 
+        # CHGNet's Trainer reads an energy of every structure; NaN does not count.
         hard = to_host({"energy": np.nan, **labels}, n_atoms)
         soft = to_host(teacher, n_atoms)
         targets = {**hard, **{PREFIX["soft"] + letter: value for letter, value in soft.items()}}

@@ -123,6 +123,7 @@ def distill(
     if not isinstance(settings, FitSettings):
         raise ValueError(f"settings: expected FitSettings, got {settings!r}")
 
+    # An empty mapping is a user's choice, and then refused by Ratios.
     paper = {"energy": 1, "forces": 1} if soft is None and hard is None else {}
     loss = DistillLoss(Ratios(hard=hard or {}, soft=soft or paper), criterion, delta, select)
     check_force_share(force_share)
@@ -232,6 +233,7 @@ class _Task:
             )
             for data, shuffle in ((self.train, True), (self.validation, False))
         ]
+        # All checks of the data were made in `distill`.
         trainer.train(*loaders, save_dir=str(self.out), check=False)
 
         # A resumed trainer has made a model of its own.
@@ -304,6 +306,7 @@ def estimate(
         folder: of the cache, see `CachedData`.
         force_share: of the force components, see `CachedData`.
     """
+    # A step's time grows with the atoms about linearly, so the median stands for all.
     samples = sorted([*train.samples, *validation.samples], key=lambda sample: sample.n_atoms)
     middle = samples[len(samples) // 2]
     n_predicted = epochs * len(samples)

@@ -175,6 +175,7 @@ def fit(
     with nullcontext() if folder is None else lock_run_folder(folder):
         training = _Training(trunk, loss, settings, folder, *loaders)
         if not training.resume():
+            # The loader draws the order of structures from torch's global generator.
             torch.manual_seed(settings.seed)
             training.save()
 
@@ -316,6 +317,7 @@ class _Training:
         errors = {f"train_{name}": value for name, value in self.loss.take_errors().items()}
 
         self.loss.eval()
+        # Not under torch.no_grad(): forces are a gradient.
         for features, targets in validation:
             prediction = self.trunk.predict(features)
             self.loss(targets, {name: value.detach() for name, value in prediction.items()})
@@ -328,6 +330,7 @@ class _Training:
     def _keep_best(self) -> None:
         scores = [errors["val_score"] for errors in self.fitted.errors]
         if scores[-1] == min(scores):
+            # Nothing but the readout differs between the two models.
             self.fitted.best.mlp.load_state_dict(self.fitted.model.mlp.state_dict())
 
         if time.monotonic() - self.saved > SECONDS:

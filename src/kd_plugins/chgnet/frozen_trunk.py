@@ -125,6 +125,7 @@ class FrozenTrunk:
             jacobian=_compute_jacobian(embeddings, shift, strain, along),
             coordinates=torch.tensor(along, dtype=torch.int64),
             atomic_numbers=graph.atomic_number.long(),
+            # In double precision: single loses digits of the determinant of a long cell.
             volume=torch.linalg.det(lattice.double()).abs().float(),
         )
 
@@ -159,6 +160,7 @@ class FrozenTrunk:
         """Return energies per atom (B,), element references included."""
         references = self.model.composition_model
         if references is not None:
+            # Detached: they do not train here, as the trunk would not be frozen then.
             numbers = torch.cat([one.atomic_numbers for one in features])
             atomic_energies = atomic_energies + references.fc.weight.detach()[0, numbers - 1]
 
@@ -273,6 +275,7 @@ class CachedData(Dataset[tuple[TrunkFeatures, dict[str, Tensor]]]):
         along = choose_coordinates(sample, self.force_share, self.seed)
         path = self.folder / _file_name(sample, along)
 
+        # A file of another version of this package may have other rows.
         found = _read_features(path)
         if found is not None and len(found.jacobian) == len(along) + N_STRAINS:
             return found
@@ -302,6 +305,7 @@ def choose_coordinates(sample: GraphSample, force_share: float, seed: int) -> li
     if n_chosen == n_all:
         return list(range(n_all))
 
+    # Python's hash() of a text differs between processes.
     generator = np.random.default_rng([seed, zlib.crc32(sample.structure_id.encode())])
     return sorted(generator.choice(n_all, n_chosen, replace=False).tolist())
 
@@ -404,6 +408,7 @@ def _hash_trunk(model: CHGNet) -> str:
     """Return a hash of the weights and settings that decide the features."""
     digest = hashlib.sha256(repr(sorted(model.model_args.items())).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        # Students of one trunk share features whatever their readout and references.
         if not name.startswith((*HEAD, "composition_model.")):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())

@@ -142,6 +142,7 @@ def align_references(model: CHGNet, data: DistillData, source: TargetKind = "sof
         np.array(energies),
     )
 
+    # Column 0 is hydrogen.
     weight = model.composition_model.fc.weight
     with torch.no_grad():
         for number, offset in references.offsets.items():

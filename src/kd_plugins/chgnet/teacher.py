@@ -75,6 +75,7 @@ class EmbeddingCalculator(CHGNetCalculator):
             return_site_energies=True,
             batch_size=len(graphs),
         )
+        # CHGNet returns a mapping for one graph, and a list of them for several.
         predictions = [found] if isinstance(found, dict) else found
 
         sizes = [len(atoms) for atoms in structures]

@@ -131,6 +131,7 @@ class DistillTrainer(Trainer):
             raise ValueError("CHGNet's Trainer needs a model with a composition_model")
 
         host = to_python(host)
+        # CHGNet's schedulers take values out of scheduler_params, so they get a copy.
         super().__init__(model, targets=ratios.task, **copy.deepcopy(host))
 
         self.criterion = loss
@@ -280,6 +281,7 @@ class DistillTrainer(Trainer):
 
     def save(self, filename: str = "training_result.pth.tar") -> None:
         """Write CHGNet's checkpoint with what resuming needs besides, whole."""
+        # CHGNet writes straight to the file, where a kill would leave half of it.
         buffer = io.BytesIO()
         super().save(buffer)
         buffer.seek(0)
@@ -300,6 +302,7 @@ class DistillTrainer(Trainer):
         """Write the files of an epoch; see CHGNet."""
         scores = [errors["val_score"] for errors in self.errors]
         is_best = scores[-1] == min(scores)
+        # A copy: CHGNet's Trainer keeps a reference to the model, which goes on changing.
         best = copy.deepcopy(self.model) if is_best else self.best_model
         self.best_model = best
 
