@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -252,33 +250,6 @@ def check_storable(terms: Sequence[Term], dataset: Mapping[str, Any]) -> None:
                     f"dataset.{split}.transforms.{name} may change the structures, whose cached "
                     f"targets would then be wrong; known not to: {', '.join(_KEEP_ATOMS)}. Leave "
                     "it out, or give teacher.checkpoint in place of targets"
-                )
-
-
-def check_sources(dataset: object) -> None:
-    """Refuse data sets of which a file or folder is not there.
-
-    Raises:
-        ConfigError: naming the key and the path.
-    """
-    if not isinstance(dataset, Mapping):
-        raise ConfigError(f"dataset: expected a mapping with train and its src, got {dataset!r}")
-
-    for name, settings in dataset.items():
-        if not isinstance(settings, Mapping) or settings.get("src") is None:
-            continue
-
-        src = settings["src"]
-        paths = [src] if isinstance(src, str) else src
-        if not isinstance(paths, list | tuple) or not all(isinstance(p, str) for p in paths):
-            raise ConfigError(
-                f"dataset.{name}.src: expected a path or a list of paths, got {src!r}"
-            )
-        for path in paths:
-            # "://" is in the address of a database server, which is for fairchem to reach.
-            if "://" not in path and not os.path.exists(path) and not glob.glob(path):
-                raise ConfigError(
-                    f"dataset.{name}.src: there is no {path!r} (paths count from {Path.cwd()})"
                 )
 
 

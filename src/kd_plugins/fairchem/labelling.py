@@ -36,11 +36,11 @@ from kd_plugins.fairchem.data import (
     SHOWN,
     StoredTargets,
     check_ids,
-    check_sources,
     check_storable,
     gather_objects,
     used_quantities,
 )
+from kd_plugins.fairchem.settings import check_sources
 from kd_plugins.fairchem.teacher import GRAPH_SETTINGS, EqV2Teacher, FrozenEquiformerV2
 from kd_plugins.store import StoreError
 from kd_plugins.store.manifest import Manifest

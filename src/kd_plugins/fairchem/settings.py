@@ -1,10 +1,13 @@
-"""The ``task: distill:`` block of a fairchem YAML."""
+"""The ``task: distill:`` block of a fairchem YAML, and checks of fairchem's own settings."""
 
 from __future__ import annotations
 
+import glob
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from kd_plugins.config import ConfigError, distance, read_config, reader, weight
@@ -13,7 +16,11 @@ from kd_plugins.core.distances import Distance
 from kd_plugins.core.schedules import Schedule
 from kd_plugins.core.terms import CrackTerm, DistanceTerm, DistillationLoss, InstanceTerm, Term
 from kd_plugins.doctor.examine import check_allow
-from kd_plugins.numbers import check_seed
+from kd_plugins.numbers import check_number, check_seed, check_whole
+
+_WHOLE = {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "max_epochs": 0}
+"""Whole numbers of ``optim``, with the least that each may be."""
+_REQUIRED = ("num_workers", "max_epochs", "lr_initial")
 
 
 @dataclass(frozen=True)
@@ -276,3 +283,68 @@ def _with_empty_terms(block: object) -> object:
         return block
     terms = {name: {} if term is None else term for name, term in block["terms"].items()}
     return {**block, "terms": terms}
+
+
+def check_host(given: Mapping[str, Any]) -> None:
+    """Refuse settings on which fairchem would fail late, or without naming them.
+
+    Args:
+        given: the keyword arguments of fairchem's trainer.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    dataset = given.get("dataset")
+    if isinstance(dataset, list):  # fairchem's older form
+        dataset = dict(zip(("train", "val", "test"), dataset, strict=False))
+    check_sources(dataset)
+
+    _check_optim(given.get("optimizer"))
+    if given.get("amp") and given.get("cpu"):
+        logging.warning("--amp changes nothing on a CPU: this run is in full precision")
+
+
+def _check_optim(optim: object) -> None:
+    if not isinstance(optim, Mapping):
+        raise ConfigError(
+            f"optim: expected a mapping with batch_size, lr_initial, ..., got {optim!r}"
+        )
+
+    missing = [name for name in _REQUIRED if optim.get(name) is None]
+    if missing:
+        raise ConfigError(f"optim.{missing[0]}: missing; fairchem has no default for it")
+
+    try:
+        for name, least in _WHOLE.items():
+            if name in optim:
+                check_whole(f"optim.{name}", optim[name], least=least)
+        check_number("optim.lr_initial", optim["lr_initial"], least=0)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def check_sources(dataset: object) -> None:
+    """Refuse data sets of which a file or folder is not there.
+
+    Raises:
+        ConfigError: naming the key and the path.
+    """
+    if not isinstance(dataset, Mapping):
+        raise ConfigError(f"dataset: expected a mapping with train and its src, got {dataset!r}")
+
+    for name, settings in dataset.items():
+        if not isinstance(settings, Mapping) or settings.get("src") is None:
+            continue
+
+        src = settings["src"]
+        paths = [src] if isinstance(src, str) else src
+        if not isinstance(paths, list | tuple) or not all(isinstance(p, str) for p in paths):
+            raise ConfigError(
+                f"dataset.{name}.src: expected a path or a list of paths, got {src!r}"
+            )
+        for path in paths:
+            # "://" is in the address of a database server, which is for fairchem to reach.
+            if "://" not in path and not os.path.exists(path) and not glob.glob(path):
+                raise ConfigError(
+                    f"dataset.{name}.src: there is no {path!r} (paths count from {Path.cwd()})"
+                )

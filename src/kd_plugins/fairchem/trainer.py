@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,12 @@ from kd_plugins.fairchem.data import (
     TargetInputs,
     UnusableStructure,
 )
-from kd_plugins.fairchem.host import check_host, naming_misfit, naming_setup
 from kd_plugins.fairchem.loss import Distiller, check_pair
 from kd_plugins.fairchem.preflight import check_dataset, check_teacher
-from kd_plugins.fairchem.settings import read_settings
+from kd_plugins.fairchem.settings import check_host, read_settings
+from kd_plugins.store import StoreError
+
+_WHERE = "the same command with --debug shows where"
 
 
 class DistillMixin:
@@ -396,3 +399,49 @@ def _numbers(module: nn.Module | None) -> str:
         else f"{name} summing to {value.sum():.6g}"
         for name, value in module.state_dict().items()
     )
+
+
+@contextmanager
+def naming_setup() -> Iterator[None]:
+    """Turn an error in fairchem's own set-up into one about the YAML.
+
+    Raises:
+        ConfigError: in place of errors that name nothing of the user's; others pass.
+    """
+    try:
+        yield
+    except (ConfigError, StoreError, ImportError):
+        raise
+    except Exception as error:  # whatever fairchem meets in a YAML that it does not check
+        # Such an error names a file, which is the user's.
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise ConfigError(
+            f"fairchem cannot set up this run by its YAML: {_shortened(error)}; {_WHERE}"
+        ) from error
+
+
+@contextmanager
+def naming_misfit(path: Path) -> Iterator[None]:
+    """Turn an error while a checkpoint is loaded into one that names the file.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    try:
+        yield
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:  # of the optimizer, the averages, the model, a normalizer
+        raise ConfigError(
+            f"checkpoint {path} does not fit this run ({_shortened(error)}); give one of the same "
+            f"model and optim, or start from scratch under a new --timestamp-id; {_WHERE}"
+        ) from error
+
+
+def _shortened(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, ZeroDivisionError):
+        # Its cosine schedule divides by the steps of the warm-up, rounded down.
+        text += " (is optim.scheduler_params.warmup_epochs less than one step of this data set?)"
+    return f"{type(error).__name__}: {text[:300]}"
