@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_plugins.testing import CHECKS, ContractError, ExportedStudent, Training
+from kd_plugins.testing import CHECKS, ContractError, ExportedStudent, TrainingRun
 
 N_STEPS = 6
 STRUCTURES = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
@@ -32,7 +32,7 @@ class ToyAdapter:
 
     def train(
         self, folder: Path, distillation: str, stop_after: int | None = None
-    ) -> Training | None:
+    ) -> TrainingRun | None:
         before = self.teacher.clone()
         weight, first = torch.tensor(0.0, dtype=torch.float64), 0
         if (folder / "last.pt").exists():
@@ -53,7 +53,7 @@ class ToyAdapter:
                 torch.save((step + 1, weight), folder / "last.pt")
                 return None
 
-        return Training({"w": weight}, {"w": before}, {"w": self.teacher.clone()})
+        return TrainingRun({"w": weight}, {"w": before}, {"w": self.teacher.clone()})
 
     def losses(self, folder: Path, student: str, order: Sequence[int]) -> Mapping[str, float]:
         weight = self.teacher if student == "teacher" or self.fault == "always_zero" else 1.0

@@ -37,7 +37,7 @@ class ContractError(AssertionError):
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRun:
     """What is left of a training.
 
     Args:
@@ -90,7 +90,7 @@ class Adapter(Protocol):
 
     def train(
         self, folder: Path, distillation: Distillation, stop_after: int | None = None
-    ) -> Training | None:
+    ) -> TrainingRun | None:
         """Train in a folder; go on where a training there was stopped.
 
         Args:
@@ -177,7 +177,7 @@ def check_order_of_structures_changes_nothing(adapter: Adapter, folder: Path) ->
 
 
 def check_teacher_never_changes(adapter: Adapter, folder: Path) -> None:
-    """Training the student leaves the teacher, or its stored targets, as they were."""
+    """TrainingRun the student leaves the teacher, or its stored targets, as they were."""
     training = _train(adapter, folder / "run", "on")
     if not training.teacher_before:
         raise ContractError("the adapter shows no tensor of its teacher")
@@ -259,7 +259,7 @@ def _new(folder: Path) -> Path:
     return folder
 
 
-def _train(adapter: Adapter, folder: Path, distillation: Distillation) -> Training:
+def _train(adapter: Adapter, folder: Path, distillation: Distillation) -> TrainingRun:
     training = adapter.train(_new(folder), distillation)
     if training is None:
         raise ContractError("the training ended early, though it was not to be stopped")

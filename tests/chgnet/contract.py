@@ -13,7 +13,7 @@ from chgnet.trainer import Trainer
 from pymatgen.core import Lattice, Structure
 
 from kd_plugins.chgnet import DistillTrainer
-from kd_plugins.testing import ExportedStudent, Tensors, Training
+from kd_plugins.testing import ExportedStudent, Tensors, TrainingRun
 from tests.chgnet import fixtures
 
 HARD = {"energy": 1, "forces": 1, "stress": 0.1, "magmoms": 0.1}
@@ -45,7 +45,7 @@ class ChgnetAdapter:
 
     def train(
         self, folder: Path, distillation: str, stop_after: int | None = None
-    ) -> Training | None:
+    ) -> TrainingRun | None:
         before = self._teacher()
         if distillation == "none":
             model = self._train_plainly(folder)
@@ -55,7 +55,7 @@ class ChgnetAdapter:
                 model = self._distil(folder, soft, stop_after)
             except Killed:
                 return None
-        return Training(_parameters(model), before, self._teacher())
+        return TrainingRun(_parameters(model), before, self._teacher())
 
     def _train_plainly(self, folder: Path) -> CHGNet:
         """Train with CHGNet's own Trainer on the labels."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_plugins.core import (
     DISTANCES,
@@ -458,3 +461,75 @@ def test_crack_over_all_degrees_is_crack_of_wide_embeddings() -> None:
     close(report.total, 3.0 * crack_loss(student, teacher, what.edge_index))
     moved = gradient(report, what, name)
     assert bool(moved[atoms_of(0)].abs().amax(dim=2).gt(0).all())
+
+
+class WaitCounter(TorchDispatchMode):
+    """Counts the operations for which the host would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        name = function.name().removeprefix("aten::")
+        is_mask = name.startswith("index") and any(
+            isinstance(index, Tensor) and index.dtype == torch.bool
+            for argument in args
+            if isinstance(argument, (list, tuple))
+            for index in argument
+        )
+        if is_mask or name.startswith(
+            ("_local_scalar", "nonzero", "_unique", "unique", "masked_s")
+        ):
+            self.waits.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def count_waits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Term, LossInputs], int]:
+    """Count how often one step of a term, forward and backward, waits for the device."""
+
+    def count(term: Term, inputs: LossInputs) -> int:
+        counter, read = WaitCounter(), Tensor.tolist
+
+        def tolist(tensor: Tensor) -> Any:
+            counter.waits.append("tolist")
+            return read(tensor)
+
+        # On a CPU it reads memory and dispatches nothing.
+        monkeypatch.setattr(Tensor, "tolist", tolist)
+        with counter:
+            DistillationLoss((term,))(inputs, step=0).total.backward()
+        monkeypatch.undo()
+        return len(counter.waits)
+
+    return count
+
+
+WAITS = {"crack": 2, "directed": 2, "instance": 1}
+"""CRACK: are numbers and edges sound, and how many are chosen; which are long enough. Instance: are
+numbers finite. All other terms never wait."""
+
+
+@every_term
+@pytest.mark.usefixtures("unchecked")
+def test_a_term_waits_for_the_device_no_more_than_it_must(term: Term, count_waits) -> None:
+    assert count_waits(term, sample()) == WAITS.get(term.name, 0)
+
+
+@pytest.mark.parametrize("form", ["plain", "blocked"])
+@pytest.mark.usefixtures("unchecked")
+def test_neither_form_of_crack_waits_more(form: str, count_waits) -> None:
+    assert count_waits(replace(TERMS["crack"], relation=Crack(form=form)), sample()) == 2
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_waits_are_seen(count_waits) -> None:
+    """The proof that the law above can fail."""
+
+    def waiting(student: Tensor, teacher: Tensor) -> Tensor:
+        largest = float(student.max()) + float(teacher[teacher > 0].sum())
+        return (student - teacher).abs() * largest
+
+    term = DistanceTerm("energy", "energy", waiting, Constant(1.0))
+    assert count_waits(term, sample()) >= 3

@@ -13,7 +13,7 @@ from fairchem.core.preprocessing import AtomsToGraphs
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from kd_plugins.fairchem import compat
-from kd_plugins.testing import ExportedStudent, Tensors, Training
+from kd_plugins.testing import ExportedStudent, Tensors, TrainingRun
 from tests.fairchem import test_ranks, tiny
 from tests.fairchem.stopping import Killed, StoppingTrainer
 
@@ -77,10 +77,10 @@ class FairchemAdapter:
 
     def train(
         self, folder: Path, distillation: str, stop_after: int | None = None
-    ) -> Training | None:
+    ) -> TrainingRun | None:
         if distillation == "none":
             student = tiny.run(self._settings(folder), tiny.parameters)
-            return Training(student, {}, {})
+            return TrainingRun(student, {}, {})
 
         terms = tiny.without_weights(TERMS) if distillation == "weight_zero" else TERMS
         settings = self._settings(
@@ -94,7 +94,7 @@ class FairchemAdapter:
             student, teacher = tiny.run(settings, _student_and_teacher)
         except Killed:
             return None
-        return Training(student, WatchedTrainer.teacher, teacher)
+        return TrainingRun(student, WatchedTrainer.teacher, teacher)
 
     def losses(self, folder: Path, student: str, order: Sequence[int]) -> Mapping[str, float]:
         start = "teacher" if student == "teacher" else "scratch"

@@ -25,7 +25,7 @@ from kd_plugins.hippynn import (
     to_arrays,
 )
 from kd_plugins.store import TargetStore
-from kd_plugins.testing import ExportedStudent, Tensors, Training
+from kd_plugins.testing import ExportedStudent, Tensors, TrainingRun
 from tests.hippynn import fixtures
 from tests.hippynn.test_targets import EVERYTHING, labelled
 
@@ -84,7 +84,7 @@ class HippynnAdapter:
 
     def train(
         self, folder: Path, distillation: str, stop_after: int | None = None
-    ) -> Training | None:
+    ) -> TrainingRun | None:
         before = self._targets()
         data = fixtures.make_database(self.structures)
         if distillation != "none":
@@ -110,7 +110,7 @@ class HippynnAdapter:
             return None
 
         student = {name: value.detach() for name, value in modules.model.named_parameters()}
-        return Training(student, before, self._targets())
+        return TrainingRun(student, before, self._targets())
 
     def _set_up(self, data: Database, weights: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         model = fixtures.make_hipnn(3)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kd_plugins.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from kd_plugins.core.contrastive import Comparison as Comparison
+    from kd_plugins.core.contrastive import ContrastiveResult as ContrastiveResult
     from kd_plugins.core.contrastive import Crack as Crack
     from kd_plugins.core.contrastive import Instance as Instance
     from kd_plugins.core.contrastive import crack_loss as crack_loss
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from kd_plugins.core.terms import TermReport as TermReport
 
 _HOMES = {
-    "Comparison": "kd_plugins.core.contrastive",
+    "ContrastiveResult": "kd_plugins.core.contrastive",
     "Crack": "kd_plugins.core.contrastive",
     "Instance": "kd_plugins.core.contrastive",
     "crack_loss": "kd_plugins.core.contrastive",
@@ -79,5 +79,5 @@ _HOMES = {
 _MOVED = {
     name: f"kd_plugins.store.{name}"
     for name in ("Manifest", "Record", "StoreError", "Structure", "TargetStore")
-}
+} | {"Comparison": "kd_plugins.core.contrastive.ContrastiveResult"}
 __getattr__, __dir__ = lazy_names(__name__, _HOMES, _MOVED)

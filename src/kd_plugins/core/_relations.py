@@ -226,7 +226,7 @@ def _check_range(lowest: int, highest: int, n_atoms: int) -> None:
         )
 
 
-def at_least_float32(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def to_common_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Return both in the student's dtype, which is at least float32."""
     dtype = torch.promote_types(student.dtype, torch.float32)
     return student.to(dtype), teacher.to(dtype)

@@ -26,11 +26,11 @@ from kd_plugins.core._relations import (
     Edges,
     NodeEmbeddings,
     Relations,
-    at_least_float32,
     candidates,
     check_edge_index,
     check_numbers,
     check_shapes,
+    to_common_dtype,
 )
 from kd_plugins.core.reduction import (
     counts_of_ranks,
@@ -158,7 +158,7 @@ def choose_form(
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ContrastiveResult:
     """The losses of a batch, and how good they are.
 
     The loss of a perfect student is not zero and depends on the batch; ``losses`` less
@@ -238,7 +238,7 @@ class Crack:
         *,
         atoms: Bool[Tensor, " N"] | None = None,
         perfect: bool = False,
-    ) -> Comparison:
+    ) -> ContrastiveResult:
         """Return the losses with how good they are.
 
         Args:
@@ -253,7 +253,7 @@ class Crack:
         check_edge_index(edge_index)
         edges, is_chosen = candidates(edge_index, len(teacher), self.edges, atoms)
         n_chosen = check_numbers(student, teacher, edge_index, is_chosen)
-        student, teacher = at_least_float32(student, teacher)
+        student, teacher = to_common_dtype(student, teacher)
 
         # As edges[:, is_chosen], without another question to the device.
         pairs = edges[:, torch.argsort(~is_chosen, stable=True)[:n_chosen]]
@@ -309,11 +309,11 @@ class Instance:
 
     def compare(
         self, student: NodeEmbeddings, teacher: NodeEmbeddings, *, perfect: bool = False
-    ) -> Comparison:
+    ) -> ContrastiveResult:
         """Return the losses with how good they are; see `Crack.compare`."""
         check_shapes(student, teacher)
         check_numbers(student, teacher)
-        student, teacher = at_least_float32(student, teacher)
+        student, teacher = to_common_dtype(student, teacher)
 
         own = slice(0, None)
         if self.negatives == "global":
@@ -402,7 +402,7 @@ def _compare(
     both_directions: bool,
     own: slice,
     perfect: bool,
-) -> Comparison:
+) -> ContrastiveResult:
     """Return the losses of this rank's relations, and those of a perfect student if asked for."""
     keys, anchors = (student, teacher) if settings.anchor == "teacher" else (teacher, student)
     losses, is_correct = _contrast(keys, anchors, settings, both_directions, own)
@@ -412,7 +412,7 @@ def _compare(
         with torch.no_grad():
             perfect_losses, _ = _contrast(teacher, teacher, settings, both_directions, own)
 
-    return Comparison(losses, is_correct, torch.ones_like(is_correct), perfect_losses)
+    return ContrastiveResult(losses, is_correct, torch.ones_like(is_correct), perfect_losses)
 
 
 def _contrast(

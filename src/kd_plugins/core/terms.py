@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kd_plugins.core.contrastive import Comparison, Crack, Instance
+from kd_plugins.core.contrastive import ContrastiveResult, Crack, Instance
 from kd_plugins.core.distances import Distance
 from kd_plugins.core.quantities import QUANTITIES, quantity
 from kd_plugins.core.reduction import masked_mean
@@ -228,7 +228,7 @@ def _check_term(term: Term) -> None:
         )
 
 
-def _to_result(comparison: Comparison, left_out: Tensor | int) -> TermResult:
+def _to_result(comparison: ContrastiveResult, left_out: Tensor | int) -> TermResult:
     losses = comparison.losses
     measures = {"top1_accuracy": comparison.is_correct.sum()}
     if comparison.perfect_losses is not None:
