@@ -97,7 +97,7 @@ class School:
         )
 
     def _subset(self, size: int, seed: int) -> CachedData:
-        ids = [row.structure_id for row in self.train.data.rows]
+        ids = [sample.structure_id for sample in self.train.data.samples]
         chosen = set(nested_subset(ids, size, seed))
         return self.train.part([index for index, name in enumerate(ids) if name in chosen])
 
