@@ -30,8 +30,8 @@ def test_docs_run_and_resumed_training_equals_uninterrupted(
     shared_file: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    held = list(read_structures([shared_file(fixtures.MO)]))
-    write_frames(Path("train.extxyz"), [f for f in held if len(f.atoms) < 50][:24])
+    structures = list(read_structures([shared_file(fixtures.MO)]))
+    write_frames(Path("train.extxyz"), [f for f in structures if len(f.atoms) < 50][:24])
     text = (ROOT / PAGE).read_text(encoding="utf-8")
     found = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     script, resumed, schedule = (

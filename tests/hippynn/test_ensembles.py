@@ -48,11 +48,13 @@ def test_targets_of_mixed_teachers_are_their_mean_and_spread(
     singles = [alone(structures, member) for member in (str(folder), second.energy, third.energy)]
     for split, arrays in data.splits.items():
         for name in EVERYTHING:
-            said = np.stack([one.splits[split][f"teacher_{name}"].numpy() for one in singles])
-            np.testing.assert_allclose(arrays[f"teacher_{name}"], said.mean(0), atol=2e-5)
-        said = np.stack([one.splits[split]["teacher_atomic_energies"].numpy() for one in singles])
+            predicted = np.stack([one.splits[split][f"teacher_{name}"].numpy() for one in singles])
+            np.testing.assert_allclose(arrays[f"teacher_{name}"], predicted.mean(0), atol=2e-5)
+        predicted = np.stack(
+            [one.splits[split]["teacher_atomic_energies"].numpy() for one in singles]
+        )
         real = arrays["numbers"].numpy() != 0
-        expected = real / (1 + np.square(said.std(0, ddof=1) / 0.01))
+        expected = real / (1 + np.square(predicted.std(0, ddof=1) / 0.01))
         found = arrays["teacher_atomic_energies_weight"]
         np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
 

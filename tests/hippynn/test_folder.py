@@ -46,9 +46,9 @@ def _modules(model: Any) -> Any:
 
 def same_weights(one: Any, other: Any) -> bool:
     """Whether two models hold the same numbers."""
-    held, expected = one.state_dict(), other.state_dict()
-    return list(held) == list(expected) and all(
-        torch.equal(held[name], value)
+    found, expected = one.state_dict(), other.state_dict()
+    return list(found) == list(expected) and all(
+        torch.equal(found[name], value)
         for name, value in expected.items()
         if isinstance(value, torch.Tensor)
     )
@@ -93,11 +93,11 @@ def test_numpy_numbers_are_read(tmp_path: Path) -> None:
     """Such as a cutoff that a script has computed."""
     model = fixtures.make_hipnn()
     module = model.network.torch_module
-    module.held = {"a": np.float64(1.5), "b": np.arange(6.0).reshape(2, 3), "c": np.int32(2)}
+    module.numbers = {"a": np.float64(1.5), "b": np.arange(6.0).reshape(2, 3), "c": np.int32(2)}
     found = load_model(write_run(tmp_path / "run", model))
-    (held,) = [one.held for one in found.modules() if hasattr(one, "held")]
-    assert held["a"] == 1.5 and held["c"] == 2
-    np.testing.assert_array_equal(held["b"], module.held["b"])
+    (numbers,) = [one.numbers for one in found.modules() if hasattr(one, "numbers")]
+    assert numbers["a"] == 1.5 and numbers["c"] == 2
+    np.testing.assert_array_equal(numbers["b"], module.numbers["b"])
 
 
 class OwnLayer(torch.nn.Module):
@@ -226,9 +226,9 @@ def replace_pickle(folder: Path, operations: bytes) -> Path:
     """Replace the pickle of a folder's structure."""
     path = folder / "experiment_structure.pt"
     with zipfile.ZipFile(path) as old:
-        held = {name: old.read(name) for name in old.namelist()}
+        members = {name: old.read(name) for name in old.namelist()}
     with zipfile.ZipFile(path, "w") as new:
-        for name, content in held.items():
+        for name, content in members.items():
             new.writestr(name, operations if name.endswith("/data.pkl") else content)
     return folder
 

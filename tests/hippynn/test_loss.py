@@ -174,7 +174,7 @@ def test_total_and_per_atom_differ_by_the_number_of_atoms(
 
 
 def test_weights_are_those_of_matin_2025() -> None:
-    """Appendix A.1 and table 1, whose epoch 1 is hippynn's 0."""
+    """Appendix A.1 and table 1, which counts epochs from 1."""
     assert STUDENT["forces"] == 30 and CONTROL["forces"] == 10
     assert "atomic_energies" not in CONTROL
     rows = {0: (0.0, 75, 200), 198: (0.0, 75, 200), 199: (0.2, 63, 160), 500: (1, 15, 0)}

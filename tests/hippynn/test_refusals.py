@@ -33,23 +33,16 @@ Change = Callable[[dict[str, torch.Tensor]], None]
 
 
 @pytest.fixture(scope="module")
-def held() -> dict[str, Any]:
-    return {}
+def structures(shared_file: Callable[[str], Path]) -> list[LabelledStructure]:
+    return fixtures.read_molybdenum(shared_file, small=6, large=6)
 
 
-@pytest.fixture
-def structures(shared_file: Callable[[str], Path], held: dict[str, Any]) -> list[LabelledStructure]:
-    held.setdefault("structures", fixtures.read_molybdenum(shared_file, small=6, large=6))
-    return held["structures"]
-
-
-@pytest.fixture
-def teacher(structures: list[LabelledStructure], held: dict[str, Any]) -> fixtures.Hipnn:
-    """An untrained model whose atoms have the labels' mean energy; tests do not change it."""
-    if "teacher" not in held:
-        held["teacher"] = fixtures.make_hipnn()
-        fixtures.initialise(held["teacher"], fixtures.make_database(structures))
-    return held["teacher"]
+@pytest.fixture(scope="module")
+def teacher(structures: list[LabelledStructure]) -> fixtures.Hipnn:
+    """An untrained model, its atoms with the labels' mean energy; tests do not change it."""
+    model = fixtures.make_hipnn()
+    fixtures.initialise(model, fixtures.make_database(structures))
+    return model
 
 
 def target_arrays(data: Any) -> list[str]:

@@ -215,7 +215,7 @@ def test_bad_schedules_and_patience_are_refused(
     endless = distillation_loss(
         model.energy, weights={"energy": lambda epoch: 1.0 + epoch}, energies="total"
     )
-    with pytest.raises(ValueError, match="whose end is known"):
+    with pytest.raises(ValueError, match="which has a last step"):
         LossSchedule(endless)
     with pytest.raises(ValueError, match="max_epochs is 3, but the loss still changes at epoch 3"):
         prepare(shared_file, max_epochs=3)

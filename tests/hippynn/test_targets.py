@@ -157,12 +157,12 @@ def test_several_models_give_mean_and_spread(structures: list[LabelledStructure]
     data = fixtures.make_database(structures)
     add_teacher_targets(data, [model.energy for model in models], spread=0.01)
     for arrays in data.splits.values():
-        said = np.stack(
+        predicted = np.stack(
             [fixtures.predict_with_hippynn(model, arrays)["atomic_energies"] for model in models]
         )
-        np.testing.assert_allclose(arrays["teacher_atomic_energies"], said.mean(0), atol=1e-4)
+        np.testing.assert_allclose(arrays["teacher_atomic_energies"], predicted.mean(0), atol=1e-4)
         real = arrays["numbers"].numpy() != 0
-        expected = real / (1 + np.square(said.std(0, ddof=1) / 0.01))
+        expected = real / (1 + np.square(predicted.std(0, ddof=1) / 0.01))
         np.testing.assert_allclose(
             arrays["teacher_atomic_energies_weight"], expected, rtol=1e-3, atol=1e-4
         )

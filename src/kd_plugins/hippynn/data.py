@@ -99,9 +99,9 @@ def add_teacher_targets(
     Args:
         database: a hippynn ``Database`` that has been split.
         teacher: a hippynn model, a folder that hippynn trained in, or an energy node; a
-            ``TargetStore`` or its folder, whose structures are found by ``structure_key``; an ASE
+            ``TargetStore`` or its folder, with structures found by ``structure_key``; an ASE
             calculator or another `kd_plugins.teachers.Teacher` with these quantities; or a list of
-            these, whose mean is taken.
+            these, for their mean.
         quantities: ``atomic_energies``, ``energy``, ``forces`` or some of them.
         names: of the database's arrays.
         align: subtract a teacher's offset from the labels, fitted per element on the training

@@ -22,8 +22,8 @@ class LossSchedule(LRScheduler):
 
     It is one of a hippynn controller's schedulers, beside that of the learning rate. It is saved
     and resumed with them, by hippynn's own loop and by Lightning. Whenever a weight changes, the
-    patience starts anew: the controller's and, in hippynn's loop, that of a ``ReduceLROnPlateau``,
-    whose learning rate itself stays as it is.
+    patience starts anew: the controller's and, in hippynn's loop, that of a ``ReduceLROnPlateau``.
+    The learning rate itself stays as it is.
 
     Args:
         loss: with schedules among its weights.
@@ -179,7 +179,7 @@ def _last_change(name: str, schedule: Schedule) -> int:
     last = getattr(schedule, "last_step", last)
     if last is None:
         raise ValueError(
-            f"weight of {name!r}: expected a schedule of kd_plugins.core.schedules, whose end is "
-            f"known, got {schedule!r}"
+            f"weight of {name!r}: expected a schedule of kd_plugins.core.schedules, which has a "
+            f"last step, got {schedule!r}"
         )
     return int(last)
