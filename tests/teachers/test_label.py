@@ -112,6 +112,13 @@ def test_structure_that_kills_its_worker_fails_alone(tmp_path: Path) -> None:
     assert len(TargetStore.open(tmp_path)) == report.labelled == 18
 
 
+def test_workers_that_only_die_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kd_plugins.teachers.labelling.MOST_DEATHS", 2)
+    deadly = [fixtures.crystal_of("Au", f"gold-{number}") for number in range(3)]
+    with pytest.raises(TeacherError, match="workers died 3 times in a row: out of memory"):
+        quietly(tmp_path, deadly, engine="process", workers=2)
+
+
 def test_nan_from_the_teacher_is_a_failure(tmp_path: Path) -> None:
     class GivesNaN(EMT):
         """Gives NaN."""
