@@ -24,7 +24,7 @@ def targets(seed: int) -> Targets:
     }
 
 
-def test_nothing_is_lost_on_the_teacher_itself() -> None:
+def test_the_teacher_itself_has_no_error() -> None:
     found = compare(targets(0), targets(0), SIZES)
     assert {name: (error.mae, error.rmse) for name, error in found.errors.items()} == dict.fromkeys(
         ("energy_per_atom", "forces", "stress"), (0.0, 0.0)
@@ -32,7 +32,7 @@ def test_nothing_is_lost_on_the_teacher_itself() -> None:
     assert found.force_cosine == pytest.approx(1.0)
 
 
-def test_errors_are_those_of_a_naive_loop() -> None:
+def test_errors_equal_those_of_a_naive_loop() -> None:
     student, teacher = targets(0), targets(1)
     found = compare(student, teacher, SIZES)
     misses = [
@@ -51,21 +51,21 @@ def test_errors_are_those_of_a_naive_loop() -> None:
 
 
 def check(error: object, misses: list[np.ndarray], unit: str) -> None:
-    """Compare with all the single misses."""
+    """Compare with all single errors."""
     flat = np.concatenate([np.ravel(miss) for miss in misses])
     assert error.mae == pytest.approx(np.abs(flat).mean())
     assert error.rmse == pytest.approx(np.sqrt((flat**2).mean()))
     assert (error.count, error.unit) == (len(flat), unit)
 
 
-def test_structures_are_matched_by_name_and_not_by_place() -> None:
+def test_structures_are_matched_by_id_not_by_order() -> None:
     student, teacher = targets(0), targets(1)
     turned = {name: student[name] for name in reversed(SIZES)} | {"unasked": {}}
     one, other = compare(turned, teacher, SIZES), compare(student, teacher, SIZES)
     assert one == other
 
 
-def test_more_that_the_student_has_does_not_count() -> None:
+def test_structures_and_quantities_of_the_student_alone_are_ignored() -> None:
     teacher = {name: {"forces": values["forces"]} for name, values in targets(1).items()}
     assert list(compare(targets(0), teacher, SIZES).errors) == ["forces"]
 
@@ -79,13 +79,13 @@ def test_more_that_the_student_has_does_not_count() -> None:
         ([[0, 0, 0]], [[0, 0, 0]], float("nan")),
     ],
 )
-def test_the_cosine_of_forces(student: list, teacher: list, expected: float) -> None:
+def test_force_cosine_of_given_angles(student: list, teacher: list, expected: float) -> None:
     one, other = ({"a": {"forces": np.array(forces)}} for forces in (student, teacher))
     found = compare(one, other, {"a": len(teacher)}).force_cosine
     assert found == pytest.approx(expected, nan_ok=True)
 
 
-def test_without_forces_there_is_no_cosine() -> None:
+def test_force_cosine_without_forces_is_nan() -> None:
     energy = {"a": {"energy": 1.0}}
     assert np.isnan(compare(energy, energy, SIZES).force_cosine)
 
@@ -100,7 +100,7 @@ def broken(name: str, quantity: str, value: object) -> Targets:
 
 
 @pytest.mark.parametrize(
-    ("student", "teacher", "says"),
+    ("student", "teacher", "message"),
     [
         (broken("b", "forces", None), targets(0), "student has no forces of structure 'b'"),
         (targets(0), broken("b", "energy", None), "teacher has no energy of structure 'b'"),
@@ -116,24 +116,26 @@ def broken(name: str, quantity: str, value: object) -> Targets:
         ({}, {}, "expected a teacher with structures and values, got none"),
     ],
 )
-def test_what_is_missing_or_wrong_is_named(student: Targets, teacher: Targets, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_missing_or_wrong_values_are_named(
+    student: Targets, teacher: Targets, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         compare(student, teacher, SIZES)
 
 
-def test_sizes_must_be_known() -> None:
+def test_missing_numbers_of_atoms_are_refused() -> None:
     with pytest.raises(ValueError, match="'a': expected n_atoms to say how many atoms .* got None"):
         compare(targets(0), targets(0), {})
     with pytest.raises(ValueError, match="got 0"):
         compare(targets(0), targets(0), dict.fromkeys(SIZES, 0))
 
 
-def test_an_unknown_quantity_is_told_its_neighbour() -> None:
+def test_an_unknown_quantity_is_refused_with_a_suggestion() -> None:
     with pytest.raises(KeyError, match="unknown quantity 'force'; did you mean 'forces'"):
         compare({"a": {"force": 1}}, {"a": {"force": 1}}, SIZES)
 
 
-def test_atoms_that_are_held_do_not_count() -> None:
+def test_forces_on_fixed_atoms_are_not_compared() -> None:
     student, teacher = targets(0), targets(1)
     free = {name: np.arange(size) % 2 == 0 for name, size in SIZES.items()}
     found = compare(student, teacher, SIZES, free)

@@ -1,4 +1,4 @@
-"""Averages of a stiffness are those of the paper and of pymatgen, on all measured crystals."""
+"""Averages of a stiffness, against the paper and pymatgen, for all measured crystals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tensors(shared_file: Callable[[str], Path]) -> list[tuple[str, NDArray[np.fl
         ]
 
 
-def test_measured_tensors_average_as_in_pymatgen(
+def test_averages_of_measured_tensors_equal_pymatgen(
     tensors: list[tuple[str, NDArray[np.float64]]],
 ) -> None:
     elasticity = pytest.importorskip("pymatgen.analysis.elasticity")
@@ -60,7 +60,7 @@ def test_measured_tensors_average_as_in_pymatgen(
     assert set(unstable) == UNSTABLE
 
 
-def test_the_laws_hold_for_every_measured_tensor(
+def test_reuss_is_below_hill_below_voigt_for_measured_tensors(
     tensors: list[tuple[str, NDArray[np.float64]]],
 ) -> None:
     for name, stiffness in tensors:
@@ -91,7 +91,7 @@ def isotropic(bulk: float, shear: float) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize(("bulk", "shear"), [(10.0, 4.0), (1.0, 100.0), (80.0, 0.5)])
-def test_an_isotropic_solid_has_one_average(bulk: float, shear: float) -> None:
+def test_all_averages_of_an_isotropic_solid_are_equal(bulk: float, shear: float) -> None:
     found = ElasticAverages.of(isotropic(bulk, shear))
     expected = Moduli.of(bulk, shear)
     for average in (found.voigt, found.reuss, found.hill, found.reuss_hill):
@@ -110,12 +110,12 @@ def test_averages_scale_with_the_stiffness() -> None:
     assert double.poisson_ratio == pytest.approx(one.poisson_ratio)
 
 
-def test_a_zero_eigenvalue_is_not_stable_either() -> None:
+def test_a_zero_eigenvalue_is_refused() -> None:
     with pytest.raises(ValueError, match="not positive definite"):
         ElasticAverages.of(np.diag([1.0, 1.0, 1.0, 1.0, 1.0, 0.0]))
 
 
-def test_bad_tensors_are_refused() -> None:
+def test_wrong_tensors_are_refused() -> None:
     lopsided = np.eye(6)
     lopsided[0, 3] = 0.5
     with pytest.raises(ValueError, match=r"C14 = 0.5 and C41 = 0 GPa; take the mean"):

@@ -1,4 +1,4 @@
-"""Stiffness by stresses is that by energies; internal coordinates relax; bad input is refused."""
+"""Stiffness from stresses equals that from energies; atoms relax; wrong input is refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def copper() -> Atoms:
     return at_rest("fcc")
 
 
-def test_copper_is_as_stiff_as_its_energy_says(copper: Atoms) -> None:
+def test_stiffness_of_copper_is_the_second_derivative_of_its_energy(copper: Atoms) -> None:
     found = elastic_tensor(copper, EMT())
     c11, c12, c44 = found.stiffness[0, 0], found.stiffness[0, 1], found.stiffness[3, 3]
     assert c11 == pytest.approx(second_derivative(copper, 0, 0), **DIFFERENCES)
@@ -70,7 +70,7 @@ def test_copper_is_as_stiff_as_its_energy_says(copper: Atoms) -> None:
     assert found.unstable == ()
 
 
-def test_a_turned_crystal_keeps_its_bulk_modulus(copper: Atoms) -> None:
+def test_bulk_modulus_does_not_depend_on_orientation(copper: Atoms) -> None:
     turned = copper.copy()
     turned.rotate(30.0, (1, 2, 3), rotate_cell=True)
     one, other = (elastic_tensor(atoms, EMT()).stiffness for atoms in (copper, turned))
@@ -78,7 +78,7 @@ def test_a_turned_crystal_keeps_its_bulk_modulus(copper: Atoms) -> None:
     assert other[:3, :3].sum() == pytest.approx(one[:3, :3].sum(), rel=1e-3)
 
 
-def test_atoms_relax_inside_the_strained_cell() -> None:
+def test_relaxed_atoms_soften_the_crystal() -> None:
     atoms = at_rest("hcp")
     relaxed = elastic_tensor(atoms, EMT(), strains=(-0.005, 0.005), force_tolerance=1e-4)
     clamped = elastic_tensor(atoms, EMT(), strains=(-0.005, 0.005), relax_ions=False)
@@ -91,7 +91,9 @@ def test_atoms_relax_inside_the_strained_cell() -> None:
     assert relaxed.stiffness[2, 2] == pytest.approx(clamped.stiffness[2, 2], rel=1e-3)
 
 
-def test_what_was_found_is_told(copper: Atoms, capsys: pytest.CaptureFixture[str]) -> None:
+def test_residuals_and_unconverged_strains_are_reported(
+    copper: Atoms, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = copper.copy()
     squeezed = copper.copy()
     squeezed.set_cell(copper.cell.array * 0.99, scale_atoms=True)
@@ -104,7 +106,7 @@ def test_what_was_found_is_told(copper: Atoms, capsys: pytest.CaptureFixture[str
     assert copper == before
 
 
-def test_a_saddle_is_not_positive_definite() -> None:
+def test_stiffness_at_a_saddle_is_not_positive_definite() -> None:
     """Body-centred copper is the top of the Bain path, although stiff along each axis."""
     saddle = relax(bulk("Cu", "bcc", a=2.86, cubic=True), EMT(), force_tolerance=1e-5).atoms
     found = elastic_tensor(saddle, EMT(), strains=(-0.01, 0.01))
@@ -113,13 +115,13 @@ def test_a_saddle_is_not_positive_definite() -> None:
         ElasticAverages.of(found.stiffness)
 
 
-def test_a_crystal_that_was_not_at_rest_is_told(copper: Atoms) -> None:
+def test_strains_of_an_unrelaxed_crystal_are_reported_as_unstable(copper: Atoms) -> None:
     moved = copper.copy()
     moved.positions[0] += [0.05, 0.0, 0.0]
     assert len(elastic_tensor(moved, EMT(), strains=(-0.005, 0.005)).unstable) == 6
 
 
-def test_there_is_a_bar_for_those_who_want_it(
+def test_progress_bar_is_shown_on_request(
     copper: Atoms, capsys: pytest.CaptureFixture[str]
 ) -> None:
     elastic_tensor(copper, EMT(), strains=(-0.01, 0.01), relax_ions=False, progress=True)
@@ -127,7 +129,7 @@ def test_there_is_a_bar_for_those_who_want_it(
 
 
 @pytest.mark.parametrize("component", range(6))
-def test_a_strain_has_its_size(copper: Atoms, component: int) -> None:
+def test_strained_cell_has_the_strain(copper: Atoms, component: int) -> None:
     skewed = strained(copper, component, 0.01)
     deformation = np.linalg.inv(copper.cell.array) @ skewed.cell.array
     np.testing.assert_allclose(deformation, deformation.T, atol=1e-12)
@@ -141,18 +143,18 @@ def test_a_strain_has_its_size(copper: Atoms, component: int) -> None:
 
 
 @pytest.mark.parametrize("strains", [(), (0.01,), (0.01, 0.02), (-0.01, 0.02), (-0.01, 0.0, 0.01)])
-def test_strains_come_in_pairs(strains: tuple[float, ...]) -> None:
+def test_strains_without_their_opposites_are_refused(strains: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="strains: expected pairs such as -0.01 and 0.01, got"):
         elastic_tensor(bulk("Cu"), EMT(), strains)
 
 
-def test_a_molecule_has_no_stiffness() -> None:
+def test_a_molecule_is_refused() -> None:
     with pytest.raises(ValueError, match="three periodic lattice vectors, .* and 0 vectors"):
         elastic_tensor(Atoms("Cu"), EMT())
 
 
 @pytest.mark.parametrize("value", [None, float("nan")], ids=["error", "NaN"])
-def test_a_strain_that_fails_is_named(value: float | None) -> None:
+def test_a_strain_at_which_the_calculator_fails_is_named(value: float | None) -> None:
     with pytest.raises(
         ValueError, match=r"strain xx \+0.005: the calculator fails: .*(memory|nan)"
     ):

@@ -1,4 +1,4 @@
-"""A volume scan under a potential of which the best volume is known."""
+"""Volume scans with a potential whose minimum is known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.evaluate.calculators import Failing, Pressed
 from tests.sampling.x23 import crystal
 
 
-def test_argon_finds_its_volume() -> None:
+def test_scanned_volume_of_argon_is_its_minimum() -> None:
     argon = Atoms("Ar4", scaled_positions=FACES, cell=[5.5] * 3, pbc=True)
     calculator = LennardJones(sigma=3.4, epsilon=0.0104, rc=10.0, smooth=True)
     found = scanned_volume(argon, calculator)
@@ -35,7 +35,7 @@ FACES = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
 
 
 @pytest.mark.parametrize(("calculator", "where"), [((200.0, -1), "above"), ((0.05, 1), "below")])
-def test_without_a_minimum_it_says_where_to(
+def test_a_scan_without_minimum_is_refused_with_a_direction(
     shared_file: Callable[[str], Path], calculator: tuple[float, int], where: str
 ) -> None:
     urea = crystal(shared_file, "urea")
@@ -44,7 +44,7 @@ def test_without_a_minimum_it_says_where_to(
     assert urea == before
 
 
-def test_an_energy_that_is_none_is_refused() -> None:
+def test_an_energy_that_is_not_finite_is_refused() -> None:
     argon = Atoms("Ar", cell=[5.5] * 3, pbc=True)
     with pytest.raises(ValueError, match=r"expected finite numbers .* energies .*nan"):
         scanned_volume(argon, Failing(3, float("nan")))

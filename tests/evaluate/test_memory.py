@@ -1,4 +1,4 @@
-"""Memory is what torch holds, as known from tensors of known size."""
+"""Peaks of torch's memory, against tensors of known size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.evaluate.calculators import Springs
 
 
 class Steps(Calculator):
-    """Holds so many tensors at once, one after another so many times."""
+    """Holds some tensors at once, several times one after another."""
 
     implemented_properties = ["forces"]
 
@@ -41,13 +41,13 @@ def test_memory_grows_with_the_structure() -> None:
 
 
 @pytest.mark.parametrize(("at_once", "times"), [(1, 1), (1, 5), (3, 1), (3, 4)])
-def test_the_peak_is_of_what_is_held_at_once(at_once: int, times: int) -> None:
+def test_peak_counts_tensors_that_exist_at_once(at_once: int, times: int) -> None:
     atoms = Atoms("Cu4", positions=np.ones((4, 3)))
     assert peak_bytes(atoms, Steps(at_once, times)) == at_once * 4 * 1000 * 8
     assert atoms.calc is None
 
 
-def test_what_has_no_tensors_is_refused() -> None:
+def test_a_calculator_without_tensors_is_refused() -> None:
     with pytest.raises(ValueError, match="EMT keeps no tensor"):
         autograd_bytes(bulk("Cu"), EMT())
     with pytest.raises(ValueError, match="EMT makes no tensor"):

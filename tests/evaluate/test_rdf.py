@@ -29,12 +29,12 @@ def by_images(atoms: Atoms) -> np.ndarray:
 
 
 @pytest.mark.parametrize("angles", [(90, 90, 90), (75, 80, 100), (60, 60, 60)])
-def test_it_is_the_sum_over_all_images(angles: tuple[int, int, int]) -> None:
+def test_rdf_equals_the_sum_over_all_images(angles: tuple[int, int, int]) -> None:
     atoms = gas(0, cellpar_to_cell([11, 12, 13, *angles]))
     np.testing.assert_allclose(rdf([atoms], CUTOFF, BINS).values, by_images(atoms), atol=1e-9)
 
 
-def test_frames_are_averaged_and_a_gas_has_one() -> None:
+def test_frames_are_averaged_and_rdf_of_a_gas_is_one() -> None:
     frames = [gas(seed, np.eye(3) * 12, 150) for seed in range(20)]
     whole = rdf(frames, CUTOFF, BINS)
     parts = np.mean([rdf([frame], CUTOFF, BINS).values for frame in frames], axis=0)
@@ -42,7 +42,7 @@ def test_frames_are_averaged_and_a_gas_has_one() -> None:
     assert whole.values[20:].mean() == pytest.approx(1.0, abs=0.05)
 
 
-def test_a_distance_is_zero_to_itself_and_grows() -> None:
+def test_distance_is_zero_to_itself_and_grows_with_displacement() -> None:
     cold = bulk("Cu", cubic=True) * (3, 3, 3)
     warm = cold.copy()
     warm.rattle(0.1, seed=0)
@@ -63,6 +63,6 @@ def test_a_distance_is_zero_to_itself_and_grows() -> None:
         ([bulk("Cu")], 1, "bins: expected a whole number of 2 or more"),
     ],
 )
-def test_what_is_refused(frames: list[Atoms], bins: int, message: str) -> None:
+def test_wrong_input_of_rdf_is_refused(frames: list[Atoms], bins: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rdf(frames, CUTOFF, bins)

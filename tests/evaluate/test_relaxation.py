@@ -1,4 +1,4 @@
-"""A relaxation finds the minimum, and says why where it does not."""
+"""Relaxations find the minimum; a failure is a result with its reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def disturbed(a: float = 3.7) -> Atoms:
     return atoms
 
 
-def test_copper_finds_its_lattice_constant(capsys: pytest.CaptureFixture[str]) -> None:
+def test_copper_relaxes_to_its_lattice_constant(capsys: pytest.CaptureFixture[str]) -> None:
     start = disturbed()
     before = start.copy()
     found = relax(start, EMT(), force_tolerance=1e-3)
@@ -45,13 +45,13 @@ def test_copper_finds_its_lattice_constant(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_relaxed_crystal_stays(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_relaxed_crystal_does_not_move(capsys: pytest.CaptureFixture[str]) -> None:
     first = relax(disturbed(), EMT(), force_tolerance=1e-3)
     second = relax(first.atoms, EMT(), force_tolerance=1e-3)
     assert (second.converged, second.steps, second.volume) == (True, 0, first.volume)
 
 
-def test_a_fixed_cell_and_fixed_atoms_stay() -> None:
+def test_fixed_cell_and_fixed_atoms_do_not_move() -> None:
     start = disturbed()
     start.set_constraint(FixAtoms([0]))
     found = relax(start, EMT(), force_tolerance=0.01, cell=False)
@@ -72,7 +72,7 @@ def test_a_molecule_relaxes_without_a_cell() -> None:
 @pytest.mark.parametrize(
     ("scale", "power", "low", "high"), [(200.0, -1, 2.0, 3.0), (0.05, 1, 0.1, 0.5)]
 )
-def test_a_crystal_that_blows_up_or_collapses_is_stopped(
+def test_an_exploding_or_collapsing_crystal_is_stopped(
     scale: float, power: int, low: float, high: float
 ) -> None:
     start = bulk("Cu", cubic=True)
@@ -90,27 +90,27 @@ def test_too_few_steps_are_a_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("calculator", "says"),
+    ("calculator", "message"),
     [
         (Failing(3), "RuntimeError: out of memory"),
         (Failing(3, float("nan")), "not finite (energy nan eV)"),
     ],
     ids=["error", "NaN"],
 )
-def test_what_goes_wrong_on_the_way_leaves_the_last_good_point(
-    calculator: Failing, says: str
+def test_a_failure_returns_the_last_structure_that_was_computed(
+    calculator: Failing, message: str
 ) -> None:
     start = bulk("Cu", cubic=True)
     found = relax(start, calculator)
     assert not found.converged
-    assert says in found.reason
+    assert message in found.reason
     assert found.energy == pytest.approx(200.0 / found.volume)
     assert found.volume > start.get_volume()
     assert found.atoms.get_volume() == pytest.approx(found.volume)
 
 
 @pytest.mark.parametrize("value", [None, float("nan")], ids=["error", "NaN"])
-def test_what_goes_wrong_at_once_has_no_volume(value: float | None) -> None:
+def test_a_failure_at_the_first_step_has_no_volume(value: float | None) -> None:
     start = bulk("Cu", cubic=True)
     found = relax(start, Failing(0, value))
     assert (found.converged, found.steps) == (False, 0)
@@ -119,7 +119,7 @@ def test_what_goes_wrong_at_once_has_no_volume(value: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("atoms", "arguments", "says"),
+    ("atoms", "arguments", "message"),
     [
         (bulk("Cu"), {"force_tolerance": 0.0}, "force_tolerance: expected a number above 0"),
         (bulk("Cu"), {"force_tolerance": float("nan")}, "above 0 eV/Å, got nan"),
@@ -127,6 +127,8 @@ def test_what_goes_wrong_at_once_has_no_volume(value: float | None) -> None:
         (Atoms("Cu"), {}, "expected three periodic lattice vectors, .* say cell=False"),
     ],
 )
-def test_bad_input_is_refused(atoms: Atoms, arguments: dict[str, float], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_wrong_input_of_relax_is_refused(
+    atoms: Atoms, arguments: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         relax(atoms, EMT(), **arguments)

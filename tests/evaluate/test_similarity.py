@@ -1,4 +1,4 @@
-"""RMSD15 sees how molecules moved, and nothing of how a crystal is written down."""
+"""RMSD15 depends on how molecules moved, not on orientation, wrapping or order of cells."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def relaxed_like(atoms: Atoms, seed: int) -> Atoms:
     return deformed(atoms, np.random.default_rng(seed), Deformation())
 
 
-def test_a_crystal_is_like_itself(shared_file: SharedFile) -> None:
+def test_rmsd_of_a_crystal_to_itself_is_zero(shared_file: SharedFile) -> None:
     for name in NAMES:
         atoms = crystal(shared_file, name)
         assert rmsd15(atoms, atoms) < SAME, name
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_neither_turning_nor_wrapping_counts(shared_file: SharedFile, name: str) -> None:
+def test_rotation_and_wrapping_do_not_change_the_rmsd(shared_file: SharedFile, name: str) -> None:
     atoms = crystal(shared_file, name)
     relaxed = relaxed_like(atoms, seed=1)
     expected = rmsd15(atoms, relaxed)
@@ -58,7 +58,7 @@ def test_neither_turning_nor_wrapping_counts(shared_file: SharedFile, name: str)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_it_grows_in_proportion_to_a_pure_expansion(shared_file: SharedFile, name: str) -> None:
+def test_rmsd_is_proportional_to_expansion(shared_file: SharedFile, name: str) -> None:
     atoms = crystal(shared_file, name)
     molecules = find_molecules(atoms)
     errors = [
@@ -69,7 +69,7 @@ def test_it_grows_in_proportion_to_a_pure_expansion(shared_file: SharedFile, nam
     assert np.divide(errors, errors[1]) == pytest.approx([1.0, 1.0, 2.0, 4.0], rel=1e-4)
 
 
-def test_the_number_is_that_of_a_naive_cluster() -> None:
+def test_rmsd_equals_that_of_a_naive_cluster() -> None:
     """Atoms on a cubic lattice, scaled by 1.1: every neighbour moves out by a tenth of its way."""
     reference = Atoms("Ar", cell=[4.0, 4.0, 4.0], pbc=True)
     relaxed = Atoms("Ar", cell=[4.4, 4.4, 4.4], pbc=True)
@@ -80,7 +80,7 @@ def test_the_number_is_that_of_a_naive_cluster() -> None:
     assert rmsd15(reference, relaxed, n_molecules=1) == 0.0
 
 
-def test_a_mirror_image_is_another_packing(shared_file: SharedFile) -> None:
+def test_mirror_image_has_an_rmsd(shared_file: SharedFile) -> None:
     atoms = crystal(shared_file, "urea")
     mirrored = atoms.copy()
     mirrored.set_cell(atoms.cell.array * [1, 1, -1])
@@ -88,7 +88,7 @@ def test_a_mirror_image_is_another_packing(shared_file: SharedFile) -> None:
     assert rmsd15(atoms, mirrored) > 1.0
 
 
-def test_one_turned_molecule_is_seen(shared_file: SharedFile) -> None:
+def test_one_rotated_molecule_has_an_rmsd(shared_file: SharedFile) -> None:
     atoms = crystal(shared_file, "urea")
     molecules = find_molecules(atoms)
     whole = molecules.positions(atoms)
@@ -100,7 +100,7 @@ def test_one_turned_molecule_is_seen(shared_file: SharedFile) -> None:
     assert 0.1 < rmsd15(atoms, relaxed) < 1.0
 
 
-def test_hydrogen_counts_only_where_there_is_nothing_else(shared_file: SharedFile) -> None:
+def test_hydrogen_counts_only_in_molecules_of_hydrogen(shared_file: SharedFile) -> None:
     atoms = crystal(shared_file, "urea")
     moved = atoms.copy()
     moved.positions[atoms.numbers == 1] += [0.0, 0.0, 0.1]
@@ -111,7 +111,7 @@ def test_hydrogen_counts_only_where_there_is_nothing_else(shared_file: SharedFil
     assert rmsd15(hydrogen, stretched) > 0.05
 
 
-def test_a_broken_bond_does_not_matter(shared_file: SharedFile) -> None:
+def test_a_broken_bond_does_not_change_the_matching(shared_file: SharedFile) -> None:
     atoms = crystal(shared_file, "oxalic_acid_alpha")
     moved = atoms.copy()
     moved.positions[atoms.numbers == 1] += 0.6  # into another molecule's reach
@@ -119,19 +119,19 @@ def test_a_broken_bond_does_not_matter(shared_file: SharedFile) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "relaxed", "says"),
+    ("reference", "relaxed", "message"),
     [
         ("CO", "OC", "got CO and CO in another order"),
         ("CO", "CO2", "got CO and CO2$"),
         ("CO", "CN", "got CO and CN$"),
     ],
 )
-def test_other_atoms_are_refused(reference: str, relaxed: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_different_atoms_are_refused(reference: str, relaxed: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         rmsd15(Atoms(reference), Atoms(relaxed))
 
 
-def test_what_is_no_molecular_crystal_is_refused() -> None:
+def test_a_structure_without_molecules_is_refused() -> None:
     copper, gas = bulk("Cu"), molecule("H2O")
     with pytest.raises(ValueError, match="the reference structure has pbc"):
         rmsd15(gas, gas)

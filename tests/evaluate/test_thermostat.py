@@ -1,4 +1,4 @@
-"""At constant temperature there is as much potential as kinetic energy."""
+"""Equilibration at constant temperature: equipartition, seeds, refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def warm(seed: int = 0, steps: int = 500) -> Atoms:
     )
 
 
-def test_a_thermostat_fills_springs_as_much_as_velocities() -> None:
+def test_springs_and_velocities_reach_equipartition() -> None:
     atoms = warm()
     thermal = 1.5 * units.kB * TEMPERATURE
     kinetic = atoms.get_kinetic_energy() / len(atoms)
@@ -39,7 +39,7 @@ def test_a_thermostat_fills_springs_as_much_as_velocities() -> None:
     assert potential == pytest.approx(thermal, rel=0.15)
 
 
-def test_what_follows_keeps_the_temperature_that_velocities_alone_would_halve() -> None:
+def test_a_run_after_equilibration_keeps_its_temperature() -> None:
     settings = {"temperature": None, "seed": 0, "timestep": 5.0, "progress": False}
     kept = nve(warm(), Springs(), 200, **settings)
     halved = nve(at_rest(), Springs(), 200, **{**settings, "temperature": TEMPERATURE})
@@ -47,21 +47,21 @@ def test_what_follows_keeps_the_temperature_that_velocities_alone_would_halve() 
     assert halved.temperatures.mean() == pytest.approx(TEMPERATURE / 2, rel=0.1)
 
 
-def test_a_seed_says_all() -> None:
+def test_the_seed_determines_the_result() -> None:
     first, again, other = (warm(seed, steps=20) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.positions, again.positions)
     np.testing.assert_array_equal(first.get_velocities(), again.get_velocities())
     assert not np.allclose(first.positions, other.positions)
 
 
-def test_a_structure_stays_as_it_is() -> None:
+def test_equilibrated_does_not_change_its_structure() -> None:
     atoms = at_rest(4)
     made = equilibrated(atoms, Springs(), 5, temperature=300, seed=0, progress=False)
     assert made.calc is None and atoms.calc is None
     assert not atoms.positions.any() and not atoms.get_velocities().any()
 
 
-def test_what_is_refused() -> None:
+def test_wrong_input_of_equilibrated_is_refused() -> None:
     atoms, broken = at_rest(4), Springs(wrong=float("nan"))
     with pytest.raises(ValueError, match="temperature: expected a number above 0 K, got 0"):
         equilibrated(atoms, Springs(), 5, temperature=0, seed=0)
