@@ -11,7 +11,8 @@ import lmdb
 import pytest
 
 from kd_plugins.store._walk import payload_digest
-from kd_plugins.store._written import WrittenLog
+from kd_plugins.store._written import StoreError, WrittenLog
+from kd_plugins.store.manifest import Manifest, check_same_teacher
 from kd_plugins.store.record import pack
 from kd_plugins.store.store import TargetStore
 from tests.store.fixtures import MANIFEST, in_a_fork, record
@@ -66,3 +67,19 @@ def test_a_cut_shard_of_format_1_is_not_made_anew(tmp_path: Path, size: int) -> 
     for command in commands:
         assert f"main.lmdb is cut short: {size} bytes" in str(in_a_fork(command))
     assert (old.folder / "main.lmdb").stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('a.B({"device": "cpu"}, weights 1)', "a.B(weights 1)"),
+        ('a.B({"device": "cuda:1"})', "a.B()"),
+        ('a.B({"device": "cpu", "x": 1})', 'a.B({"x": 1})'),
+        ('a.B({"a": 2, "device": "cpu"}, weights 1)', 'a.B({"a": 2}, weights 1)'),
+    ],
+)
+def test_a_device_in_a_fingerprint_of_0_1_0_does_not_count(old: str, new: str) -> None:
+    made, wanted = (Manifest("B", one, {"energy": "float64"}) for one in (old, new))
+    check_same_teacher(made, wanted, Path("store"))
+    with pytest.raises(StoreError, match="another fingerprint"):
+        check_same_teacher(made, Manifest("B", "a.C()", {"energy": "float64"}), Path("store"))

@@ -19,7 +19,7 @@ from kd_plugins.chgnet.convert import LETTERS, to_host, to_pymatgen
 from kd_plugins.chgnet.loss import HARD, PREFIX, SOFT
 from kd_plugins.core.quantities import quantity
 from kd_plugins.doctor.inputs import DoctorInput
-from kd_plugins.names import suggestion
+from kd_plugins.names import renamed_argument, suggestion
 from kd_plugins.store import StoreError, TargetStore
 from kd_plugins.structures.readers import LabelledStructure, to_structure
 
@@ -80,6 +80,7 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         ValueError: for an unknown quantity, or if there is nothing to learn.
     """
 
+    @renamed_argument("frames", "structures")
     def __init__(
         self,
         structures: Iterable[LabelledStructure],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,16 @@ class EmbeddingCalculator(CHGNetCalculator):
         sizes = [len(atoms) for atoms in structures]
         embeddings = self._node_embeddings.detach().cpu().split(sizes)
         self._node_embeddings = None
-        return [
-            from_host({**prediction, "node_embeddings": of_atoms.numpy()}, size)
-            for prediction, of_atoms, size in zip(predictions, embeddings, sizes, strict=True)
-        ]
+        results = []
+        for prediction, of_atoms, size in zip(predictions, embeddings, sizes, strict=True):
+            values = from_host({**prediction, "node_embeddings": of_atoms.numpy()}, size)
+            # The total as CHGNet's own calculator computes it, to the bit: stores of version 0.1.0
+            # hold such totals, and are continued.
+            total = float(prediction["e"] * size)
+            values["energy"] = np.asarray(total)
+            values["energy_per_atom"] = np.asarray(total / size)
+            results.append(values)
+        return results
 
     def calculate(
         self,
@@ -104,6 +111,10 @@ class EmbeddingCalculator(CHGNetCalculator):
             "energies": values["atomic_energies"],
             **{name: values[name] for name in ("forces", "stress", "magmoms", "node_embeddings")},
         }
+
+    def as_teacher(self) -> CHGNetTeacher:
+        """Return the teacher that predicts in batches with this calculator."""
+        return CHGNetTeacher(self)
 
     def _graph(self, atoms: Atoms) -> CrystalGraph:
         return self.model.graph_converter(to_pymatgen(atoms))
@@ -174,8 +185,12 @@ class CHGNetTeacher(CalculatorTeacher):
         return chosen
 
 
-def chgnet(model: str = "0.3.0", trust_pickle: bool = False, device: str = "auto") -> CHGNetTeacher:
+def chgnet(
+    model: str = "0.3.0", trust_pickle: bool = False, device: str = "auto"
+) -> EmbeddingCalculator:
     """Return the teacher ``chgnet``: energy, forces, stress, magmoms, atomic energies, embeddings.
+
+    It is an ASE calculator, of which `load_teacher` and `label` make a `CHGNetTeacher`.
 
     Args:
         model: name of pretrained weights (``0.3.0``, ``r2scan``), or path of a checkpoint.
@@ -186,13 +201,13 @@ def chgnet(model: str = "0.3.0", trust_pickle: bool = False, device: str = "auto
         TeacherError: for a name that CHGNet does not know, a file that is no checkpoint, or a
             device that is not there.
     """
-    return CHGNetTeacher(_make_calculator(model, trust_pickle, device))
+    return _make_calculator(model, trust_pickle, device)
 
 
 def chgnet_d3(
     model: str = "0.3.0", trust_pickle: bool = False, device: str = "auto"
-) -> CHGNetTeacher:
-    """Return the teacher ``chgnet+d3``: CHGNet and Grimme's D3 dispersion.
+) -> SumCalculator:
+    """Return the teacher ``chgnet+d3``: CHGNet and Grimme's D3 dispersion, an ASE calculator.
 
     D3 has Becke-Johnson damping with its parameters for PBE, on whose energies CHGNet was trained.
     Energy, forces and stress; an open stand-in for PFP on organic crystals. Dispersion is computed
@@ -204,7 +219,10 @@ def chgnet_d3(
         device: of CHGNet, as for `chgnet`.
     """
     network = _make_calculator(model, trust_pickle, device)
-    return CHGNetTeacher(SumCalculator([network, DFTD3(method="PBE", damping="d3bj")]))
+    calculator = SumCalculator([network, DFTD3(method="PBE", damping="d3bj")])
+    # An attribute, not a subclass: fingerprints, which stores hold, contain the class's name.
+    calculator.as_teacher = partial(CHGNetTeacher, calculator)
+    return calculator
 
 
 def _make_calculator(model: str, trust_pickle: bool, device: str) -> EmbeddingCalculator:

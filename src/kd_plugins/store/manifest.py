@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -151,11 +152,23 @@ def check_same_teacher(manifest: Manifest, wanted: Manifest, folder: Path) -> No
     """
     for name in ("teacher", "fingerprint", "dtypes", "energy_offsets"):
         here, there = getattr(manifest, name), getattr(wanted, name)
+        if name == "fingerprint" and _without_device(here) == _without_device(there):
+            continue
         if here != there:
             raise StoreError(
                 f"{folder} was made with another {name}: {here!r}, not {there!r}; one store holds "
                 "one teacher's targets, so choose another folder"
             )
+
+
+def _without_device(fingerprint: str) -> str:
+    """Return a fingerprint without the setting ``device``, which version 0.1.0 had in it.
+
+    >>> _without_device('mace.Calculator({"device": "cuda", "head": 1}, weights 0)')
+    'mace.Calculator({"head": 1}, weights 0)'
+    """
+    text = re.sub(r'"device": "[^"]*"(, )?', "", fingerprint).replace(", }", "}")
+    return text.replace("({}, ", "(").replace("({})", "()")
 
 
 def _check_text(name: str, value: object) -> None:
