@@ -138,7 +138,7 @@ def assert_same_loss(actual: Tensor, expected: Tensor, student: Tensor) -> None:
 @every_graph
 @both_anchors
 @both_modes
-def test_crack_is_algorithm_1(graph: Graph, anchor: str, edges: str) -> None:
+def test_crack_equals_algorithm_1(graph: Graph, anchor: str, edges: str) -> None:
     """Value and gradient equal those of plain loops."""
     n_atoms, edge_index = graph
     student, teacher = embeddings(n_atoms)
@@ -150,7 +150,7 @@ def test_crack_is_algorithm_1(graph: Graph, anchor: str, edges: str) -> None:
 @pytest.mark.parametrize("name", ["one edge", "random", "dense", "images and self-images"])
 @both_anchors
 @both_modes
-def test_crack_with_masked_relations_is_algorithm_1(name: str, anchor: str, edges: str) -> None:
+def test_crack_with_masked_relations_equals_algorithm_1(name: str, anchor: str, edges: str) -> None:
     """A relation that the teacher does not resolve is neither anchor nor negative."""
     n_atoms, edge_index = GRAPHS[name]
     student, teacher = embeddings(n_atoms)
@@ -163,7 +163,9 @@ def test_crack_with_masked_relations_is_algorithm_1(name: str, anchor: str, edge
 @pytest.mark.parametrize("length", [3e-3, 3e-4, 3e-9])
 @both_anchors
 @both_modes
-def test_a_short_student_relation_is_algorithm_1(length: float, anchor: str, edges: str) -> None:
+def test_a_short_student_relation_equals_algorithm_1(
+    length: float, anchor: str, edges: str
+) -> None:
     """It stays in; below the tolerance it is not blown up to unit length."""
     n_atoms, edge_index = GRAPHS["random"]
     student, teacher = embeddings(n_atoms)
@@ -182,7 +184,7 @@ def test_a_short_student_relation_is_algorithm_1(length: float, anchor: str, edg
 @both_anchors
 @both_modes
 def test_masked_equals_removed(anchor: str, edges: str) -> None:
-    """As if the graph had never had the edge; the mask says which one it is."""
+    """As if the graph had never had the edge; the mask marks it."""
     n_atoms, edge_index = GRAPHS["random"]
     student, teacher = embeddings(n_atoms)
     teacher = with_equal_neighbours(teacher, edge_index)
@@ -196,7 +198,7 @@ def test_masked_equals_removed(anchor: str, edges: str) -> None:
 
 @pytest.mark.parametrize("n_atoms", [0, 1, 2, 6])
 @both_anchors
-def test_the_instance_loss_is_the_same_contrast_of_atoms(n_atoms: int, anchor: str) -> None:
+def test_the_instance_loss_equals_plain_loops_over_atoms(n_atoms: int, anchor: str) -> None:
     """Value and gradient equal those of plain loops."""
     student, teacher = embeddings(n_atoms)
     actual = instance_loss(student, teacher, temperature=0.3, anchor=anchor)
@@ -268,7 +270,7 @@ every_symmetry = pytest.mark.parametrize("change", SYMMETRIES, ids=lambda change
 def test_crack_is_invariant(
     change: Callable[..., Batch], name: str, anchor: str, edges: str
 ) -> None:
-    """Names of atoms, order of edges, frame and lengths of embeddings say nothing."""
+    """Names of atoms, order of edges, frame and lengths of embeddings do not matter."""
     n_atoms, edge_index = GRAPHS[name]
     student, teacher = embeddings(n_atoms)
     settings = {"anchor": anchor, "edges": edges}
@@ -279,7 +281,7 @@ def test_crack_is_invariant(
 @every_symmetry
 @both_anchors
 def test_the_instance_loss_is_invariant(change: Callable[..., Batch], anchor: str) -> None:
-    """Names of atoms, frame and lengths of embeddings say nothing."""
+    """Names of atoms, frame and lengths of embeddings do not matter."""
     student, teacher = embeddings(6)
     changed_student, changed_teacher, _ = change(student, teacher, GRAPHS["no edges"][1])
     changed = instance_loss(changed_student, changed_teacher, anchor=anchor)
@@ -288,7 +290,7 @@ def test_the_instance_loss_is_invariant(change: Callable[..., Batch], anchor: st
 
 @both_anchors
 def test_images_of_a_pair_count_once(anchor: str) -> None:
-    """Undirected, a crystal's graph says no more than which atoms are neighbours."""
+    """Undirected, a crystal's graph holds no more than which atoms are neighbours."""
     n_atoms, edge_index = GRAPHS["images and self-images"]
     student, teacher = embeddings(n_atoms)
     once = torch.tensor(list(itertools.combinations(range(n_atoms), 2))).T
@@ -363,7 +365,7 @@ def test_gradients_stay_finite(
 
 
 @pytest.mark.parametrize("student_equal", [True, False])
-def test_a_perfect_crystal_teaches_no_relation(student_equal: bool) -> None:
+def test_relations_of_a_perfect_crystal_have_no_gradient(student_equal: bool) -> None:
     """Between symmetry-equivalent atoms the teacher's difference is noise: exactly no gradient."""
     n_atoms, edge_index = GRAPHS["images and self-images"]
     student, teacher = embeddings(n_atoms)
@@ -406,11 +408,11 @@ def test_a_perfect_student_beats_a_random_one(anchor: str, seed: int) -> None:
 
 
 @both_anchors
-def test_the_perfect_student_is_at_rest_only_at_low_temperature(anchor: str) -> None:
-    """At the paper's 0.15 CRACK still pulls on a student that equals its teacher.
+def test_the_gradient_at_a_perfect_student_vanishes_as_the_temperature_falls(anchor: str) -> None:
+    """At the paper's 0.15 a student that equals its teacher still has a gradient.
 
-    The contrast also pushes relations apart, so its minimum is not the teacher; the pull dies out
-    as the temperature falls. The same holds for the instance loss.
+    The loss also drives different relations apart, so its minimum is not the teacher; the gradient
+    vanishes as the temperature falls. The same holds for the instance loss.
     """
     n_atoms, edge_index = GRAPHS["random"]
     teacher = normal(n_atoms, 5)
@@ -420,10 +422,10 @@ def test_the_perfect_student_is_at_rest_only_at_low_temperature(anchor: str) -> 
         lambda tau: instance_loss(student, teacher, temperature=tau, anchor=anchor),
     ):
         falling = (0.15, 0.05, 0.02, 0.005, 0.001)
-        pulls = [gradient(loss(tau), student).norm().item() for tau in falling]
-        assert pulls[0] > 1e-3
-        assert pulls == sorted(pulls, reverse=True)
-        assert pulls[-1] < 1e-6
+        norms = [gradient(loss(tau), student).norm().item() for tau in falling]
+        assert norms[0] > 1e-3
+        assert norms == sorted(norms, reverse=True)
+        assert norms[-1] < 1e-6
 
 
 BAD_SETTINGS = [
@@ -440,33 +442,33 @@ BAD_CRACK_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "says"), BAD_SETTINGS + BAD_CRACK_SETTINGS)
+@pytest.mark.parametrize(("settings", "message"), BAD_SETTINGS + BAD_CRACK_SETTINGS)
 @pytest.mark.usefixtures("unchecked")
-def test_crack_refuses_bad_settings(settings: dict[str, Any], says: str) -> None:
+def test_crack_refuses_bad_settings(settings: dict[str, Any], message: str) -> None:
     """Naming the setting and what came."""
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         crack_loss(normal(2, 3), normal(2, 3), torch.tensor([[0], [1]]), **settings)
 
 
-@pytest.mark.parametrize(("settings", "says"), BAD_SETTINGS)
+@pytest.mark.parametrize(("settings", "message"), BAD_SETTINGS)
 @pytest.mark.usefixtures("unchecked")
-def test_the_instance_loss_refuses_bad_settings(settings: dict[str, Any], says: str) -> None:
+def test_the_instance_loss_refuses_bad_settings(settings: dict[str, Any], message: str) -> None:
     """Naming the setting and what came."""
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         instance_loss(normal(2, 3), normal(2, 3), **settings)
 
 
 @pytest.mark.parametrize(
-    ("edge", "says"),
+    ("edge", "message"),
     [
         ((0, 3), r"edge_index: expected indices from 0 to 2 \(N=3 atoms\), got 0 to 3"),
         ((-1, 2), r"edge_index: expected indices from 0 to 2 \(N=3 atoms\), got -1 to 2"),
         ((7, 7), "got 7 to 7"),
     ],
 )
-def test_an_edge_to_nowhere_is_refused(edge: tuple[int, int], says: str) -> None:
+def test_an_edge_out_of_range_is_refused(edge: tuple[int, int], message: str) -> None:
     """Negative indices would count from the end without a word."""
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         crack_loss(normal(3, 2), normal(3, 2), torch.tensor(edge)[:, None])
 
 
@@ -480,7 +482,7 @@ def test_an_edge_without_atoms_is_refused() -> None:
 @pytest.mark.parametrize("teacher", [(3, 5), (4, 2), (3,), (3, 2, 1)])
 @pytest.mark.usefixtures("unchecked")
 def test_embeddings_of_two_shapes_are_refused(teacher: tuple[int, ...]) -> None:
-    """Widths that differ need a projection, which the message says."""
+    """Widths that differ need a projection, which the message names."""
     for loss in (
         lambda *sides: crack_loss(*sides, torch.tensor([[0], [1]])),
         instance_loss,

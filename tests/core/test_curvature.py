@@ -70,7 +70,7 @@ def test_it_is_the_derivative_of_forces() -> None:
     torch.testing.assert_close(derivative, expected, **FINITE_DIFFERENCE[torch.float64])
 
 
-def test_forces_are_asked_for_twice_a_step_apart() -> None:
+def test_forces_are_evaluated_ahead_and_behind() -> None:
     """Ahead, then behind; the positions themselves are left alone."""
     seen: list[Tensor] = []
     positions, direction = normal(2, 3, seed=2), normal(2, 3, seed=3)

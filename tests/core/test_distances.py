@@ -105,7 +105,9 @@ def test_order_does_not_matter(distance: Distance, shape: tuple[int, ...]) -> No
 
 @every_distance
 @every_shape
-def test_nothing_gives_a_zero_with_a_graph(distance: Distance, shape: tuple[int, ...]) -> None:
+def test_an_empty_batch_gives_a_zero_with_a_graph(
+    distance: Distance, shape: tuple[int, ...]
+) -> None:
     """An empty batch can be differentiated like any other."""
     student, teacher = pair((0, *shape[1:]))
     mean = masked_mean(distance(student, teacher))
@@ -195,7 +197,7 @@ def test_a_huber_without_a_turn_is_refused(delta: float) -> None:
         Huber(delta)
 
 
-def test_the_cosine_knows_parallel_opposite_and_normal() -> None:
+def test_the_cosine_of_parallel_opposite_and_normal_vectors() -> None:
     """Lengths do not matter."""
     east, north = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])
     assert cosine_similarity(east, 5 * east).item() == 1
@@ -203,6 +205,6 @@ def test_the_cosine_knows_parallel_opposite_and_normal() -> None:
     assert cosine_similarity(east, north).item() == 0
 
 
-def test_the_cosine_of_nothing_is_nothing() -> None:
+def test_the_cosine_of_an_empty_batch_is_empty() -> None:
     """A batch may be empty."""
     assert cosine_similarity(torch.zeros(0, 3), torch.zeros(0, 3)).shape == (0,)

@@ -139,9 +139,11 @@ def test_crack_equals_its_equation_in_double_precision(
     assert items.dtype == dtype
     assert_close(items, expected, relative)
     weights = normal(len(items), seed=8).abs() / max(len(items), 1)
-    moved, pulled = (gradient((weights * x).sum(), student) for x in (items, expected))
-    scale = pulled.norm().clamp(min=1e-3)
-    error = (moved - pulled).norm() / scale
+    found_gradient, expected_gradient = (
+        gradient((weights * x).sum(), student) for x in (items, expected)
+    )
+    scale = expected_gradient.norm().clamp(min=1e-3)
+    error = (found_gradient - expected_gradient).norm() / scale
     assert error <= relative, f"{error:.2e}"
 
 
@@ -179,10 +181,10 @@ def test_a_low_temperature_is_safe(
     items, _ = crack(student, teacher, edge_index)
     expected = losses_of(all_cosines(student, teacher, edge_index, edges), temperature, anchor)
     assert_close(items, expected, RELATIVE[dtype])
-    moved, pulled = (gradient(x.sum(), student) for x in (items, expected))
+    found_gradient, expected_gradient = (gradient(x.sum(), student) for x in (items, expected))
     relative = RELATIVE[dtype] * (1 + 1 / temperature) if temperature > 1e-5 else 1.0
-    assert bool(moved.isfinite().all())
-    assert (moved - pulled).norm() <= relative * pulled.norm()
+    assert bool(found_gradient.isfinite().all())
+    assert (found_gradient - expected_gradient).norm() <= relative * expected_gradient.norm()
 
 
 @pytest.mark.parametrize("n_atoms", [1, 2, 40])
@@ -200,8 +202,10 @@ def test_the_instance_loss_equals_its_equation_in_double_precision(
     expected = losses_of(cosines, temperature, anchor)
     relative = RELATIVE[dtype] * (1 if temperature > 0.1 else 10)
     assert_close(items, expected, relative)
-    moved, pulled = (gradient(x.mean(), student) for x in (items, expected))
-    assert (moved - pulled).norm() <= relative * pulled.norm().clamp(min=1e-3)
+    found_gradient, expected_gradient = (gradient(x.mean(), student) for x in (items, expected))
+    assert (found_gradient - expected_gradient).norm() <= relative * expected_gradient.norm().clamp(
+        min=1e-3
+    )
 
 
 @both_anchors
@@ -420,7 +424,7 @@ def test_the_size_of_blocks_does_not_matter(form: str, both_directions: bool, bl
 @pytest.mark.parametrize("n_relations", [0, 1])
 @either_way
 def test_few_relations_have_a_gradient_too(n_relations: int, both_directions: bool) -> None:
-    """None give zeros; one without an opposite has nothing to be told from."""
+    """None give zeros; one without an opposite has no negatives."""
     values = (
         arguments("direct", both_directions, n_relations)
         if n_relations
@@ -436,8 +440,8 @@ def test_few_relations_have_a_gradient_too(n_relations: int, both_directions: bo
     )
     losses, _ = info_nce_in_blocks(*values)
     assert losses.shape == (n_relations,)
-    (moved,) = torch.autograd.grad(losses.sum(), values[0])
-    assert bool(moved.any()) is bool(n_relations and both_directions)
+    (found_gradient,) = torch.autograd.grad(losses.sum(), values[0])
+    assert bool(found_gradient.any()) is bool(n_relations and both_directions)
 
 
 def test_a_second_derivative_in_blocks_is_refused() -> None:

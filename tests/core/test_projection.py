@@ -130,16 +130,16 @@ def test_its_state_is_its_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("widths", "lmax", "says"),
+    ("widths", "lmax", "message"),
     [
         ((0, 4), 0, "student_width: expected a whole number of 1 or more, got 0"),
         ((4, -1), 0, "teacher_width: expected a whole number of 1 or more, got -1"),
         ((4, 4), -1, "lmax: expected a whole number of 0 or more, got -1"),
     ],
 )
-def test_impossible_sizes_are_refused(widths: tuple[int, int], lmax: int, says: str) -> None:
+def test_impossible_sizes_are_refused(widths: tuple[int, int], lmax: int, message: str) -> None:
     """With the number that came."""
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         Projection(*widths, lmax=lmax, seed=0)
 
 

@@ -53,13 +53,13 @@ def test_the_table_cannot_be_changed() -> None:
         QUANTITIES["energy"] = QUANTITIES["forces"]
 
 
-def test_a_misspelt_quantity_is_told_its_neighbour() -> None:
+def test_the_message_about_a_misspelt_quantity_has_the_nearest_name() -> None:
     """Unknown names never pass silently."""
     with pytest.raises(KeyError, match="unknown quantity 'force'; did you mean 'forces'"):
         quantity("force")
 
 
-def test_a_strange_quantity_is_told_the_table() -> None:
+def test_the_message_about_an_unknown_quantity_has_all_names() -> None:
     """Where no name is near, all are listed."""
     with pytest.raises(
         KeyError,

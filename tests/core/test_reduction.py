@@ -31,7 +31,7 @@ SPLITS = {
 
 
 @pytest.mark.parametrize("mask", [~NONE, EVERY_SECOND, torch.arange(N_ITEMS) == 3])
-def test_it_is_the_mean_of_the_items_that_count(mask: Tensor) -> None:
+def test_the_masked_mean_equals_numpys(mask: Tensor) -> None:
     """As numpy takes it."""
     items = normal(N_ITEMS)
     expected = np.mean(items.numpy()[mask.numpy()])
@@ -52,7 +52,7 @@ def test_order_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("n_items", [0, N_ITEMS])
-def test_nothing_that_counts_gives_a_zero_with_a_graph(n_items: int) -> None:
+def test_no_items_that_count_give_a_zero_with_a_graph(n_items: int) -> None:
     """Every rank can call backward, whatever fell to it."""
     items = normal(n_items).requires_grad_()
     mean = masked_mean(items, NONE[:n_items])
@@ -60,7 +60,7 @@ def test_nothing_that_counts_gives_a_zero_with_a_graph(n_items: int) -> None:
     assert torch.equal(torch.autograd.grad(mean, items)[0], torch.zeros_like(items))
 
 
-def test_what_does_not_count_may_be_anything() -> None:
+def test_masked_items_may_hold_nan() -> None:
     """NaN in a masked item reaches neither the mean nor the gradient."""
     items = normal(N_ITEMS)
     items[~EVERY_SECOND] = float("nan")

@@ -31,7 +31,7 @@ def test_every_schedule_is_sampled() -> None:
 
 @every_schedule
 def test_a_step_has_one_weight(schedule: Schedule) -> None:
-    """In whatever order steps are asked for, so that resuming needs no memory."""
+    """In whatever order steps are evaluated, so that resuming needs no state."""
     forwards = [schedule(step) for step in STEPS]
     backwards = [schedule(step) for step in reversed(STEPS)]
     assert forwards == backwards[::-1]
@@ -99,13 +99,13 @@ WITH_WEIGHT = {
 
 
 @pytest.mark.parametrize("make", WITH_WEIGHT.values(), ids=WITH_WEIGHT)
-@pytest.mark.parametrize(("weight", "says"), NO_WEIGHTS)
+@pytest.mark.parametrize(("weight", "message"), NO_WEIGHTS)
 @pytest.mark.usefixtures("unchecked")
 def test_a_weight_is_a_finite_number(
-    make: Callable[[object], Schedule], weight: object, says: str
+    make: Callable[[object], Schedule], weight: object, message: str
 ) -> None:
     """Not negative, and truth is no number."""
-    with pytest.raises(ValueError, match=f"a weight must be {says}"):
+    with pytest.raises(ValueError, match=f"a weight must be {message}"):
         make(weight)
 
 
@@ -113,13 +113,13 @@ def test_a_weight_is_a_finite_number(
 @pytest.mark.parametrize(("first_step", "last_step"), [(5, 5), (5, 4), (-1, 4)])
 def test_a_ramp_goes_forwards(ramp: type, first_step: int, last_step: int) -> None:
     """Over at least one step, from 0 on."""
-    says = f"needs 0 <= first_step < last_step, got {first_step} and {last_step}"
-    with pytest.raises(ValueError, match=says):
+    message = f"needs 0 <= first_step < last_step, got {first_step} and {last_step}"
+    with pytest.raises(ValueError, match=message):
         ramp(1.0, 2.0, first_step, last_step)
 
 
 @pytest.mark.parametrize(
-    ("steps", "weights", "says"),
+    ("steps", "weights", "message"),
     [
         ((), (), "as many steps as weights, at least one; got 0 and 0"),
         ((0, 1), (1.0,), "as many steps as weights, at least one; got 2 and 1"),
@@ -128,10 +128,10 @@ def test_a_ramp_goes_forwards(ramp: type, first_step: int, last_step: int) -> No
     ],
 )
 def test_rows_match_and_are_in_order(
-    steps: tuple[int, ...], weights: tuple[float, ...], says: str
+    steps: tuple[int, ...], weights: tuple[float, ...], message: str
 ) -> None:
     """Naming the lengths or the steps."""
-    with pytest.raises(ValueError, match=f".*{says}"):
+    with pytest.raises(ValueError, match=f".*{message}"):
         Piecewise(steps, weights)
 
 

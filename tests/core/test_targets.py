@@ -62,7 +62,7 @@ def test_forces_in_two_dimensions_are_refused() -> None:
 
 @every_quantity
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_names_its_structure(row: Quantity, bad: float) -> None:
+def test_a_value_that_is_not_finite_names_its_structure(row: Quantity, bad: float) -> None:
     """The last item belongs to the third structure; empty structures are no trap."""
     value = value_of(row)
     value.view(-1)[-1] = bad
@@ -102,7 +102,7 @@ def test_a_wrong_presence_is_refused(mask: Tensor) -> None:
         record({"energy": torch.zeros(3)}, energy=mask)
 
 
-def test_the_presence_of_nothing_is_refused() -> None:
+def test_presence_without_a_value_is_refused() -> None:
     """A presence without a value is a misspelling."""
     with pytest.raises(ValueError, match=r"^present\['force'\] has no value beside it"):
         record({"forces": torch.zeros(5, 3)}, force=PRESENT)
@@ -114,7 +114,7 @@ def test_an_unknown_quantity_is_refused() -> None:
         record({"energie": torch.zeros(3)})
 
 
-def test_the_mask_of_nothing_is_refused() -> None:
+def test_the_mask_of_an_absent_quantity_is_refused() -> None:
     """With the names that the record holds."""
     with pytest.raises(KeyError, match="hold no 'stress'; they hold energy, forces"):
         record({"energy": torch.zeros(3), "forces": torch.zeros(5, 3)}).mask("stress")
@@ -245,8 +245,10 @@ def test_a_collated_batch_has_the_shapes_of_the_table(row: Quantity) -> None:
 
 @every_quantity
 @pytest.mark.parametrize("lacking", [0, 1, 2])
-def test_what_a_structure_lacks_is_missing_in_the_batch(row: Quantity, lacking: int) -> None:
-    """``present`` says so; the rows are zeros, and those of the others are untouched."""
+def test_a_quantity_that_a_structure_lacks_is_missing_in_the_batch(
+    row: Quantity, lacking: int
+) -> None:
+    """``present`` is False there; the rows are zeros, and those of the others are untouched."""
     before = parts()
     before[lacking] = TeacherTargets(
         before[lacking].structure_ids, before[lacking].n_atoms, {"energy": torch.zeros(1).double()}

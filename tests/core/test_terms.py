@@ -199,7 +199,7 @@ def test_a_term_of_weight_zero_is_not_evaluated() -> None:
 
 
 @every_term
-def test_a_term_of_weight_zero_reports_when_asked(term: Term) -> None:
+def test_a_term_of_weight_zero_is_reported_if_given(term: Term) -> None:
     """It adds exactly nothing."""
     what = sample()
     shown, silent = replace(term, name="shown"), replace(term, weight=Constant(0.0))
@@ -223,7 +223,7 @@ def test_no_terms_are_zero() -> None:
 
 
 @every_term
-def test_a_report_tells_name_weight_sum_and_counts(term: Term) -> None:
+def test_a_report_holds_name_weight_sum_and_counts(term: Term) -> None:
     """The sum over the items that count, unweighted and without a graph."""
     what = without(sample(), [1])
     (report,) = evaluate([term], what).terms
@@ -258,7 +258,9 @@ def test_relations_that_the_teacher_does_not_resolve_are_masked() -> None:
 
 @every_term
 @pytest.mark.parametrize("absent", [[], [0], [1, 3], [0, 2], [0, 1, 3]], ids=str)
-def test_a_missing_target_is_a_structure_less(term: Term, absent: list[int]) -> None:
+def test_a_missing_target_equals_a_batch_without_the_structure(
+    term: Term, absent: list[int]
+) -> None:
     """The same loss, and the same gradient for those that have a target."""
     whole = without(sample(), absent)
     rest = sample([structure for structure in STRUCTURES if structure not in absent])
@@ -293,7 +295,7 @@ def test_no_structures_give_a_zero_with_a_graph(term: Term) -> None:
 
 
 @pytest.mark.parametrize("name", ["forces", "instance", "crack", "directed"])
-def test_what_the_host_masks_does_not_count_either(name: str) -> None:
+def test_items_masked_by_the_host_do_not_count(name: str) -> None:
     """One atom of the first molecule, and with it its relations, besides a missing target."""
     term = TERMS[name]
     whole = without(sample(), [3])
@@ -321,7 +323,7 @@ def test_the_order_of_structures_does_not_matter(term: Term, order: list[int]) -
 
 @pytest.mark.parametrize("distance", [*DISTANCES.values(), Huber(0.1)])
 @pytest.mark.parametrize("name", QUANTITIES)
-def test_a_student_that_is_its_teacher_has_no_loss(distance, name: str) -> None:
+def test_a_student_equal_to_its_teacher_has_no_loss(distance, name: str) -> None:
     """Every distance, every quantity."""
     what = sample()
     perfect = replace(what, student=what.teacher.values)
@@ -341,7 +343,7 @@ def test_the_gradient_flows_to_what_the_term_compares(term: Term) -> None:
 
 
 def test_two_terms_of_one_name_are_refused() -> None:
-    """They could not be told apart in a log."""
+    """A log could not distinguish them."""
     energy = distance_term("energy", Constant(1.0))
     twin = DistanceTerm("energy", "forces", squared_sum, Constant(2.0))
     with pytest.raises(ValueError, match="two terms are called 'energy'; .* must be unique"):
@@ -366,7 +368,7 @@ def test_an_unknown_quantity_is_refused() -> None:
 @every_term
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_an_absent_quantity_is_never_skipped(term: Term, side: str) -> None:
-    """The message says who does not give it, and what it gives instead."""
+    """The message names the side that lacks it, and what it gives instead."""
     what = sample()
     held = what.student if side == "student" else what.teacher.values
     rest = {name: value for name, value in held.items() if name != term.quantity}
@@ -405,7 +407,7 @@ def test_a_student_of_another_shape_is_refused(term: Term) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_student_of_another_shape_is_told_in_which_quantity() -> None:
+def test_the_message_about_another_shape_names_the_quantity() -> None:
     """There may be nine of them."""
     what = sample()
     wrong = {**what.student, "forces": what.student["forces"][:, :2]}

@@ -197,7 +197,7 @@ def check_numbers(
 ) -> int:
     """Check numbers and indices, and return how many edges are chosen.
 
-    All of it is one question to the device: each would make the host wait for it.
+    All of it is one transfer: on a GPU, each would make the host wait for it.
     """
     answers = [torch.isfinite(side).all() for side in (student, teacher)]
     if edge_index is not None and is_chosen is not None and edge_index.numel():

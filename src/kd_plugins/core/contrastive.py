@@ -98,7 +98,8 @@ def info_nce(
         L_k = - log [ exp(r_T,k · r_S,k / τ) / Σ_m exp(r_T,k · r_S,m / τ) ]
 
     Args:
-        anchors: unit vectors of the model whose relations pick; the teacher's r_T in the paper.
+        anchors: unit vectors of the model whose relations are to find their counterpart; the
+            teacher's r_T in the paper.
         keys: unit vectors to pick from; the student's r_S.
         temperature: τ.
         both_directions: whether the opposite of each key is a key, too. An undirected graph has
@@ -135,7 +136,7 @@ def info_nce(
 def choose_form(
     n_relations: int, width: int, device_type: str = "cpu"
 ) -> Literal["plain", "blocked"]:
-    """Return how relations are contrasted where nothing else is said: always exactly.
+    """Return how relations are contrasted if ``form`` is ``"auto"``; both forms are exact.
 
     Args:
         n_relations: E, counting one of two opposite relations.
@@ -255,7 +256,7 @@ class Crack:
         n_chosen = check_numbers(student, teacher, edge_index, is_chosen)
         student, teacher = to_common_dtype(student, teacher)
 
-        # As edges[:, is_chosen], without another question to the device.
+        # As edges[:, is_chosen], without another wait for the device.
         pairs = edges[:, torch.argsort(~is_chosen, stable=True)[:n_chosen]]
         relations = Relations(teacher, pairs, self.tolerance)
         kept = relations.lengths >= self.tolerance

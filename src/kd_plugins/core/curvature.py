@@ -1,7 +1,7 @@
 """Curvature of a potential along directions, by central differences of its forces.
 
-Autograd is no substitute here: models such as EquiformerV2 detach their edge rotations, and their
-position derivatives by autograd are wrong.
+Autograd is no substitute here: models such as EquiformerV2 detach the rotations of their edges, so
+that what autograd gives as a derivative with respect to positions is wrong.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ def random_directions(
     >>> directions.square().sum(dim=1).split([2, 3])[0].sum().item() - 1 < 1e-6
     True
     """
+    # On the CPU, so that a seed gives the same directions on every device.
     directions = torch.randn(int(n_atoms.sum()), 3, generator=generator).to(n_atoms.device)
+
     structure_index = torch.repeat_interleave(torch.arange(len(n_atoms)).to(n_atoms), n_atoms)
     squares = torch.zeros(len(n_atoms)).to(directions)
     squares = squares.index_add(0, structure_index, directions.square().sum(dim=1))
+
     return directions / squares.sqrt()[structure_index].unsqueeze(1)
 
 
@@ -56,6 +59,7 @@ def force_derivative(
     """
     if not step > 0:
         raise ValueError(f"step must be > 0 Å, got {step}")
+
     ahead = forces(positions + step * direction)
     behind = forces(positions - step * direction)
     return (ahead - behind) / (2.0 * step)

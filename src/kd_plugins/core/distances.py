@@ -1,8 +1,9 @@
-"""How far a student is from its teacher, item by item.
+"""Distances between a student and its teacher, item by item.
 
 Every distance takes two tensors of the same shape (I, ...) and returns one number an item, (I,).
-None averages over items: `kd_plugins.core.reduction.masked_mean` does. Those over several features
-say in their name whether they sum or average over them, because papers and codes differ.
+None averages over items: `kd_plugins.core.reduction.masked_mean` does. The name of a distance ends
+in ``sum`` or ``mean``, for its sum or average over the features of an item, because papers and
+codes differ in that.
 """
 
 from __future__ import annotations
@@ -95,8 +96,11 @@ class Huber:
     def __call__(self, student: Items, teacher: Items) -> PerItem:
         """Return one number an item."""
         difference = _features(student, teacher).abs()
+
+        # Value and slope of both parts are equal where they meet.
         squared = 0.5 * difference.square()
         linear = self.delta * (difference - 0.5 * self.delta)
+
         return torch.where(difference <= self.delta, squared, linear).mean(dim=1)
 
 
@@ -129,6 +133,7 @@ def _features(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _rows(items: Tensor) -> Tensor:
+    """Return (I, ...) as (I, F); items without features get an axis of length one."""
     return items.unsqueeze(1).flatten(1)
 
 

@@ -1,4 +1,4 @@
-"""The linear head that maps a student's embeddings to its teacher's width."""
+"""The linear projection of a student's embeddings to its teacher's width."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from kd_plugins.numbers import check_seed, check_whole
 
 
 class Projection(nn.Module):
-    """The linear projection head P of CRACK (section 3.1), one matrix a degree l.
+    """Map a student's embeddings to its teacher's width, with one matrix a degree l.
 
-    Mixing only channels of one degree, with a bias for l = 0 alone, it commutes with rotations.
-    It starts as the identity when the widths agree, so that a student that begins as its teacher
-    has nothing to unlearn, and as a random orthogonal map otherwise. It is trained with the
-    student and thrown away afterwards.
+    This is the linear projection head P of CRACK (section 3.1), for all degrees. It mixes channels
+    of one degree only and has a bias for l = 0 alone, so it commutes with rotations. It starts as
+    the identity where the widths are equal, so that a student that starts as its teacher keeps
+    its embeddings, and as a random orthogonal map elsewhere. It is trained with the student and
+    is not part of it afterwards.
 
     Args:
         student_width: channels of the student's embeddings, D_S.
@@ -38,10 +39,13 @@ class Projection(nn.Module):
         check_whole("projection: teacher_width", teacher_width, least=1)
         check_whole("projection: lmax", lmax, least=0)
         check_seed("projection: seed", seed)
+
         generator = torch.Generator().manual_seed(seed)
         start = _starting_matrices(lmax + 1, teacher_width, student_width, generator)
         self.weight = nn.Parameter(start)
         self.bias = nn.Parameter(torch.zeros(teacher_width))
+
+        # Degree l of each row (l, m), such as 0, 1, 1, 1, 2, ...
         degrees = torch.arange(lmax + 1)
         self.register_buffer("degree", degrees.repeat_interleave(2 * degrees + 1), persistent=False)
 
@@ -50,6 +54,8 @@ class Projection(nn.Module):
         self._check_shape(embeddings)
         degree = self.get_buffer("degree")[: embeddings.shape[1]]
         projected = torch.einsum("nms,mts->nmt", embeddings, self.weight[degree])
+
+        # A bias on rows of l > 0 would single out a direction of space.
         return torch.cat([projected[:, :1] + self.bias, projected[:, 1:]], dim=1)
 
     def _check_shape(self, embeddings: Tensor) -> None:
@@ -66,6 +72,8 @@ class Projection(nn.Module):
 def _starting_matrices(n: int, rows: int, columns: int, generator: torch.Generator) -> Tensor:
     if rows == columns:
         return torch.eye(rows).repeat(n, 1, 1)
+
+    # Q of a random square matrix is a random orthogonal one; part of it keeps lengths.
     size = max(rows, columns)
     orthogonal, _ = torch.linalg.qr(torch.randn(n, size, size, generator=generator))
     return orthogonal[:, :rows, :columns].contiguous()

@@ -1,4 +1,8 @@
-"""A weight as a pure function of the step (or epoch): no memory, so resuming needs none."""
+"""Weights as functions of the step or epoch.
+
+A schedule has no state: the same step gives the same weight, in whatever order steps are evaluated,
+so that a resumed training needs nothing from before.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +48,7 @@ class _Ramp:
         _check_interval(self.first_step, self.last_step)
 
     def _fraction(self, step: int) -> float:
+        # Constant outside of the ramp.
         fraction = (step - self.first_step) / (self.last_step - self.first_step)
         return min(max(fraction, 0.0), 1.0)
 
@@ -77,7 +82,7 @@ class Cosine(_Ramp):
 
 @dataclass(frozen=True)
 class Piecewise:
-    """``weights[k]`` from ``steps[k]`` on; before ``steps[0]`` the weight is 0.
+    """``weights[k]`` from ``steps[k]`` on; 0 before ``steps[0]``.
 
     >>> table = Piecewise(steps=(0, 100), weights=(200.0, 160.0))
     >>> table(99), table(100)
@@ -91,11 +96,13 @@ class Piecewise:
         """Refuse rows that do not match or are not in order."""
         _check_weights(*self.weights)
         _check_steps(*self.steps)
+
         if not self.steps or len(self.steps) != len(self.weights):
             raise ValueError(
                 f"expected as many steps as weights, at least one; "
                 f"got {len(self.steps)} and {len(self.weights)}"
             )
+
         if any(later <= sooner for sooner, later in zip(self.steps, self.steps[1:], strict=False)):
             raise ValueError(f"steps must increase, got {list(self.steps)}")
 

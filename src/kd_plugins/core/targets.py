@@ -54,10 +54,10 @@ class TeacherTargets:
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
         object.__setattr__(self, "present", MappingProxyType(dict(self.present)))
 
-        # All questions to the device in one: each answer would make the host wait for it.
-        values = [value for value in self.values.values() if isinstance(value, Tensor)]
+        # One transfer for all checks: on a GPU, each would make the host wait for it.
+        tensors = [value for value in self.values.values() if isinstance(value, Tensor)]
         answers = [self.n_atoms.sum(), (self.n_atoms < 0).any()]
-        answers += [torch.isfinite(value).all() for value in values]
+        answers += [torch.isfinite(value).all() for value in tensors]
         total, has_negative, *are_finite = torch.stack(
             [answer.to(self.n_atoms.device, torch.long) for answer in answers]
         ).tolist()
@@ -230,7 +230,7 @@ class TeacherTargets:
         return torch.repeat_interleave(present, self.n_atoms, output_size=self._n_atoms_in_total)
 
     def n_items(self, scope: Scope) -> int:
-        """Return how many structures (B) or atoms (N) the batch has, without asking the device."""
+        """Return how many structures (B) or atoms (N) there are, without a wait for the device."""
         return self._n_atoms_in_total if scope == "atom" else len(self.structure_ids)
 
     def _present_for_each(self, name: str) -> Bool[Tensor, " B"]:
