@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kd_plugins.fairchem.calculator import fairchem as fairchem
-    from kd_plugins.fairchem.labelling import read_datasets as read_datasets
+    from kd_plugins.fairchem.label_datasets import read_datasets as read_datasets
     from kd_plugins.fairchem.teacher import eqv2 as eqv2
     from kd_plugins.fairchem.trainer import DistillTrainer as DistillTrainer
     from kd_plugins.fairchem.trainer import EqV2DistillTrainer as EqV2DistillTrainer
@@ -20,7 +20,7 @@ _ROOMS = {
     "EqV2DistillTrainer": "trainer",
     "eqv2": "teacher",
     "fairchem": "calculator",
-    "read_datasets": "labelling",
+    "read_datasets": "label_datasets",
 }
 __all__ = ["DistillTrainer", "EqV2DistillTrainer", "eqv2", "fairchem", "read_datasets"]
 

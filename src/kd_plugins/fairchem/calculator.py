@@ -15,7 +15,7 @@ import torch
 from fairchem.core import OCPCalculator
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.checkpointing import check_names, load_checkpoint
+from kd_plugins.fairchem.checkpointing import check_model_names, load_checkpoint
 from kd_plugins.teachers.teacher import TeacherError, resolve_device
 
 TRAINER = "ocp"
@@ -96,7 +96,7 @@ def checked_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{path.name}: its model starts from another file, {finetuned!r}, which is not opened; "
             "make one file of both with fairchem's convert_hydra_to_release.py"
         )
-    check_names(model, path)
+    check_model_names(model, path)
 
     # The file's own weights hold the scale factors, and come after those of the other file.
     parts = [part for part in (model, model.get("backbone")) if isinstance(part, dict)]

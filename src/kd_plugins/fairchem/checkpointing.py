@@ -85,7 +85,7 @@ def read_checkpoint(settings: TeacherSettings) -> Checkpoint:
 
     model, is_old = _hydra_arguments(raw["config"], path)
     if not settings.trust_pickle:
-        check_names(model, path)
+        check_model_names(model, path)
 
     return Checkpoint(
         path=path,
@@ -126,7 +126,7 @@ def load_checkpoint(path: str | Path, *, trust_pickle: bool, remedy: str) -> dic
     return raw
 
 
-def check_names(model: Mapping[str, Any], path: Path) -> None:
+def check_model_names(model: Mapping[str, Any], path: Path) -> None:
     """Refuse a model with parts that are named by a module of Python.
 
     fairchem looks a name up among its models, and one with a dot anywhere in Python, to call it

@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.labelling import read_yaml
+from kd_plugins.fairchem.label_datasets import read_fairchem_yaml
 from kd_plugins.fairchem.trainer import DistillMixin
 from kd_plugins.store import StoreError
 from kd_plugins.teachers.teacher import TeacherError
@@ -46,7 +46,7 @@ def run(words: Sequence[str]) -> None:
     _check_options(arguments, changes)
 
     arguments.config_yml = arguments.config_yml.expanduser()
-    read_yaml(arguments.config_yml)
+    read_fairchem_yaml(arguments.config_yml)
     config = build_config(arguments, changes)
     check_config(config)
 

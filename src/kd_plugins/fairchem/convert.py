@@ -191,7 +191,7 @@ def energy_and_forces(out: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: out[name].reshape(shape) for name, shape in shapes.items() if name in out}
 
 
-def at_least_float32(value: Tensor) -> Tensor:
+def widen_half_precision(value: Tensor) -> Tensor:
     """Return a half-precision tensor in float32, any other as it is."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 

@@ -393,7 +393,7 @@ class TargetInputs:
             return self.stored or self._build_model(device)
 
         # The labeller and its readers are for this one setting; other runs do not load them.
-        from kd_plugins.fairchem.labelling import open_automatic_store
+        from kd_plugins.fairchem.label_datasets import open_automatic_store
 
         if self.auto.folder is not None:
             folder = Path(self.auto.folder)
@@ -413,7 +413,7 @@ class TargetInputs:
         """
         if self._labelling is None:
             return
-        from kd_plugins.fairchem.labelling import label_missing
+        from kd_plugins.fairchem.label_datasets import label_missing
 
         label_missing(self.stored.store, self._labelling, datasets, device)
         self._labelling = None

@@ -27,11 +27,11 @@ from kd_plugins.fairchem.convert import (
     EMBEDDINGS,
     EmbeddingHooks,
     Units,
-    at_least_float32,
     energy_and_forces,
     flatten_outputs,
     given_graph,
     naming_lone_atoms,
+    widen_half_precision,
     with_graph,
 )
 from kd_plugins.fairchem.data import StoredTargets, TargetProvider
@@ -394,7 +394,7 @@ def student_values(
     if hooks.node_energies is not None:
         energies = units.atomic_energies(hooks.energy_shares(batch), batch)
         values["atomic_energies"] = energies / units.rmsd("energy")
-    return {name: at_least_float32(value) for name, value in values.items()}
+    return {name: widen_half_precision(value) for name, value in values.items()}
 
 
 def replace_overflow(values: dict[str, Tensor]) -> bool:
@@ -470,7 +470,7 @@ def force_derivatives(
         moved = copy.copy(batch)
         moved.pos = positions
         with drawing_from(state, batch.pos.device):
-            return at_least_float32(forces(moved).reshape(-1, 3))
+            return widen_half_precision(forces(moved).reshape(-1, 3))
 
     return torch.stack(
         [force_derivative(displaced_forces, batch.pos, along, step) for along in directions], dim=1

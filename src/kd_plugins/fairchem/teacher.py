@@ -24,12 +24,12 @@ from kd_plugins.fairchem.checkpointing import Checkpoint, drawing_from, read_che
 from kd_plugins.fairchem.convert import (
     EmbeddingHooks,
     Units,
-    at_least_float32,
     check_architecture,
     energy_and_forces,
     flatten_outputs,
     given_graph,
     structure_ids,
+    widen_half_precision,
     with_graph,
 )
 from kd_plugins.fairchem.settings import TeacherSettings
@@ -106,7 +106,7 @@ class FrozenEquiformerV2:
         values["equivariant_embeddings"] = self.hooks.embeddings
         values["node_embeddings"] = self.hooks.embeddings[:, 0]
 
-        values = {name: at_least_float32(value.detach()) for name, value in values.items()}
+        values = {name: widen_half_precision(value.detach()) for name, value in values.items()}
         return TeacherTargets(_ids(batch), batch.natoms, values)
 
     @torch.no_grad()

@@ -27,8 +27,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Batch
 from tqdm import tqdm
 
-from kd_plugins.config import ConfigError
-from kd_plugins.config import read_yaml as config_file
+from kd_plugins.config import ConfigError, read_yaml
 from kd_plugins.core.terms import Term
 from kd_plugins.fairchem.checkpointing import Checkpoint
 from kd_plugins.fairchem.convert import structure_ids, structures
@@ -142,14 +141,14 @@ def read_datasets(
     return DatasetStructures(datasets)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_fairchem_yaml(path: Path) -> dict[str, Any]:
     """Return a YAML of fairchem with what it includes.
 
     Raises:
         FileNotFoundError: if it is not there.
         ConfigError: if it cannot be read, or one that it includes.
     """
-    config_file(path)  # fairchem's own reader names neither file nor line
+    read_yaml(path)  # fairchem's own reader names neither file nor line
     try:
         config, _, conflicts = load_config(path)
     except (yaml.YAMLError, AttributeError, TypeError, ValueError, OSError) as error:
@@ -163,7 +162,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _dataset_block(source: Path) -> Mapping[str, Any]:
     """Return the ``dataset`` block of a YAML, or one that stands for a data set."""
     if source.suffix in _YAML:
-        dataset = read_yaml(source).get("dataset")
+        dataset = read_fairchem_yaml(source).get("dataset")
         if isinstance(dataset, list | tuple):
             return dict(zip(("train", "val", "test"), dataset, strict=False))
         if not isinstance(dataset, Mapping):
