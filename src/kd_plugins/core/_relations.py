@@ -162,6 +162,7 @@ class Relations:
 
 
 def check_shapes(student: Tensor, teacher: Tensor) -> None:
+    """Refuse embeddings that are not two tensors of real numbers of one shape (N, D)."""
     for source, embeddings in (("student", student), ("teacher", teacher)):
         name = f"{source}_embeddings"
         if not isinstance(embeddings, Tensor):
@@ -180,6 +181,7 @@ def check_shapes(student: Tensor, teacher: Tensor) -> None:
 
 
 def check_edge_index(edge_index: Tensor) -> None:
+    """Refuse edges that are not whole numbers (2, E)."""
     if not isinstance(edge_index, Tensor):
         raise ValueError(f"edge_index: expected a tensor, got {type(edge_index).__name__}")
     if edge_index.ndim != 2 or len(edge_index) != 2 or edge_index.is_floating_point():
