@@ -107,7 +107,9 @@ def test_a_failed_worker_ends_the_comparison(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the worker's error."""
-    words = write_without_training(tmp_path, model="hippynn folder={run}/no")
+    words = write_without_training(
+        tmp_path, model="tests.evaluate.calculators:unreadable folder={run}/no"
+    )
     assert main([*words, str(tmp_path / "out")]) == 2
     assert re.search(r"error: .*seed0/no", capsys.readouterr().err)
 

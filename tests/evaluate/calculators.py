@@ -1,4 +1,4 @@
-"""Calculators that do what a potential should not."""
+"""Calculators with known errors and failures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ase.calculators.emt import EMT
 
 
 class Pressed(Calculator):
-    """Energy ``scale`` times volume to a power: it blows up below zero, and collapses above."""
+    """Energy ``scale`` times a power of the volume: explodes below zero, collapses above."""
 
     implemented_properties = ("energy", "forces", "stress")
 
@@ -32,7 +32,7 @@ class Pressed(Calculator):
 
 
 class Failing(Pressed):
-    """Fails, or gives NaN, from some call on."""
+    """Fails, or returns ``value``, after ``good_calls`` calls."""
 
     def __init__(self, good_calls: int, value: float | None = None) -> None:
         super().__init__(scale=200.0, power=-1)
@@ -48,7 +48,7 @@ class Failing(Pressed):
 
 
 class Softer(EMT):
-    """ASE's EMT with a tenth less of everything."""
+    """ASE's EMT, energies, forces and stress scaled by 0.9."""
 
     def calculate(self, *args: Any, **kwargs: Any) -> None:
         super().calculate(*args, **kwargs)
@@ -62,17 +62,22 @@ class Stressless(EMT):
 
 
 def stressless() -> Stressless:
-    """Return a potential that has no stress."""
+    """Return EMT without stress."""
     return Stressless()
 
 
 def softer() -> Softer:
-    """Return a potential that forgets a tenth."""
+    """Return EMT scaled by 0.9."""
     return Softer()
 
 
+def unreadable(folder: str) -> EMT:
+    """Fail as a potential does whose folder is missing."""
+    raise FileNotFoundError(f"{folder}: no such folder")
+
+
 class Springs(Calculator):
-    """Each atom on a spring of torch; wrong forces on request."""
+    """A spring for each atom, computed by torch; ``wrong`` is added to the forces."""
 
     implemented_properties = ["energy", "forces"]
 

@@ -1,4 +1,4 @@
-"""Did distillation help, and what did it cost? Arms, seeds, the host's own trainer, one answer."""
+"""Compare arms over seeds, trained by the host's own command: differences, intervals, a verdict."""
 
 from kd_plugins.compare.experiment import Experiment as Experiment
 from kd_plugins.compare.experiment import read_experiment as read_experiment

@@ -1,4 +1,4 @@
-"""What a potential is good for: accuracy, relaxed crystals, their packing and their stiffness."""
+"""Evaluate a potential: accuracy, dynamics, relaxed crystals, their packing and stiffness."""
 
 from kd_plugins.evaluate.accuracy import Accuracy as Accuracy
 from kd_plugins.evaluate.accuracy import Deviation as Deviation

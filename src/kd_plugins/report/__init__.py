@@ -1,4 +1,4 @@
-"""One page that says whether distillation helped: verdict, tables, figures, provenance."""
+"""One page of a comparison or an evaluation: verdict, tables, figures, provenance."""
 
 from kd_plugins.files import write_json as write_json
 from kd_plugins.report.page import write_report as write_report

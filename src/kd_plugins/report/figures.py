@@ -28,7 +28,7 @@ INK = "#1b1f24"
 """Colour of text and axes. The page replaces it by its own colour of text."""
 
 # Each colour has a contrast of at least 3 to 1 with white and with the page's dark background.
-# Neighbours in this order are told apart with colour blindness, too.
+# Neighbours in this order can be distinguished with colour blindness, too.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b0619a", "#9a7400", "#7a6fdc", "#c2455a")
 GREY = "#808080"
 MARKERS = "osD^vPX"

@@ -17,7 +17,16 @@ from kd_plugins.report.cost_plots import (
 from kd_plugins.report.figures import ArmStyles, Plot, choose_styles
 from kd_plugins.report.metrics import metric
 from kd_plugins.report.physics_plots import draw_elasticity, draw_rdf, draw_volumes
-from kd_plugins.report.results import Cell, ExperimentResults, RunResults, Series, Stiffness
+from kd_plugins.report.results import (
+    Cell,
+    ExperimentResults,
+    ParityQuantity,
+    Potential,
+    Reference,
+    RunResults,
+    Series,
+    Stiffness,
+)
 from kd_plugins.report.training_plots import (
     HARD,
     SOFT,
@@ -78,7 +87,7 @@ def _accuracy(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot
         yield draw_embeddings(embeddings, styles)
 
 
-def _parities(experiment: ExperimentResults) -> list[tuple[str, str]]:
+def _parities(experiment: ExperimentResults) -> list[tuple[Reference, ParityQuantity]]:
     """Return reference and quantity of all pairs of all runs, forces first."""
     parities = {
         (reference, quantity)
@@ -138,7 +147,7 @@ def _teacher_cost(experiment: ExperimentResults, cost: str) -> float | None:
     return means[-1][1] if means else None
 
 
-def _cells(runs: Sequence[RunResults], side: str) -> list[Cell]:
+def _cells(runs: Sequence[RunResults], side: Potential) -> list[Cell]:
     return [cell for run in runs for cell in run.speed.get(side, ())]
 
 
