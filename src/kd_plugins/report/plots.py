@@ -89,7 +89,7 @@ def _accuracy(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot
 
 def _parities(experiment: ExperimentResults) -> list[tuple[Reference, ParityQuantity]]:
     """Return reference and quantity of all pairs of all runs, forces first."""
-    parities = {
+    parities: set[tuple[Reference, ParityQuantity]] = {
         (reference, quantity)
         for run in experiment.runs.values()
         for reference in run.parity
