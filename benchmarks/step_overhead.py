@@ -6,7 +6,7 @@
 One process, one batch of 16. fairchem: rattled slabs, small channels, as it is the ratio of layers
 that counts. CHGNet: rattled salts of 16 atoms; its readout learns from CHGNet + D3, whose
 calculator goes over the batch one by one before the plain step to be online. hippynn: rattled cells
-of 54 atoms; the teacher has paper 003's size.
+of 54 atoms; the teacher has the size of Matin et al. 2025.
 The kinds of step are timed in turns, reading and collating included, and the best turn counts. A
 host is a function that returns its steps by name; add one to `HOSTS`.
 """
@@ -150,7 +150,7 @@ def salts() -> Iterator[LabelledStructure]:
 def hippynn(folder: Path, layers: int) -> Steps:
     """Return steps of a light HIPNN on energies and forces, and on a teacher's atomic energies.
 
-    The teacher's atom layers are paper 003's four, whatever is asked for.
+    The teacher's atom layers are the four of Matin et al. 2025, whatever is asked for.
     """
     from hippynn.databases import Database
     from hippynn.experiment import assemble_for_training

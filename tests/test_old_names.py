@@ -39,3 +39,13 @@ def test_an_unknown_name_is_refused(module: str) -> None:
 
 def test_the_store_has_one_public_name() -> None:
     assert kd_plugins.TargetStore is import_module("kd_plugins.store").TargetStore
+
+
+@pytest.mark.parametrize("room", ["", ".core", ".store", ".structures", ".teachers", ".sampling"])
+def test_a_star_imports_all_public_names(room: str) -> None:
+    found: dict[str, object] = {}
+    exec(f"from kd_plugins{room} import *", found)
+    package = import_module(f"kd_plugins{room}")
+    assert len(found) > 3 and all(
+        value is getattr(package, name) for name, value in found.items() if name != "__builtins__"
+    )

@@ -27,6 +27,8 @@ def lazy_names(
     """
 
     def get(name: str) -> Any:
+        if name == "__all__":  # of `from package import *`
+            return sorted(homes)
         if name in homes:
             module = import_module(homes[name])
             return module if homes[name] == f"{package}.{name}" else getattr(module, name)
