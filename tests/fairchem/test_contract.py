@@ -8,7 +8,6 @@ import pytest
 
 from kd_plugins.testing import CHECKS
 
-
 SLOW = ("two_ranks_equal_one", "exported_student_needs_no_kd_plugins")
 
 
