@@ -69,7 +69,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from kd_plugins.evaluate.evaluation import evaluation
     from kd_plugins.evaluate.evaluator import Evaluator
-    from kd_plugins.evaluate.inputs import check_potential
+    from kd_plugins.evaluate.input_checks import check_potential
     from kd_plugins.evaluate.measurements import alone, planned
     from kd_plugins.files import write_json
     from kd_plugins.teachers.registry import TeacherSpec
@@ -123,7 +123,7 @@ def _measure(arguments: argparse.Namespace) -> Any:
 
 def _check_requirements(arguments: argparse.Namespace, settings: Any, teacher: str | None) -> None:
     """Refuse requirements on metrics that will not be measured, and nothing to compare with."""
-    from kd_plugins.evaluate.inputs import check_compared, shared_labels
+    from kd_plugins.evaluate.input_checks import check_compared, shared_labels
     from kd_plugins.evaluate.requirements import Requirement, check_metrics
 
     requirements = [Requirement.parse(text) for text in arguments.require]
@@ -185,7 +185,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _check_arm(arguments: argparse.Namespace, experiment: Any) -> None:
     """Refuse an arm that is not measured, and requirements on metrics that will not be."""
-    from kd_plugins.evaluate.inputs import shared_labels
+    from kd_plugins.evaluate.input_checks import shared_labels
     from kd_plugins.evaluate.requirements import Requirement, check_metrics
     from kd_plugins.names import suggestion
 

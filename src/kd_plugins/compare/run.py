@@ -35,7 +35,7 @@ from kd_plugins.compare.hosts import HOSTS, LOG, TRAINING, Trainings, end_of_log
 from kd_plugins.config import ConfigError, read_config
 from kd_plugins.evaluate.evaluation import evaluation, provenance
 from kd_plugins.evaluate.evaluator import Evaluator
-from kd_plugins.evaluate.inputs import (
+from kd_plugins.evaluate.input_checks import (
     check_compared,
     check_inputs,
     check_potential,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from kd_plugins.evaluate.dynamics import equilibrated, nve
 from kd_plugins.evaluate.elasticity import ElasticAverages, elastic_tensor
-from kd_plugins.evaluate.inputs import one_structure
+from kd_plugins.evaluate.input_checks import one_structure
 from kd_plugins.evaluate.measurements import (
     CrystalPart,
     Part,

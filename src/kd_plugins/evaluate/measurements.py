@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_plugins.config import ConfigError, read_config, reader
-from kd_plugins.evaluate.inputs import check_inputs
+from kd_plugins.evaluate.input_checks import check_inputs
 from kd_plugins.evaluate.settings import EvaluationSettings
 from kd_plugins.files import (
     FolderInUse,
