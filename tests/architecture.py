@@ -15,7 +15,7 @@ from tests.house import PACKAGE, ROOT
 
 PAGE = ROOT / "docs" / "architecture.md"
 MARKED = r"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)"
-TOP = "files, lazy, names, numbers, torch_files"
+TOP = "files, names, numbers, torch_files"
 """What the diagram calls the modules outside a room that the rooms import."""
 WAY = [
     ("a file", "structures/readers.py", "read_structures"),

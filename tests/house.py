@@ -20,7 +20,6 @@ LONGEST_FUNCTION, LONGEST_MODULE = 60, 500
 
 GROUND = {
     "kd_plugins.files",
-    "kd_plugins.lazy",
     "kd_plugins.names",
     "kd_plugins.numbers",
     "kd_plugins.torch_files",
@@ -33,11 +32,10 @@ DOCTOR = TEACHERS | {"kd_plugins.doctor"}
 PREFLIGHT = DOCTOR | {"kd_plugins.preflight"}
 ADAPTER = PREFLIGHT | {"yaml"}
 ALLOWED_IMPORTS = {
-    "kd_plugins/__init__.py": {"kd_plugins.core", "kd_plugins.store", "kd_plugins.lazy"},
+    "kd_plugins/__init__.py": {"kd_plugins.core", "kd_plugins.store", "kd_plugins.names"},
     "kd_plugins/crystals.py": {"kd_plugins"},
     "kd_plugins/config.py": {"yaml", "kd_plugins.core"} | GROUND,
     "kd_plugins/files.py": set(),
-    "kd_plugins/lazy.py": set(),
     "kd_plugins/names.py": set(),
     "kd_plugins/numbers.py": {"torch", "numpy"},
     "kd_plugins/torch_files.py": {"torch"},

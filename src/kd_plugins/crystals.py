@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kd_plugins import sampling
-from kd_plugins.lazy import lazy_names
+from kd_plugins.names import lazy_names
 
 _HOMES = sampling._HOMES  # pyright: ignore[reportPrivateUsage]
 _MOVED = {name: f"kd_plugins.sampling.{name}" for name in _HOMES}

@@ -1,12 +1,14 @@
-"""Look names up, with a suggestion for a misspelt one, and accept old names of arguments."""
+"""Names: suggestions for misspelt ones, public names imported at first use, and old names."""
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from importlib import import_module
+from typing import Any, ParamSpec, TypeVar
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -61,3 +63,40 @@ def renamed_argument(old: str, new: str) -> Callable[[Callable[P, T]], Callable[
         return wrapped
 
     return decorate
+
+
+def lazy_names(
+    package: str, homes: Mapping[str, str], moved: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return the functions ``__getattr__`` and ``__dir__`` of a package's ``__init__`` (PEP 562).
+
+    Public names are imported when they are first used. So a command answers at once, and a training
+    loads only the rooms that it needs.
+
+    No module of the package may have the name of a public function: once imported, the module
+    would stand in the function's place.
+
+    Args:
+        package: its ``__name__``.
+        homes: public name to the module that defines it; a module stands for itself.
+        moved: old name to the full new one, which is returned with a DeprecationWarning.
+    """
+
+    def get(name: str) -> Any:
+        if name == "__all__":  # of `from package import *`
+            return sorted(homes)
+        if name in homes:
+            module = import_module(homes[name])
+            return module if homes[name] == f"{package}.{name}" else getattr(module, name)
+
+        new = (moved or {}).get(name)
+        if new is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        warnings.warn(f"{package}.{name} is {new} now", DeprecationWarning, stacklevel=2)
+        room, _, attribute = new.rpartition(".")
+        return getattr(import_module(room), attribute)
+
+    def names() -> list[str]:
+        return sorted([*vars(sys.modules[package]), *homes])
+
+    return get, names

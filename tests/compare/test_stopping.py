@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kd_plugins.cli import main
-from kd_plugins.compare.hosts import Trainings
+from kd_plugins.compare.trainings import Trainings
 from tests.compare.fixtures import (
     MAIN,
     SOFTER,

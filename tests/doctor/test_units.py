@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kd_plugins.doctor.energies import EnergyPairs
+from kd_plugins.doctor.energy_faults import EnergyPairs
 from kd_plugins.doctor.examine import compare_with_labels
 from kd_plugins.doctor.inputs import DoctorInput
 from tests.doctor.faults import BOHR, HARTREE, KCAL, KJ, RYDBERG, changed, every, scaled

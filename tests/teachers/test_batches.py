@@ -29,8 +29,8 @@ from kd_plugins.teachers import (
     label,
     load_teacher,
 )
+from kd_plugins.teachers.batches import Worker
 from kd_plugins.teachers.teacher import check_device, resolve_device
-from kd_plugins.teachers.workers import Worker
 from tests.house import ROOT
 from tests.teachers import fixtures
 from tests.teachers.batching import assert_batch_independent

@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from kd_plugins.lazy import lazy_names
+from kd_plugins.names import lazy_names
 
 if TYPE_CHECKING:
     from kd_plugins.chgnet.data import DataError as DataError

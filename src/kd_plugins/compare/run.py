@@ -31,7 +31,8 @@ from kd_plugins.compare.experiment import (
     fill_fields,
     settings_with_folder,
 )
-from kd_plugins.compare.hosts import HOSTS, LOG, TRAINING, Trainings, end_of_log
+from kd_plugins.compare.hosts import HOSTS
+from kd_plugins.compare.trainings import LOG, TRAINING, Trainings, end_of_log
 from kd_plugins.config import ConfigError, read_config
 from kd_plugins.evaluate.evaluation import evaluation, provenance
 from kd_plugins.evaluate.evaluator import Evaluator

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kd_plugins.doctor.differences import difference_faults
-from kd_plugins.doctor.energies import EnergyPairs
+from kd_plugins.doctor.energy_faults import EnergyPairs
 from kd_plugins.doctor.examine import check_allow, examine, split_allowed
 from kd_plugins.doctor.inputs import NAMED, DoctorInput, Finding, Severity, collect_pairs
 from kd_plugins.doctor.references import References

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from kd_plugins.doctor.energies import EnergyPairs
-from kd_plugins.doctor.energy_faults import energy_faults
+from kd_plugins.doctor.energy_faults import EnergyPairs, energy_faults
 from kd_plugins.doctor.force_faults import compare_forces, force_faults
 from kd_plugins.doctor.inputs import DoctorInput, Finding
 from kd_plugins.doctor.stress_faults import stress_faults

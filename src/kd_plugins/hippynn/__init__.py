@@ -8,7 +8,6 @@ except ImportError as error:
     ) from error
 
 from kd_plugins.hippynn.convert import ArrayNames, DataError, structure_keys, to_arrays
-from kd_plugins.hippynn.data import TargetsReport, add_teacher_targets
 from kd_plugins.hippynn.export import export_student, write_curves
 from kd_plugins.hippynn.loss import (
     BORN_AGAIN,
@@ -20,6 +19,7 @@ from kd_plugins.hippynn.loss import (
 from kd_plugins.hippynn.pair_cache import cache_pairs
 from kd_plugins.hippynn.preflight import check_database
 from kd_plugins.hippynn.schedule import LossSchedule
+from kd_plugins.hippynn.targets import TargetsReport, add_teacher_targets
 from kd_plugins.hippynn.teacher import HippynnTeacher
 
 # Without it, a star import would put our modules targets, loss and so on over hippynn's own.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kd_plugins.lazy import lazy_names
+from kd_plugins.names import lazy_names
 
 if TYPE_CHECKING:
     from kd_plugins.sampling.composition import kind as kind

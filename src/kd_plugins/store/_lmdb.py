@@ -23,7 +23,6 @@ import lmdb
 
 from kd_plugins.files import FolderInUse, folder_lock
 from kd_plugins.store._walk import (
-    DIGEST_SIZE,
     FORMAT,
     MOST_READERS,
     digest,
@@ -42,7 +41,7 @@ from kd_plugins.store._written import (
     missing_log_fault,
     walk_shard,
 )
-from kd_plugins.store.record import encode_id
+from kd_plugins.store.record import check_payload, encode_id
 
 FIRST_MAP_SIZE = 1 << 28
 """Bytes of address space, not of disk; doubled when a shard grows beyond it."""
@@ -428,14 +427,7 @@ class ShardReader:
         if stored is None:
             return None
 
-        # The checksum covers the id, too: LMDB may find another record's bytes under a damaged key.
-        checksum, payload = stored[:DIGEST_SIZE], stored[DIGEST_SIZE:]
-        if checksum != stored_digest(encode_id(structure_id), payload, self.form):
-            raise StoreError(
-                f"{self.path.name}: the record of {structure_id!r} is damaged (its checksum does "
-                "not fit); label that structure again into a new store"
-            )
-        return payload
+        return check_payload(structure_id, stored, self.form, self.path.name)
 
     def __contains__(self, structure_id: str) -> bool:
         """Look at the key only; a damaged record is there, and is refused when it is read."""

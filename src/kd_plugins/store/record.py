@@ -1,4 +1,4 @@
-"""One structure with its teacher targets, as tensors and as the bytes that a store keeps."""
+"""One structure with its teacher targets: as tensors, as stored bytes, and checked when read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from kd_plugins.core.quantities import quantity
 from kd_plugins.core.targets import TeacherTargets
+from kd_plugins.store._walk import DIGEST_SIZE, stored_digest
+from kd_plugins.store._written import StoreError
 from kd_plugins.store.manifest import DTYPES, Manifest
 from kd_plugins.store.structure import POSITION_TOLERANCE, Structure
 
@@ -60,6 +62,19 @@ class Record:
         }
         n_atoms = torch.tensor([self.structure.n_atoms])
         return TeacherTargets((self.structure_id,), n_atoms, batched)
+
+    def check_structure(self, structure: Structure) -> None:
+        """Refuse a structure that is not the one that was labelled.
+
+        Raises:
+            ValueError: naming how it differs.
+        """
+        difference = structure.difference(self.structure)
+        if difference is not None:
+            raise ValueError(
+                f"structure {self.structure_id!r} is not the one that was labelled: {difference}; "
+                "were ids shuffled or structures edited since?"
+            )
 
     def n_bytes(self) -> int:
         """Return about how much memory it takes: its positions and its tensors."""
@@ -165,6 +180,28 @@ def pack(record: Record, manifest: Manifest) -> bytes:
     arrays["structure.cell"] = _to_float32(structure.cell, f"{who}: cell")
     arrays["structure.pbc"] = structure.pbc
     return save(arrays)
+
+
+def check_payload(structure_id: str, stored: bytes, form: int, shard: str) -> bytes:
+    """Return the bytes of a record after checking them against the checksum before them.
+
+    Args:
+        structure_id: under which they were found.
+        stored: checksum and bytes.
+        form: format of the store, which decides what the checksum covers.
+        shard: name of the file, for the message.
+
+    Raises:
+        StoreError: if the record is damaged.
+    """
+    # The checksum covers the id, too: LMDB may find another record's bytes under a damaged key.
+    checksum, payload = stored[:DIGEST_SIZE], stored[DIGEST_SIZE:]
+    if checksum != stored_digest(encode_id(structure_id), payload, form):
+        raise StoreError(
+            f"{shard}: the record of {structure_id!r} is damaged (its checksum does not fit); "
+            "label that structure again into a new store"
+        )
+    return payload
 
 
 def unpack(structure_id: str, payload: bytes) -> Record:

@@ -178,13 +178,7 @@ class TargetStore:
             )
 
         record = self.record(structure_id)
-        difference = structure.difference(record.structure)
-        if difference is not None:
-            raise ValueError(
-                f"structure {structure_id!r} is not the one that was labelled: {difference}; were "
-                "ids shuffled or structures edited since?"
-            )
-
+        record.check_structure(structure)
         return record.targets()
 
     def __contains__(self, structure_id: str) -> bool:

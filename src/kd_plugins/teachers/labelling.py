@@ -25,12 +25,13 @@ from kd_plugins.structures.readers import (
     check_structures,
     to_structure,
 )
+from kd_plugins.teachers.batches import Outcome
 from kd_plugins.teachers.calculator import as_teacher, check_quantities
 from kd_plugins.teachers.failure_log import FailureLog
 from kd_plugins.teachers.ray_engine import RayEngine
 from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import Teacher, TeacherError, check_device
-from kd_plugins.teachers.workers import Engine, Outcome, ProcessEngine, SerialEngine
+from kd_plugins.teachers.workers import Engine, ProcessEngine, SerialEngine
 
 logger = logging.getLogger(__name__)
 

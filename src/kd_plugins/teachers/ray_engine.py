@@ -10,9 +10,9 @@ from typing import Any
 
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure
+from kd_plugins.teachers.batches import Outcome, Worker
 from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import TeacherError
-from kd_plugins.teachers.workers import Outcome, Worker
 
 
 class RayEngine:
