@@ -16,7 +16,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from kd_plugins.config import ConfigError
-from kd_plugins.fairchem.teacher import GRAPH_SETTINGS, EqV2Teacher
+from kd_plugins.fairchem.batch_teacher import EqV2Teacher
+from kd_plugins.fairchem.teacher import GRAPH_SETTINGS
 from kd_plugins.store.store import TargetStore
 from kd_plugins.teachers import load_teacher
 from tests.fairchem import tiny

@@ -13,9 +13,10 @@ from ase import Atoms
 from ase.build import molecule
 from torch_geometric.data import Batch
 
+from kd_plugins.fairchem.batch_teacher import BATCH_SIZES, EqV2Teacher
 from kd_plugins.fairchem.checkpointing import read_checkpoint
 from kd_plugins.fairchem.settings import TeacherSettings
-from kd_plugins.fairchem.teacher import BATCH_SIZES, EqV2Teacher, FrozenEquiformerV2
+from kd_plugins.fairchem.teacher import FrozenEquiformerV2
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures import LabelledStructure, read_structures
 from kd_plugins.teachers import TeacherError, label, load_teacher

@@ -9,16 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kd_plugins.fairchem.batch_teacher import eqv2 as eqv2
     from kd_plugins.fairchem.calculator import fairchem as fairchem
     from kd_plugins.fairchem.label_datasets import read_datasets as read_datasets
-    from kd_plugins.fairchem.teacher import eqv2 as eqv2
     from kd_plugins.fairchem.trainer import DistillTrainer as DistillTrainer
     from kd_plugins.fairchem.trainer import EqV2DistillTrainer as EqV2DistillTrainer
 
 _ROOMS = {
     "DistillTrainer": "trainer",
     "EqV2DistillTrainer": "trainer",
-    "eqv2": "teacher",
+    "eqv2": "batch_teacher",
     "fairchem": "calculator",
     "read_datasets": "label_datasets",
 }

@@ -1,4 +1,4 @@
-"""Stand-ins for two compiled packages that fairchem-core imports without asking for them.
+"""Stand-ins for two compiled packages that fairchem-core imports but does not require.
 
 fairchem-core 1.10 imports torch_scatter and torch_sparse whatever the model, and neither comes as a
 wheel. Where one is missing, `install` puts a folder with a stand-in of that name last on the path,

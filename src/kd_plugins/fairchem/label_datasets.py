@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from kd_plugins.config import ConfigError, read_yaml
 from kd_plugins.core.terms import Term
+from kd_plugins.fairchem.batch_teacher import EqV2Teacher
 from kd_plugins.fairchem.checkpointing import Checkpoint
 from kd_plugins.fairchem.convert import structure_ids, structures
 from kd_plugins.fairchem.data import (
@@ -40,7 +41,7 @@ from kd_plugins.fairchem.data import (
     used_quantities,
 )
 from kd_plugins.fairchem.settings import check_sources
-from kd_plugins.fairchem.teacher import GRAPH_SETTINGS, EqV2Teacher, FrozenEquiformerV2
+from kd_plugins.fairchem.teacher import GRAPH_SETTINGS, FrozenEquiformerV2
 from kd_plugins.store import StoreError
 from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.store import MANIFEST, TargetStore

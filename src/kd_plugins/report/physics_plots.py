@@ -78,7 +78,7 @@ def draw_rdf(results: Mapping[str, RdfResults], styles: ArmStyles) -> Plot:
 
     caption = (
         "The first seed of each arm. The noise floor is how far apart two runs of the same "
-        "potential are; a student within it cannot be told from its teacher."
+        "potential are; a student within it cannot be distinguished from its teacher."
     )
     return Plot("rdf", "Radial distribution function", caption, figure, rows)
 

@@ -14,7 +14,7 @@ from kd_plugins.store.store import TargetStore
 FAILURES = "failures.jsonl"
 
 BEGINNING = b'{"structure_id": "'
-"""First bytes of every line, by which a line that a kill cut off is told from another file's."""
+"""First bytes of every line: they distinguish a line cut off by a kill from another file."""
 
 
 class FailureLog:
