@@ -165,7 +165,7 @@ MEASUREMENTS = [
 PLANS = [
     *any_json(PLAN, REPORT, "plan"),
     *any_json(RESULT, ALONE, "result"),
-    Case("plan_without_title", REPORT, ("experiment.json", "title", "nothing"), put(PLAN, "title", ...)),
+    Case("plan_without_title", REPORT, ("experiment.json", "title", "missing"), put(PLAN, "title", ...)),
     Case("plan_title_is_a_number", REPORT, ("experiment.json", "title", "7"), put(PLAN, "title", 7)),
     Case("plan_arms_is_text", REPORT, ("experiment.json", "arms"), put(PLAN, "arms", "control")),
     Case("plan_no_arms", REPORT, ("experiment.json", "arms"), put(PLAN, "arms", [])),
