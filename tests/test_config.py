@@ -9,7 +9,15 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from kd_plugins.config import ConfigError, distance, read_config, read_yaml, reader, weight
+from kd_plugins.config import (
+    ConfigError,
+    distance,
+    read_config,
+    read_yaml,
+    reader,
+    set_dotted,
+    weight,
+)
 from kd_plugins.core import DISTANCES, SCHEDULES, Constant, Cosine, Huber, Linear, Piecewise
 from kd_plugins.core.distances import Distance
 from kd_plugins.core.schedules import Schedule
@@ -328,3 +336,11 @@ def test_home_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.yml").write_text("a: 1")
     assert read_yaml("~/a.yml") == {"a": 1}
+
+
+def test_setting_a_dotted_key_leaves_an_aliased_block_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run.yml"
+    path.write_text("train: &data {files: [a.xyz]}\nvalidation: *data\n")
+    settings = read_yaml(path)
+    set_dotted(settings, "validation.files", ["b.xyz"])
+    assert settings == {"train": {"files": ["a.xyz"]}, "validation": {"files": ["b.xyz"]}}

@@ -201,6 +201,32 @@ def read_config(kind: type[T], raw: object, path: str) -> T:
     return typing.cast(T, instance)
 
 
+def set_dotted(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of settings, in place.
+
+    Raises:
+        ValueError: if a name on the way is not a mapping, or the key is not a dotted one.
+
+    >>> settings = {"loss": {"energy": 1}}
+    >>> set_dotted(settings, "loss.forces", 30)
+    >>> settings
+    {'loss': {'energy': 1, 'forces': 30}}
+    """
+    first, dot, rest = key.partition(".")
+    if not first or (dot and not rest):
+        raise ValueError(f"{key!r}: expected names with dots between them, such as loss.energy")
+    if not dot:
+        settings[first] = value
+        return
+
+    inner = settings.get(first, {})
+    if not isinstance(inner, dict):
+        raise ValueError(f"{key}: {first} is {shown(inner)}, which has nothing in it")
+    # A copy: with an alias in the YAML, another key may hold the same mapping.
+    settings[first] = dict(inner)
+    set_dotted(settings[first], rest, value)
+
+
 def reader(read: Callable[[Any], Any], **field: Any) -> Any:
     """Declare a dataclass field whose value in the YAML is converted by ``read``.
 

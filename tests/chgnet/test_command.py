@@ -100,7 +100,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no weight": (["loss.soft={}"], ["no target has a weight"]),
     "no change": (["optim.seed"], ["expected a change such as optim.seed=3, got 'optim.seed'"]),
-    "inside a number": (["out.x=3"], ["'out.x=3': out is", "which has nothing in it"]),
+    "inside a number": (["out.x=3"], ["'out.x=3': out.x: out is", "which has nothing in it"]),
     "no YAML": (["loss.soft={"], ["soft={: no YAML"]),
     "no file": (["train.structures=[nowhere.xyz]"], ["nowhere.xyz: no such file"]),
     "no store": (["train.store=nowhere"], ["nowhere holds no target store"]),

@@ -15,7 +15,7 @@ from kd_plugins.chgnet.loss import HARD, Criterion, DistillLoss, Ratios, TargetK
 from kd_plugins.chgnet.preflight import checked_allow
 from kd_plugins.chgnet.run_folder import check_run_folder
 from kd_plugins.chgnet.trainer import LearningRateSchedule
-from kd_plugins.config import ConfigError, read_config, read_yaml, reader, shown
+from kd_plugins.config import ConfigError, read_config, read_yaml, reader, set_dotted, shown
 from kd_plugins.names import suggestion
 from kd_plugins.numbers import check_whole
 
@@ -222,32 +222,28 @@ def read_training(path: str | Path, changes: tuple[str, ...] = ()) -> TrainingSe
         FileNotFoundError: without the file.
         ConfigError: with everything that is wrong.
     """
-    raw: Mapping[str, Any] = read_yaml(path)
+    raw = read_yaml(path)
     for change in changes:
-        raw = _change(dict(raw), change, change)
+        _change(raw, change)
     return read_config(TrainingSettings, raw, Path(path).name)
 
 
-def _change(settings: dict[str, Any], change: str, typed: str) -> dict[str, Any]:
-    """Return settings with one key changed.
+def _change(settings: dict[str, Any], change: str) -> None:
+    """Change one key of settings, in place.
 
     Args:
-        settings: of a YAML or of a block of it.
+        settings: of a YAML.
         change: ``key=value``, where a dot leads into a block.
-        typed: the whole change as the user wrote it, for messages.
     """
     key, equals, value = change.partition("=")
     if not equals or not key:
-        raise ConfigError(f"expected a change such as optim.seed=3, got {typed!r}")
-
-    first, dot, rest = key.partition(".")
-    if not dot:
-        return {**settings, first: _read_value(value, typed)}
-
-    block = settings.get(first, {})
-    if not isinstance(block, Mapping):
-        raise ConfigError(f"{typed!r}: {first} is {shown(block)}, which has nothing in it")
-    return {**settings, first: _change(dict(block), f"{rest}={value}", typed)}
+        raise ConfigError(f"expected a change such as optim.seed=3, got {change!r}")
+    try:
+        set_dotted(settings, key, _read_value(value, change))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{change!r}: {error}") from None
 
 
 def _read_value(text: str, typed: str) -> Any:

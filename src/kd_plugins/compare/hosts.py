@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from kd_plugins.config import read_yaml, shown
+from kd_plugins.config import read_yaml, set_dotted, shown
 from kd_plugins.files import write_bytes
 from kd_plugins.names import suggestion
 from kd_plugins.report.results import read_curves
@@ -142,30 +142,6 @@ def _with_changes(settings: dict[str, Any], changes: Settings) -> dict[str, Any]
     for key, value in changes.items():
         set_dotted(settings, key, copy.deepcopy(value))
     return settings
-
-
-def set_dotted(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key.
-
-    Raises:
-        ValueError: if a name on the way is not a mapping, or the key is not a dotted one.
-
-    >>> settings = {"loss": {"energy": 1}}
-    >>> set_dotted(settings, "loss.forces", 30)
-    >>> settings
-    {'loss': {'energy': 1, 'forces': 30}}
-    """
-    first, dot, rest = key.partition(".")
-    if not first or (dot and not rest):
-        raise ValueError(f"{key!r}: expected names with dots between them, such as loss.energy")
-    if not dot:
-        settings[first] = value
-        return
-
-    inner = settings.setdefault(first, {})
-    if not isinstance(inner, dict):
-        raise ValueError(f"{key}: {first} is {shown(inner)}, which has nothing in it")
-    set_dotted(inner, rest, value)
 
 
 def _write_settings(run: Path, settings: dict[str, Any]) -> Path:
