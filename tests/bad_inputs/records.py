@@ -206,7 +206,7 @@ PLANS = [
     Case("result_no_atoms", ALONE, ("evaluation.json", "atoms", "0"), put(RESULT, "speed", {"student": [{"atoms": 0, "microseconds": 1}]})),
     Case("result_rdf_lengths", ALONE, ("evaluation.json", "rdf", "length"), put(RESULT, "rdf.student", [1.0])),
     Case("result_rdf_is_text", ALONE, ("evaluation.json", "rdf"), put(RESULT, "rdf", "x")),
-    Case("result_volume_is_minus", ALONE, ("evaluation.json", "volumes.Si.student", "-1"), put(RESULT, "volumes.Si.student", -1)),
+    Case("result_volume_is_minus", ALONE, ("evaluation.json", "volumes.Si: student", "-1"), put(RESULT, "volumes.Si.student", -1)),
     Case("result_volume_is_text", ALONE, ("evaluation.json", "volumes.Si"), put(RESULT, "volumes.Si", "large")),
     Case("result_failures_of_numbers", ALONE, ("evaluation.json", "failures"), put(RESULT, "volumes.Si.failures", {"student": 1})),
     Case("result_modulus_is_text", ALONE, ("evaluation.json", "elasticity", "bulk"), put(RESULT, "elasticity.Si.student.bulk", "stiff")),
