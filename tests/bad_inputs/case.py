@@ -31,7 +31,7 @@ COMMANDS = {
     "kd-fairchem": "kd_plugins.fairchem.__main__",
 }
 """First word of a call to the module whose ``main`` takes the others."""
-PARTS = {"chgnet": ("command",), "hippynn": ("calculator", "data"), "fairchem": ("trainer",)}
+PARTS = {"chgnet": ("command",), "hippynn": ("calculator", "targets"), "fairchem": ("trainer",)}
 """Of each host's adapter, what imports all of it."""
 KINDS = (StoreError, TeacherError, ValueError, KeyError, TypeError, OSError, ImportError)
 """Exceptions that a user may meet; TypeError only where our own code raises it."""
