@@ -14,8 +14,7 @@ import yaml
 
 from kd_plugins.files import LARGEST_WHOLE
 from kd_plugins.names import suggestion
-from kd_plugins.numbers import LARGEST
-from kd_plugins.numbers import shown as shown
+from kd_plugins.numbers import LARGEST, shown
 
 if TYPE_CHECKING:
     from kd_plugins.core.distances import Distance

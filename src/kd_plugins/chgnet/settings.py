@@ -15,9 +15,9 @@ from kd_plugins.chgnet.loss import HARD, Criterion, DistillLoss, Ratios, TargetK
 from kd_plugins.chgnet.preflight import checked_allow
 from kd_plugins.chgnet.run_folder import check_run_folder
 from kd_plugins.chgnet.trainer import LearningRateSchedule
-from kd_plugins.config import ConfigError, read_config, read_yaml, reader, set_dotted, shown
+from kd_plugins.config import ConfigError, read_config, read_yaml, reader, set_dotted
 from kd_plugins.names import suggestion
-from kd_plugins.numbers import check_whole
+from kd_plugins.numbers import check_whole, shown
 
 
 def _read_weights(raw: object) -> Mapping[str, Any]:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kd_plugins.compare.hosts import HOSTS, check_options
-from kd_plugins.config import read_config, read_yaml, reader, shown
+from kd_plugins.config import read_config, read_yaml, reader
 from kd_plugins.evaluate.requirements import check_metrics
 from kd_plugins.evaluate.settings import EvaluationSettings, check_seeds
 from kd_plugins.files import LARGEST_WHOLE, check_folder, file_hash, read_json
 from kd_plugins.names import suggestion
+from kd_plugins.numbers import shown
 
 Settings = Mapping[str, Any]
 

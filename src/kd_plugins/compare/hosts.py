@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
-from kd_plugins.config import read_yaml, set_dotted, shown
+from kd_plugins.config import read_yaml, set_dotted
 from kd_plugins.files import write_bytes
 from kd_plugins.names import suggestion
+from kd_plugins.numbers import shown
 from kd_plugins.report.results import read_curves
 
 Settings = Mapping[str, Any]
