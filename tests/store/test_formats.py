@@ -10,8 +10,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from kd_plugins.store._walk import payload_digest
-from kd_plugins.store._written import StoreError, WrittenLog
+from kd_plugins.store._integrity import StoreError, WrittenLog, payload_digest
 from kd_plugins.store.manifest import Manifest, check_same_teacher
 from kd_plugins.store.record import pack
 from kd_plugins.store.store import TargetStore

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kd_plugins.store import StoreError, _written
+from kd_plugins.store import StoreError, _integrity
+from kd_plugins.store._integrity import SUFFIX, FileState, Total, WrittenLog, walk_shard
 from kd_plugins.store._lmdb import ShardReader
-from kd_plugins.store._written import SUFFIX, FileState, Total, WrittenLog, walk_shard
 from kd_plugins.store.store import TargetStore
 from tests.store.fixtures import MANIFEST, OTHER_MANIFEST, in_a_fork, record
 
@@ -121,7 +121,7 @@ def test_verify_reads_each_record_once(store: TargetStore, monkeypatch: pytest.M
     reads: list[str] = []
     get = ShardReader.get
 
-    def counted_walk(path: Path, *, payloads: bool = False) -> _written.WalkResult:
+    def counted_walk(path: Path, *, payloads: bool = False) -> _integrity.WalkResult:
         walks.append(payloads)
         return walk_shard(path, payloads=payloads)
 
@@ -129,7 +129,7 @@ def test_verify_reads_each_record_once(store: TargetStore, monkeypatch: pytest.M
         reads.append(structure_id)
         return get(self, structure_id)
 
-    monkeypatch.setattr(_written, "walk_shard", counted_walk)
+    monkeypatch.setattr(_integrity, "walk_shard", counted_walk)
     monkeypatch.setattr(ShardReader, "get", counted_get)
     assert store.verify() == []
     assert walks == [False]
@@ -176,7 +176,7 @@ def test_an_incomplete_line_of_the_log_is_skipped(store: TargetStore, line: str)
 
 def test_the_log_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It begins anew, since only its last line counts."""
-    monkeypatch.setattr("kd_plugins.store._written.LOG_BYTES", 500)
+    monkeypatch.setattr("kd_plugins.store._integrity.LOG_BYTES", 500)
     store = TargetStore.create(tmp_path / "store", MANIFEST)
     with store.writer() as writer:
         for index in range(30):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from kd_plugins.names import lazy_names
 
 if TYPE_CHECKING:
+    from kd_plugins.store._integrity import StoreError as StoreError
     from kd_plugins.store._lmdb import ShardBusy as ShardBusy
-    from kd_plugins.store._written import StoreError as StoreError
     from kd_plugins.store.manifest import Manifest as Manifest
     from kd_plugins.store.record import Record as Record
     from kd_plugins.store.store import TargetStore as TargetStore
@@ -18,7 +18,7 @@ _HOMES = {
     "Manifest": "kd_plugins.store.manifest",
     "Record": "kd_plugins.store.record",
     "ShardBusy": "kd_plugins.store._lmdb",
-    "StoreError": "kd_plugins.store._written",
+    "StoreError": "kd_plugins.store._integrity",
     "Structure": "kd_plugins.store.structure",
     "TargetStore": "kd_plugins.store.store",
 }

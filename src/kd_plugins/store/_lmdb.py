@@ -3,7 +3,7 @@
 Three properties of LMDB shape this module. It allows one handle a file and process, so handles are
 shared and opened anew after a fork. It writes over pages that no reader in its lock file uses, so a
 writer keeps old states for readers that cannot write into that file. And it trusts the file, so
-damage is looked for before it opens one (`kd_plugins.store._written`).
+damage is looked for before it opens one (`kd_plugins.store._integrity`).
 """
 
 from __future__ import annotations
@@ -22,23 +22,21 @@ from types import TracebackType
 import lmdb
 
 from kd_plugins.files import FolderInUse, folder_lock
-from kd_plugins.store._walk import (
+from kd_plugins.store._integrity import (
     FORMAT,
     MOST_READERS,
-    digest,
-    make_lock_file,
-    reader_lock,
-    stored_digest,
-)
-from kd_plugins.store._written import (
     Entry,
     FileState,
     StoreError,
     Total,
     WrittenLog,
     check_shard,
+    digest,
     is_initialized,
+    make_lock_file,
     missing_log_fault,
+    reader_lock,
+    stored_digest,
     walk_shard,
 )
 from kd_plugins.store.record import check_payload, encode_id
@@ -256,7 +254,7 @@ class ShardWriter:
     """Appends records to a shard, a batch at a time: all of a batch is kept, or nothing.
 
     The operating system frees the lock of a killed writer, so the next one goes on without a
-    repair. The number of records is kept beside the shard, see `kd_plugins.store._written`.
+    repair. The number of records is kept beside the shard, see `kd_plugins.store._integrity`.
 
     Args:
         path: of the LMDB file; made if it is not there.

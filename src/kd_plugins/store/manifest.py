@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from kd_plugins.core.quantities import QUANTITIES, quantity
-from kd_plugins.store._walk import FORMAT
-from kd_plugins.store._written import StoreError
+from kd_plugins.store._integrity import FORMAT, StoreError
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from kd_plugins.core.quantities import quantity
 from kd_plugins.core.targets import TeacherTargets
-from kd_plugins.store._walk import DIGEST_SIZE, stored_digest
-from kd_plugins.store._written import StoreError
+from kd_plugins.store._integrity import DIGEST_SIZE, StoreError, stored_digest
 from kd_plugins.store.manifest import DTYPES, Manifest
 from kd_plugins.store.structure import POSITION_TOLERANCE, Structure
 

@@ -11,17 +11,18 @@ from pathlib import Path
 
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.files import FolderInUse, folder_lock, write_bytes
-from kd_plugins.store._lmdb import ShardBusy, ShardReader, ShardWriter, recover_last_batch
-from kd_plugins.store._walk import FORMAT, digest
-from kd_plugins.store._written import (
+from kd_plugins.store._integrity import (
+    FORMAT,
     SUFFIX,
     StoreError,
     Total,
     WrittenLog,
+    digest,
     digest_fault,
     is_initialized,
     missing_log_fault,
 )
+from kd_plugins.store._lmdb import ShardBusy, ShardReader, ShardWriter, recover_last_batch
 from kd_plugins.store.manifest import Manifest, check_same_teacher
 from kd_plugins.store.record import (
     Record,
