@@ -141,8 +141,8 @@ def rewritten(page: str, package: Path = PACKAGE) -> str:
 
 
 def _node(name: str, package: Path) -> str:
-    # These two import rooms, so they stand above them.
-    is_room = (package / name).is_dir() or name in ("config", "preflight")
+    # It imports a room, so it stands above it.
+    is_room = (package / name).is_dir() or name == "config"
     return name if is_room else TOP
 
 

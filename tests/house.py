@@ -29,8 +29,7 @@ STORE = CORE | {"lmdb", "safetensors", "kd_plugins.store"}
 STRUCTURES = STORE | {"ase", "ijson", "tqdm", "kd_plugins.config", "kd_plugins.structures"}
 TEACHERS = STRUCTURES | {"kd_plugins.teachers"}
 DOCTOR = TEACHERS | {"kd_plugins.doctor"}
-PREFLIGHT = DOCTOR | {"kd_plugins.preflight"}
-ADAPTER = PREFLIGHT | {"yaml"}
+ADAPTER = DOCTOR | {"yaml"}
 ALLOWED_IMPORTS = {
     "kd_plugins/__init__.py": {"kd_plugins.core", "kd_plugins.store", "kd_plugins.names"},
     "kd_plugins/crystals.py": {"kd_plugins"},
@@ -60,7 +59,6 @@ ALLOWED_IMPORTS = {
     "kd_plugins/teachers/builtin.py": TEACHERS | {"pfp_api_client"},
     "kd_plugins/teachers/ray_engine.py": TEACHERS | {"ray"},
     "kd_plugins/doctor/": DOCTOR,
-    "kd_plugins/preflight.py": DOCTOR,
     "kd_plugins/sampling/": TEACHERS | {"kd_plugins.sampling", "scipy"},
     "kd_plugins/fairchem/": ADAPTER
     | {"kd_plugins.fairchem", "kd_plugins.exit_codes", "fairchem", "torch_geometric"},

@@ -7,8 +7,8 @@ import logging
 import numpy as np
 import pytest
 
+from kd_plugins.doctor.examine import WRONG_TARGETS, PreflightPart, evenly_spaced, preflight
 from kd_plugins.doctor.inputs import DoctorInput, Finding
-from kd_plugins.preflight import WRONG_TARGETS, PreflightPart, evenly_spaced, preflight
 from kd_plugins.store.structure import Structure
 
 N_ATOMS = 4

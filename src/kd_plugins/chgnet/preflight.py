@@ -15,9 +15,8 @@ from kd_plugins.chgnet.data import DataError, DistillData, GraphSample, check_di
 from kd_plugins.chgnet.loss import PREFIX, DistillLoss, Ratios
 from kd_plugins.chgnet.student import HEAD, count_trainable
 from kd_plugins.chgnet.validation import other_zero
-from kd_plugins.doctor.examine import check_allow
+from kd_plugins.doctor.examine import PreflightPart, check_allow, evenly_spaced, preflight
 from kd_plugins.doctor.inputs import DoctorInput, Finding, collect_pairs
-from kd_plugins.preflight import PreflightPart, evenly_spaced, preflight
 
 # A CPU predicts three small structures a second.
 EXAMINED = 32

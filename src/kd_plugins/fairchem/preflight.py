@@ -15,10 +15,10 @@ from tqdm import tqdm
 from kd_plugins.config import ConfigError
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.core.terms import Term
+from kd_plugins.doctor.examine import PreflightPart, evenly_spaced, preflight
 from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.fairchem.convert import has_edges, structure_ids, structures
 from kd_plugins.fairchem.teacher import FrozenEquiformerV2
-from kd_plugins.preflight import PreflightPart, evenly_spaced, preflight
 
 # Enough for the doctor, which needs eight more than elements, and a minute for a large teacher.
 EXAMINED = 64

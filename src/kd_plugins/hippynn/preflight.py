@@ -14,6 +14,7 @@ from hippynn.graphs.nodes.base.node_functions import NodeNotFound
 from hippynn.graphs.nodes.inputs import CellNode, PositionsNode, SpeciesNode
 from hippynn.graphs.nodes.tags import Encoder
 
+from kd_plugins.doctor.examine import PreflightPart, evenly_spaced, preflight
 from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.hippynn.convert import (
     SMALLEST_VOLUME,
@@ -29,7 +30,6 @@ from kd_plugins.hippynn.convert import (
 from kd_plugins.hippynn.loss import TEACHER, WEIGHT
 from kd_plugins.hippynn.providers import Predictions
 from kd_plugins.hippynn.sums import total_energies
-from kd_plugins.preflight import PreflightPart, evenly_spaced, preflight
 
 logger = logging.getLogger(__name__)
 
