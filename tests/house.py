@@ -58,6 +58,7 @@ ALLOWED_IMPORTS = {
     "kd_plugins/teachers/": TEACHERS,
     "kd_plugins/teachers/builtin.py": TEACHERS | {"pfp_api_client"},
     "kd_plugins/teachers/ray_engine.py": TEACHERS | {"ray"},
+    "kd_plugins/teachers/sevennet.py": TEACHERS | {"sevenn", "dftd3"},
     "kd_plugins/doctor/": DOCTOR,
     "kd_plugins/sampling/": TEACHERS | {"kd_plugins.sampling", "scipy"},
     "kd_plugins/fairchem/": ADAPTER

@@ -28,10 +28,11 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
     "project"
 ]
-EXTRAS = ("none", "chgnet", "fairchem", "hippynn", "ray", "report")
+EXTRAS = ("none", "chgnet", "fairchem", "hippynn", "sevenn", "ray", "report")
 ROOMS = {
     **{f"{room}/": room for room in ("chgnet", "fairchem", "hippynn", "report")},
     "teachers/ray_engine.py": "ray",
+    "teachers/sevennet.py": "sevenn",
 }
 """The extra that a room of the package has besides the base dependencies."""
 ELSEWHERE = {
@@ -172,6 +173,7 @@ COMMANDS = {
         "python -c 'from kd_plugins.fairchem import *'",
     ),
     "hippynn": ("python -c 'from kd_plugins.hippynn import *; import hippynn'",),
+    "sevenn": ("kd-plugins label metals.extxyz --teacher sevenn+d3 --store taught",),
     "ray": (
         "kd-plugins label metals.extxyz --teacher emt --store by_ray --engine ray --workers 1",
     ),
@@ -185,6 +187,7 @@ ABSENT = {
         "kd-plugins label metals.extxyz --teacher emt --store y --engine ray",
         "kd_plugins[ray]",
     ),
+    "sevenn": ("kd-plugins label metals.extxyz --teacher sevenn --store y", "kd_plugins[sevenn]"),
 }
 """Commands of other extras, and what they say where those are not installed."""
 

@@ -228,6 +228,7 @@ TEACHERS = [
         ("chgnet+d3", "model", "chgnet"),
         ("eqv2", "checkpoint", "fairchem-core"),
         ("fairchem", "checkpoint", "fairchem-core"),
+        ("sevenn", "model", "sevenn"),
     )
     for there in (is_installed(host),)
 ]
@@ -270,6 +271,7 @@ STRANGERS = [
     "fairchem checkpoint=theirs.pt",
     "hippynn folder=run",
     "hippynn folder=run trust_pickle=true",
+    "sevenn model=theirs.pt trust_pickle=true",
     "theirs:make",
     "os:system",
     "emt & theirs:make",
