@@ -102,6 +102,20 @@ def test_one_process_needs_no_others() -> None:
             assert torch.equal(actual, expected), name
 
 
+def test_a_group_of_one_has_no_collective(tmp_path: Path) -> None:
+    """Each would be a tensor that a thread of Gloo frees while the group is taken down."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
+    )
+    try:
+        with torch.profiler.profile() as profile:
+            results(slice(0, 3), "global")
+    finally:
+        dist.destroy_process_group()
+    names = {event.key for event in profile.key_averages()}
+    assert not any(name.startswith(("c10d::", "gloo:")) for name in names), names
+
+
 def test_an_unknown_choice_is_named(unchecked: None) -> None:
     """As a user sees it."""
     with pytest.raises(ValueError, match=r"unknown negatives 'globl'.*did you mean 'global'"):

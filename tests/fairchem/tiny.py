@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -215,12 +214,7 @@ def _run(settings: dict[str, Any], then: Any) -> Any:
     with new_trainer_context(config=settings) as context:
         context.task.setup(context.trainer)
         context.task.run()
-        result = then(context.trainer) if then else None
-        # A thread of Gloo frees the tensors of the last collective and needs the interpreter for
-        # it. The group's destructor in torch 2.4 waits for that thread without letting go of the
-        # interpreter, so let the thread finish before fairchem takes the group down.
-        time.sleep(0.05)
-        return result
+        return then(context.trainer) if then else None
 
 
 def _forget_trainer(error: BaseException | None) -> None:

@@ -120,4 +120,10 @@ class _Gather(torch.autograd.Function):
 
 
 def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    """Return whether there are other ranks; a group of one, as fairchem has, has none.
+
+    Besides being of no use there, a collective of Gloo would leave its tensor to a thread of the
+    group, which needs the interpreter to free it. Where the group is then taken down at once, the
+    destructor of torch 2.4 holds the interpreter and waits for that thread, forever.
+    """
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -500,7 +500,7 @@ class TargetInputs:
 
 def gather_objects(value: Any) -> list[Any]:
     """Return the objects of all ranks, in the order of ranks."""
-    if not distutils.initialized():
+    if distutils.get_world_size() == 1:
         return [value]
 
     values: list[Any] = [None] * distutils.get_world_size()
