@@ -59,7 +59,7 @@ def experiment_settings(folder: Path, **changes: Any) -> dict[str, Any]:
     dynamics = {"structure": str(folder / "cell.extxyz"), "temperature": 600, "steps": 40}
     measure = {
         "structures": [str(folder / "test.extxyz")],
-        "dynamics": {**dynamics, "repeats": [1], "cutoff": CUTOFF, "seeds": [0]},
+        "dynamics": {**dynamics, "repeats": [1], "cutoff": CUTOFF, "seeds": [0, 1]},
     }
     base = str(QUICKSTART / settings["base"])
     small = {"base": base, "teacher": "emt", "measure": measure, "seeds": [0]}

@@ -50,6 +50,21 @@ def test_errors_equal_those_of_a_naive_loop() -> None:
     assert found.force_cosine == pytest.approx(np.mean(cosines))
 
 
+def test_relative_errors_of_scaled_and_of_constant_targets() -> None:
+    """Targets that are all alike have no variance, and those of 0 no size."""
+    teacher = {name: {"forces": values["forces"] - 0.5} for name, values in targets(1).items()}
+    student = {name: {"forces": 0.9 * values["forces"]} for name, values in teacher.items()}
+    error = compare(student, teacher, SIZES).errors["forces"]
+    forces = np.concatenate([values["forces"].ravel() for values in teacher.values()])
+    assert error.percent == pytest.approx(10)
+    assert error.r_squared == pytest.approx(1 - 0.01 * (forces**2).mean() / forces.var())
+
+    alike = {name: {"forces": np.full((size, 3), 0.1)} for name, size in SIZES.items()}
+    assert np.isnan(compare(student, alike, SIZES).errors["forces"].r_squared)
+    zero = {name: {"forces": np.zeros((size, 3))} for name, size in SIZES.items()}
+    assert np.isnan(compare(student, zero, SIZES).errors["forces"].percent)
+
+
 def check(error: object, misses: list[np.ndarray], unit: str) -> None:
     """Compare with all single errors."""
     flat = np.concatenate([np.ravel(miss) for miss in misses])

@@ -63,13 +63,19 @@ def test_a_teacher_as_its_own_student_has_no_error(files: dict[str, str], tmp_pa
     assert [metrics[name] for name in errors] == pytest.approx([0] * len(errors), abs=1e-6)
     assert metrics["force_cosine"] == pytest.approx(1)
     assert metrics["teacher_force_cosine"] == pytest.approx(1)
+    assert metrics["teacher_force_r2"] == metrics["teacher_energy_per_atom_r2"] == 1
     assert metrics["rdf_distance"] == 0 < one["rdf"]["floor"]
+    assert metrics["rdf_noise_ratio"] == 1
     assert metrics["teacher_volume_error_percent"] == 0
     assert metrics["volume_error_percent"] > 3
     assert metrics["unrelaxed_crystals"] == 0
     assert "bytes_per_atom" not in metrics  # EMT has no tensors
     assert one["teacher"]["drift"] == metrics["drift"]
-    assert set(one["teacher"]) == {"drift", "microseconds_per_atom", "nanoseconds_per_day"}
+    for name, value in one["teacher"].items():
+        if name not in ("microseconds_per_atom", "nanoseconds_per_day", "rdf_distance"):
+            assert value == metrics[name], name
+    assert one["teacher"]["rdf_distance"] == one["rdf"]["floor"]
+    assert {"force_rmse", "drift"} <= set(one["teacher"])
     modulus = one["elasticity"]["crystal"]["student"]["young"]
     assert modulus == one["elasticity"]["crystal"]["teacher"]["young"] > 50
     pairs = one["parity"]["labels"]["forces"]
@@ -109,6 +115,8 @@ def test_error_of_scaled_forces_is_their_scale(files: dict[str, str], tmp_path: 
     expected = 0.1 * np.sqrt(np.square(forces).mean())
     assert metrics["force_rmse"] == pytest.approx(expected, rel=1e-5)
     assert metrics["teacher_force_rmse"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["teacher_force_rmse_percent"] == pytest.approx(10, rel=1e-5)
+    assert metrics["teacher_force_r2"] == pytest.approx(0.99, rel=1e-3)
 
 
 def _forces(files: dict[str, str]) -> list[np.ndarray]:

@@ -241,7 +241,7 @@ JSON_TYPES = {
 """Entries of ``settings.json`` and their types."""
 FIXED = ("host", "base", "settings", "measure", "model", "teacher", "options")
 """Entries that all runs of one folder share."""
-OWN_FILES = (SETTINGS, "experiment.json", "runs", "teacher", "compare.writer")
+OWN_FILES = (SETTINGS, "experiment.json", "verdict.json", "runs", "teacher", "compare.writer")
 HARMLESS_SUFFIXES = (".log", ".txt", ".out", ".err", ".yml", ".yaml")
 """Files that may lie in a folder before its first run, such as the log of the command."""
 

@@ -46,8 +46,13 @@ from kd_plugins.evaluate.measurements import alone, read_folder_settings
 from kd_plugins.evaluate.requirements import check_metrics
 from kd_plugins.evaluate.settings import EvaluationSettings
 from kd_plugins.files import read_json, write_json
+from kd_plugins.report.results import read_results
+from kd_plugins.report.verdicts import verdict
+from kd_plugins.report.worth import worth_of_best
 
 COSTS, EVALUATION, COMPARE = "costs.json", "evaluation.json", "compare"
+VERDICT = "verdict.json"
+"""File of what compare prints, with its numbers."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,13 @@ class Comparison:
 
         # Again, since the teacher's fingerprint is known only after it was measured.
         write_json(self.out / "experiment.json", self._description())
+        results = read_results(self.out)
+        best = worth_of_best(results)
+        content = {
+            "worth": None if best is None else asdict(best),
+            "verdicts": [asdict(one) for one in verdict(results)],
+        }
+        write_json(self.out / VERDICT, content)
 
     # --- Checks before the first training ---
 

@@ -13,6 +13,8 @@ from kd_plugins.core.quantities import quantity
 Floats = NDArray[np.float64]
 Values = Mapping[str, Floats]
 """Quantity to its values in one structure."""
+ROUNDING = 1e-12
+"""A standard deviation relative to the root mean square that is rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,28 @@ class Deviation:
         rmse: root mean square error.
         count: of the numbers compared.
         unit: of both errors.
+        target_rms: root mean square of what is compared with, in the same unit.
+        target_std: its standard deviation, in the same unit.
     """
 
     mae: float
     rmse: float
     count: int
     unit: str
+    target_rms: float
+    target_std: float
+
+    @property
+    def percent(self) -> float:
+        """The RMSE in percent of the targets' root mean square; NaN for targets that are all 0."""
+        return 100 * self.rmse / self.target_rms if self.target_rms else float("nan")
+
+    @property
+    def r_squared(self) -> float:
+        """The share of the targets' variance that is predicted; NaN for targets all alike."""
+        if self.target_std <= ROUNDING * self.target_rms:
+            return float("nan")
+        return 1 - (self.rmse / self.target_std) ** 2
 
 
 @dataclass(frozen=True)
@@ -134,11 +152,14 @@ def _check_value(where: str, name: str, value: Floats, n_atoms: int | None) -> N
 def _deviation(predictions: Sequence[Floats], targets: Sequence[Floats], unit: str) -> Deviation:
     pairs = zip(predictions, targets, strict=True)
     errors = np.concatenate([np.ravel(prediction - target) for prediction, target in pairs])
+    references = np.concatenate([np.ravel(target) for target in targets])
     return Deviation(
         mae=float(np.mean(np.abs(errors))),
         rmse=float(np.sqrt(np.mean(errors**2))),
         count=len(errors),
         unit=unit,
+        target_rms=float(np.sqrt(np.mean(references**2))),
+        target_std=float(np.std(references)),
     )
 
 

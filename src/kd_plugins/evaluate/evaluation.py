@@ -44,10 +44,11 @@ def evaluation(student: Evaluator, teacher: Evaluator | None = None) -> dict[str
 
     Returns:
         ``model``, ``fingerprint``, ``weights`` and, as far as measured, ``metrics`` (name to
-        number), ``teacher`` (the teacher's own costs and drift, by the same names), ``parity``,
-        ``speed``, ``rdf``, ``volumes`` and ``elasticity``. Metrics against labels are called
-        ``force_rmse`` and so on, those against the teacher ``teacher_force_rmse``. Errors of
-        energies are per atom, in eV/atom. Units are ASE's; drift is in meV/atom/ps.
+        number), ``teacher`` (the teacher's own errors from labels, costs, drift and distance
+        between runs, by the same names), ``parity``, ``speed``, ``rdf``, ``volumes`` and
+        ``elasticity``. Metrics against labels are called ``force_rmse`` and so on, those against
+        the teacher ``teacher_force_rmse``. Errors of energies are per atom, in eV/atom. Units are
+        ASE's; drift is in meV/atom/ps.
 
     Raises:
         ValueError: if a potential fails on a structure.
@@ -58,10 +59,7 @@ def evaluation(student: Evaluator, teacher: Evaluator | None = None) -> dict[str
         "metrics": {},
         "teacher": {},
     }
-    n_weights = count_weights(getattr(student.model, "calculator", None))
-    if n_weights:
-        results["weights"] = n_weights
-
+    _add_weights(results, student, teacher)
     if student.settings.structures:
         _add_accuracy(results, student, teacher)
     if student.settings.dynamics:
@@ -70,6 +68,18 @@ def evaluation(student: Evaluator, teacher: Evaluator | None = None) -> dict[str
     if student.settings.crystals:
         _add_crystals(results, student, teacher)
     return results
+
+
+def _add_weights(results: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
+    """Add the number of weights, and how many times as many the teacher has."""
+    n_weights = count_weights(getattr(student.model, "calculator", None))
+    if not n_weights:
+        return
+
+    results["weights"] = n_weights
+    n_of_teacher = count_weights(getattr(getattr(teacher, "model", None), "calculator", None))
+    if n_of_teacher:
+        results["metrics"]["weight_ratio"] = n_of_teacher / n_weights
 
 
 # --- Accuracy -----------------------------------------------------------------------------------
@@ -85,9 +95,16 @@ def _add_accuracy(results: dict[str, Any], student: Evaluator, teacher: Evaluato
     n_atoms = {one.structure_id: len(one.atoms) for one in structures}
 
     student_values = _stored_values(student.predictions, n_atoms)
-    references = {"": _label_values(structures)}
+    labels = _label_values(structures)
+    references = {"": labels}
     if teacher is not None:
-        references["teacher_"] = _stored_values(teacher.predictions, n_atoms)
+        teacher_values = _stored_values(teacher.predictions, n_atoms)
+        references["teacher_"] = teacher_values
+
+        predicted, targets = _shared_quantities(teacher_values, labels)
+        if targets:
+            accuracy = compare(predicted, targets, n_atoms, free)
+            results["teacher"] |= dict(_accuracy_metrics(accuracy, ""))
 
     results["parity"] = {}
     for prefix, reference in references.items():
@@ -170,6 +187,11 @@ def _accuracy_metrics(accuracy: Accuracy, prefix: str) -> Iterator[tuple[str, fl
     for quantity, error in accuracy.errors.items():
         yield f"{prefix}{ERRORS[quantity]}_mae", error.mae
         yield f"{prefix}{ERRORS[quantity]}_rmse", error.rmse
+        if np.isfinite(error.r_squared):
+            yield f"{prefix}{ERRORS[quantity]}_r2", error.r_squared
+        # A root mean square makes sense for forces alone: zero is no reference of an energy.
+        if quantity == "forces" and np.isfinite(error.percent):
+            yield f"{prefix}force_rmse_percent", error.percent
     if np.isfinite(accuracy.force_cosine):
         yield f"{prefix}force_cosine", accuracy.force_cosine
 
@@ -230,9 +252,17 @@ def _add_speed(results: dict[str, Any], student: Evaluator, teacher: Evaluator |
 
     results["speed"]["teacher"] = teacher.speed()
     results["teacher"] |= _step_costs(results["speed"]["teacher"])
-    teacher_time = results["teacher"]["microseconds_per_atom"]
-    student_time = results["metrics"]["microseconds_per_atom"]
-    results["metrics"]["speedup"] = teacher_time / student_time
+    if not _have_same_device(*results["speed"].values()):
+        return
+    for ratio, cost in (("speedup", "microseconds_per_atom"), ("memory_ratio", "bytes_per_atom")):
+        if cost in results["teacher"] and cost in results["metrics"]:
+            results["metrics"][ratio] = results["teacher"][cost] / results["metrics"][cost]
+
+
+def _have_same_device(*potentials: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether costs can be compared; cells of version 0.1.0 do not name their device."""
+    named = [cell["device"] for cells in potentials for cell in cells if cell.get("device")]
+    return len({device.replace(":0", "") for device in named}) <= 1  # cuda is cuda:0
 
 
 def _step_costs(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -264,13 +294,18 @@ def _add_runs(results: dict[str, Any], student: Evaluator, teacher: Evaluator | 
     teacher_runs = teacher.runs()
     teacher_rdf = _mean_rdf(teacher_runs)
     distance = student_rdf.distance(teacher_rdf)
+    floor = _distance_between_runs(teacher_runs)
     results["teacher"]["drift"] = _mean_drift(teacher_runs)
     results["rdf"] |= {
         "teacher": teacher_rdf.values.tolist(),
         "distance": distance,
-        "floor": _distance_between_runs(teacher_runs),
+        "floor": floor,
     }
     results["metrics"]["rdf_distance"] = distance
+    if floor:
+        results["teacher"]["rdf_distance"] = floor
+        between = _distance_between_potentials(student_runs, teacher_runs)
+        results["metrics"]["rdf_noise_ratio"] = between / floor
 
 
 def _mean_drift(runs: Sequence[Mapping[str, Any]]) -> float:
@@ -290,6 +325,20 @@ def _distance_between_runs(runs: Sequence[Mapping[str, Any]]) -> float | None:
     rdfs = [_mean_rdf([run]) for run in runs]
     distances = [one.distance(two) for i, one in enumerate(rdfs) for two in rdfs[:i]]
     return float(np.mean(distances)) if distances else None
+
+
+def _distance_between_potentials(
+    student: Sequence[Mapping[str, Any]], teacher: Sequence[Mapping[str, Any]]
+) -> float:
+    """Return the mean distance between a run of the student and one of the teacher.
+
+    Like the floor, it is between single runs: averages over runs have less noise. The runs have
+    different seeds, since runs from the same velocities stay together for a while, so that the
+    teacher as its own student gives the floor.
+    """
+    students, teachers = ([_mean_rdf([run]) for run in runs] for runs in (student, teacher))
+    pairs = [(i, j) for i in range(len(students)) for j in range(len(teachers)) if i != j]
+    return float(np.mean([students[i].distance(teachers[j]) for i, j in pairs]))
 
 
 # --- Crystals -----------------------------------------------------------------------------------

@@ -157,6 +157,7 @@ class Evaluator:
             "microseconds": run.microseconds_per_atom,
             "nanoseconds_per_day": run.nanoseconds_per_day,
             "bytes": bytes_per_atom,
+            "device": self.model.device,
         }
 
     def runs(self) -> list[dict[str, Any]]:

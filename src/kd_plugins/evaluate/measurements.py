@@ -223,12 +223,16 @@ def _read_elasticity(raw: object) -> Mapping[str, Any] | None:
 
 @dataclass(frozen=True)
 class SpeedPart:
-    """Costs of a step in one cell: µs per atom, ns of simulation per day, bytes per atom."""
+    """Costs of a step in one cell: µs per atom, ns of simulation per day, bytes per atom.
+
+    ``device`` is where they were measured; version 0.1.0 did not write it.
+    """
 
     atoms: int
     microseconds: float = reader(_read_positive)
     nanoseconds_per_day: float = reader(_read_positive)
     bytes: float | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.atoms < 1 or (self.bytes is not None and self.bytes <= 0):

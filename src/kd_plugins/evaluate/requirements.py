@@ -137,7 +137,8 @@ def _metrics(
         if teacher_quantities is not None and not {label, quantity} & set(teacher_quantities):
             no_prediction = f"a teacher with {label}"
 
-        kinds = ("mae", "rmse", "cosine") if quantity == "forces" else ("mae", "rmse")
+        kinds = ["mae", "rmse", "r2"]
+        kinds += ["rmse_percent", "cosine"] if quantity == "forces" else []
         for kind in kinds:
             yield f"{word}_{kind}", no_structures or no_label
             yield f"teacher_{word}_{kind}", no_structures or no_teacher or no_prediction
@@ -148,10 +149,14 @@ def _metrics(
     for name in ("microseconds_per_atom", "nanoseconds_per_day", "bytes_per_atom"):
         yield name, no_dynamics
     yield "speedup", no_dynamics or no_teacher
+    yield "memory_ratio", no_dynamics or no_teacher
+    yield "weight_ratio", no_teacher
 
     no_runs = "" if settings.dynamics and settings.dynamics.steps else "dynamics with steps"
     yield "drift", no_runs
     yield "rdf_distance", no_runs or no_teacher
+    few_runs = "" if settings.dynamics and len(settings.dynamics.seeds) > 1 else "several seeds"
+    yield "rdf_noise_ratio", no_runs or no_teacher or few_runs
 
     no_crystals = "" if settings.crystals else "crystals"
     yield "unrelaxed_crystals", no_crystals

@@ -9,3 +9,5 @@ from kd_plugins.report.statistics import Difference as Difference
 from kd_plugins.report.statistics import compare_pairs as compare_pairs
 from kd_plugins.report.verdicts import Verdict as Verdict
 from kd_plugins.report.verdicts import verdict as verdict
+from kd_plugins.report.worth import Worth as Worth
+from kd_plugins.report.worth import worth_of_best as worth_of_best

@@ -22,6 +22,7 @@ from kd_plugins.report.tables import (
     measurements_table,
 )
 from kd_plugins.report.verdicts import Verdict, verdict
+from kd_plugins.report.worth import worth_of_best
 
 FIGURE_FILES = (".png", ".svg", ".csv")
 ALL_MEASUREMENTS = "Everything that was measured"
@@ -55,6 +56,7 @@ class Chapter:
     Args:
         key: short name, the beginning of the names of its files and ids.
         experiment: its results.
+        worth: the best student beside its teacher; empty without a teacher.
         verdicts: one for each arm but the control.
         summary: a sentence in place of verdicts.
         note: which runs are missing; empty if none is.
@@ -67,6 +69,7 @@ class Chapter:
 
     key: str
     experiment: ExperimentResults
+    worth: str
     verdicts: Sequence[Verdict]
     summary: str
     note: str
@@ -142,6 +145,7 @@ def _make_chapter(
         written: all files so far; those of this chapter are added.
     """
     verdicts = verdict(experiment) if experiment.runs else []
+    best = worth_of_best(experiment)
     tables = [("Arms", *arms_table(experiment))]
     if verdicts:
         tables.append(("Difference from the control", *differences_table(experiment)))
@@ -151,6 +155,7 @@ def _make_chapter(
     return Chapter(
         key=key,
         experiment=experiment,
+        worth=best.sentence if best else "",
         verdicts=verdicts,
         summary=_summary(experiment),
         note=_missing_runs(experiment),

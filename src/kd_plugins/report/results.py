@@ -51,12 +51,13 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Cell:
-    """Costs of a step in a cell: µs per atom, ns of simulation per day, bytes per atom."""
+    """Costs of a step in a cell: µs per atom, ns of simulation per day, bytes per atom; where."""
 
     atoms: int
     microseconds: float
     nanoseconds_per_day: float | None = None
     bytes: float | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         _check_count("atoms", self.atoms)
@@ -145,7 +146,8 @@ class RunResults:
         train_seconds: of the training by the clock, beside whatever else the machine did.
         train_cpu_seconds: of all its processes and cores.
         metrics: name to value in ASE's units.
-        teacher: the teacher's own costs and drift, by the metrics' names.
+        teacher: the teacher's own errors from labels, costs, drift and distance between two runs,
+            by the metrics' names.
         parity: labels or teacher, then quantity, to the points of a parity plot.
         curves: learning curves by name.
         terms: terms of the loss by name.

@@ -74,7 +74,7 @@ def compare_pairs(
         percent,
         len(pairs),
         _bootstrap_interval(pairs, seed, resamples),
-        _student_interval(_percent(pairs)),
+        mean_interval(_percent(pairs)),
     )
 
 
@@ -105,8 +105,14 @@ def _bootstrap_interval(pairs: Floats, seed: int, resamples: int) -> tuple[float
     return float(low), float(high)
 
 
-def _student_interval(percents: Floats) -> tuple[float, float]:
-    n = len(percents)
-    quantile = stdtrit(n - 1, 0.975)  # two-sided 95 %
-    half_width = quantile * percents.std(ddof=1) / np.sqrt(n)
-    return float(percents.mean() - half_width), float(percents.mean() + half_width)
+def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float]:
+    """Return Student's t interval of a mean, two-sided 95 %.
+
+    >>> low, high = mean_interval([1.0, 2.0, 3.0])
+    >>> round(low, 2), round(high, 2)
+    (-0.48, 4.48)
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    quantile = stdtrit(len(sample) - 1, 0.975)
+    half_width = quantile * sample.std(ddof=1) / np.sqrt(len(sample))
+    return float(sample.mean() - half_width), float(sample.mean() + half_width)
