@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from kd_plugins.doctor.data_faults import isolated_atoms
 from kd_plugins.doctor.differences import difference_faults
 from kd_plugins.doctor.energy_faults import EnergyPairs
 from kd_plugins.doctor.examine import check_allow, examine, split_allowed
 from kd_plugins.doctor.inputs import NAMED, DoctorInput, Finding, Severity, collect_pairs
 from kd_plugins.doctor.references import References
-from kd_plugins.doctor.structure_faults import isolated_atoms
 from kd_plugins.numbers import check_seed, check_whole
 from kd_plugins.store import StoreError
 from kd_plugins.store.record import Record

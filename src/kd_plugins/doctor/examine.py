@@ -9,12 +9,11 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from kd_plugins.doctor.data_faults import structure_faults, value_faults
 from kd_plugins.doctor.energy_faults import EnergyPairs, energy_faults
 from kd_plugins.doctor.force_faults import compare_forces, force_faults
 from kd_plugins.doctor.inputs import DoctorInput, Finding
 from kd_plugins.doctor.stress_faults import stress_faults
-from kd_plugins.doctor.structure_faults import structure_faults
-from kd_plugins.doctor.value_faults import value_faults
 from kd_plugins.names import suggestion
 
 logger = logging.getLogger(__name__)
