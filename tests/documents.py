@@ -32,6 +32,7 @@ from kd_plugins.config import read_config
 from kd_plugins.evaluate.requirements import Requirement
 from kd_plugins.fairchem.settings import DistillSettings
 from kd_plugins.names import suggestion
+from kd_plugins.sampling import Sampling
 from kd_plugins.teachers.registry import GROUP, TeacherSpec
 from tests.hosts import HOSTS, is_installed
 from tests.house import ROOT
@@ -200,6 +201,9 @@ def yaml_faults(text: str) -> list[str]:
         if "arms" in raw:
             read_config(Experiment, raw, "experiment")
             return []
+        if set(raw) & {"md", "strain"}:
+            read_config(Sampling, raw, "sample")
+            return []
     except (ValueError, KeyError) as error:
         return [str(error.args[0])]
     return _study_faults(raw)
@@ -247,7 +251,7 @@ def _kd_plugins(words: Sequence[str]) -> list[str]:
     if options is None:
         return found
     given = vars(options)
-    for name in ("teacher", "student"):
+    for name in ("teacher", "student", "potential"):
         if words[0] != "import":
             found += _teacher_faults(given.get(name))
     for bar in given.get("require") or ():

@@ -1,4 +1,4 @@
-"""The command ``kd-plugins``: label, check, compare, report."""
+"""The command ``kd-plugins``: sample, label, check, compare, report."""
 
 from __future__ import annotations
 
@@ -56,11 +56,12 @@ def _expand_home(value: Any) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from kd_plugins.commands import evaluation, targets
+    from kd_plugins.commands import evaluation, sampling, targets
 
     parser = argparse.ArgumentParser("kd-plugins", description=DESCRIPTION)
     parser.add_argument(DEBUG, action="store_true", help="show the whole traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    sampling.add(commands)
     targets.add(commands)
     evaluation.add(commands)
     return parser

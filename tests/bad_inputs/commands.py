@@ -17,6 +17,7 @@ LABEL = "kd-plugins label test.extxyz --teacher emt --store out"
 DOCTOR = "kd-plugins doctor --labels train.extxyz --store targets"
 EVALUATE = "kd-plugins evaluate --student emt --out out"
 DYNAMICS = f"{EVALUATE} --dynamics cell.extxyz --cutoff 5"
+SAMPLE = "kd-plugins sample crystal.extxyz --out out.extxyz"
 COMPARE = "kd-plugins compare experiment.yml --out out"
 PAGE = "<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in</body></html>"
 POINTER = (
@@ -300,6 +301,53 @@ REPORTS = [
     Case("report_a_store", "kd-plugins report targets -o page.html", ("targets", "experiment.json")),
 ]
 
+SAMPLING = [
+    Case("sample_no_file", SAMPLE.replace("crystal", "no") + " --strain 2", ("no.extxyz", "no such")),
+    Case("sample_no_out", "kd-plugins sample crystal.extxyz --strain 2", ("--out", "required")),
+    Case("sample_nothing", SAMPLE, ("nothing to sample", "strain", "md")),
+    Case("sample_zero", f"{SAMPLE} --strain 0", ("nothing to sample",)),
+    Case("sample_minus", f"{SAMPLE} --strain -3", ("strain", "count", "-3")),
+    Case("sample_half", f"{SAMPLE} --strain 1.5", ("--strain", "1.5")),
+    Case("sample_no_atoms", f"{SAMPLE} --strain 2 --atoms 0", ("atoms", "0")),
+    Case("sample_minus_seed", f"{SAMPLE} --strain 2 --seed -1", ("seed", "-1")),
+    Case("sample_minus_distance", f"{SAMPLE} --strain 2 --min-distance -1", ("min_distance", "-1")),
+    Case("sample_nan_distance", f"{SAMPLE} --strain 2 --min-distance nan", ("min_distance", "nan")),
+    Case("sample_no_force", f"{SAMPLE} --strain 2 --potential emt --max-force 0", ("max_force", "0")),
+    Case("sample_force_without_potential", f"{SAMPLE} --strain 2 --max-force 9", ("--max-force", "--potential")),
+    Case("sample_md_without_potential", f"{SAMPLE} --md 2 --temperatures 300", ("md", "potential")),
+    Case("sample_md_without_temperature", f"{SAMPLE} --md 2 --potential emt", ("md", "temperatures")),
+    Case("sample_temperature_without_md", f"{SAMPLE} --strain 2 --temperatures 300", ("md", "temperatures", "count")),
+    Case("sample_minus_temperature", f"{SAMPLE} --md 2 --potential emt --temperatures -5", ("temperatures", "-5")),
+    Case("sample_inf_temperature", f"{SAMPLE} --md 2 --potential emt --temperatures inf", ("temperatures", "inf")),
+    Case("sample_misspelled_potential", f"{SAMPLE} --md 2 --potential emtt --temperatures 300", ("emtt", "did you mean", "emt")),
+    Case("sample_potential_fails", f"{SAMPLE} --strain 2 --potential emt", ("out|crystal|structure", "EMT|emt"), {"crystal.extxyz": xyz("U 0 0 0")}),
+    Case("sample_ensemble_moves_nothing", f"{SAMPLE} --md 2 --temperatures 300 --potential 'emt & ase.calculators.lj:LennardJones'", ("ensemble", "calculator")),
+    Case("sample_molecule_repeated", f"{SAMPLE.replace('crystal', 'molecule')} --strain 2 --atoms 32", ("molecule", "periodic", "32")),
+    Case("sample_molecule_cut", f"{SAMPLE.replace('crystal', 'molecule')} --surface 2", ("molecule", "periodic"), leaves=("out.extxyz.partial*",)),
+    Case("sample_metal_without_molecules", f"{SAMPLE} --molecules 2", ("crystal/molecules", "bound"), leaves=("out.extxyz.partial*",)),
+    Case("sample_all_taken_out", f"{SAMPLE} --vacancy 2 --settings s.yml", ("missing", "4"), {"s.yml": "vacancy: {missing: 4}"}, leaves=("out.extxyz.partial*",)),
+    Case("sample_always_too_near", f"{SAMPLE} --strain 2 --min-distance 3", ("crystal/strain", "50", "min_distance"), leaves=("out.extxyz.partial*",)),
+    Case("sample_two_of_one_id", f"{SAMPLE} --strain 2", ("same", "--ids"), {"crystal.extxyz": twice}),
+    Case("sample_no_settings", f"{SAMPLE} --strain 2 --settings no.yml", ("no.yml", "no such")),
+    Case("sample_unknown_setting", f"{SAMPLE} --strain 2 --settings s.yml", ("s.yml", "linaer", "linear"), {"s.yml": "strain: {linaer: [0, 1]}"}),
+    Case("sample_unknown_method", f"{SAMPLE} --strain 2 --settings s.yml", ("s.yml", "stain", "strain"), {"s.yml": "stain: {count: 1}"}),
+    Case("sample_count_is_no_block", f"{SAMPLE} --strain 2 --settings s.yml", ("strain", "7"), {"s.yml": "strain: 7"}),
+    Case("sample_range_reversed", f"{SAMPLE} --settings s.yml", ("rattle", "std", "0.2", "0.1"), {"s.yml": "rattle: {count: 1, std: [0.2, 0.1]}"}),
+    Case("sample_range_of_one", f"{SAMPLE} --settings s.yml", ("rattle", "std"), {"s.yml": "rattle: {count: 1, std: [0.2]}"}),
+    Case("sample_strain_of_minus_one", f"{SAMPLE} --settings s.yml", ("linear", "-1"), {"s.yml": "strain: {count: 1, linear: [-1, 0]}"}),
+    Case("sample_miller_of_two", f"{SAMPLE} --settings s.yml", ("miller", "three"), {"s.yml": "surface: {count: 1, miller: [[1, 0]]}"}),
+    Case("sample_miller_of_zeros", f"{SAMPLE} --settings s.yml", ("miller", "0"), {"s.yml": "surface: {count: 1, miller: [[0, 0, 0]]}"}),
+    Case("sample_no_scales", f"{SAMPLE} --settings s.yml", ("length_scales",), {"s.yml": "md: {count: 1, temperatures: [300], length_scales: []}"}),
+    Case("sample_another_format", "kd-plugins sample crystal.extxyz --out out.cif --strain 2", ("out.cif", ".extxyz")),
+    Case("sample_over_a_file", "kd-plugins sample crystal.extxyz --out test.extxyz --strain 2", ("test.extxyz", "there already", "--out")),
+    Case("sample_over_its_seed", "kd-plugins sample crystal.extxyz --out crystal.extxyz --strain 2", ("crystal.extxyz", "there already")),
+    Case("sample_into_a_folder", "kd-plugins sample crystal.extxyz --out x.extxyz --strain 2", ("x.extxyz", "folder"), {"x.extxyz/a": ""}),
+    Case("sample_below_a_file", "kd-plugins sample crystal.extxyz --out test.extxyz/out.extxyz --strain 2", ("test.extxyz", "file")),
+    Case("sample_foreign_partial_folder", f"{SAMPLE} --strain 2", ("out.extxyz.partial", "remove"), {"out.extxyz.partial/a": ""}),
+    Case("sample_damaged_call", f"{SAMPLE} --strain 2", ("call.json", "JSON"), {"out.extxyz.partial/call.json": "{"}),
+    Case("sample_half_made_by_another", f"{SAMPLE} --strain 2", ("another call", "seed"), {"out.extxyz.partial/call.json": '{"seed": 7}'}),
+]
+
 WORDS = [
     Case("no_command", "kd-plugins ", ("COMMAND",)),
     Case("misspelled_command", "kd-plugins lable", ("lable", "label")),
@@ -314,5 +362,6 @@ CASES = [
     *EVALUATIONS,
     *COMPARISONS,
     *REPORTS,
+    *SAMPLING,
     *WORDS,
 ]

@@ -1,4 +1,4 @@
-"""Sampling of training structures: deformed molecular crystals, kinds of crystals, subsets."""
+"""Training structures: made from seed structures, chosen, and divided into sets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ if TYPE_CHECKING:
     from kd_plugins.sampling.deformation import scale_rigidly as scale_rigidly
     from kd_plugins.sampling.molecules import Molecules as Molecules
     from kd_plugins.sampling.molecules import find_molecules as find_molecules
+    from kd_plugins.sampling.pool import write_pool as write_pool
     from kd_plugins.sampling.rigid_volumes import Minimum as Minimum
     from kd_plugins.sampling.rigid_volumes import minimum_volume as minimum_volume
     from kd_plugins.sampling.rigid_volumes import volume_scan as volume_scan
+    from kd_plugins.sampling.sampler import sample as sample
+    from kd_plugins.sampling.settings import MolecularDynamics as MolecularDynamics
+    from kd_plugins.sampling.settings import Rattle as Rattle
+    from kd_plugins.sampling.settings import RigidMolecules as RigidMolecules
+    from kd_plugins.sampling.settings import Sampling as Sampling
+    from kd_plugins.sampling.settings import Strain as Strain
+    from kd_plugins.sampling.settings import Surfaces as Surfaces
+    from kd_plugins.sampling.settings import Vacancies as Vacancies
     from kd_plugins.sampling.subsets import crystal_of as crystal_of
     from kd_plugins.sampling.subsets import nested_subset as nested_subset
     from kd_plugins.sampling.subsets import split as split
@@ -34,6 +43,15 @@ _HOMES = {
     "Minimum": "kd_plugins.sampling.rigid_volumes",
     "minimum_volume": "kd_plugins.sampling.rigid_volumes",
     "volume_scan": "kd_plugins.sampling.rigid_volumes",
+    "write_pool": "kd_plugins.sampling.pool",
+    "sample": "kd_plugins.sampling.sampler",
+    "MolecularDynamics": "kd_plugins.sampling.settings",
+    "Rattle": "kd_plugins.sampling.settings",
+    "RigidMolecules": "kd_plugins.sampling.settings",
+    "Sampling": "kd_plugins.sampling.settings",
+    "Strain": "kd_plugins.sampling.settings",
+    "Surfaces": "kd_plugins.sampling.settings",
+    "Vacancies": "kd_plugins.sampling.settings",
     "crystal_of": "kd_plugins.sampling.subsets",
     "nested_subset": "kd_plugins.sampling.subsets",
     "split": "kd_plugins.sampling.subsets",

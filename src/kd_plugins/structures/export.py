@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ase.io
+import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
@@ -18,7 +19,6 @@ from tqdm import tqdm
 from kd_plugins.core.quantities import quantity
 from kd_plugins.files import whole_file
 from kd_plugins.numbers import shown
-from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import check_names, to_atoms
 
@@ -72,10 +72,44 @@ def export_extxyz(store: TargetStore, path: str | Path, ids: Iterable[str] | Non
     # One structure at a time in memory, and no half-written file if one of them fails.
     with whole_file(path) as file:
         for structure_id in tqdm(ids, desc="export", unit=" structures", disable=None):
-            text = io.StringIO()
-            atoms = _with_targets(store.record(structure_id), names)
-            ase.io.write(text, atoms, format="extxyz")
-            file.write(text.getvalue().encode())
+            record = store.record(structure_id)
+            values: dict[str, Any] = {
+                name: value.double().numpy() if value.ndim else value.item()
+                for name, value in record.values.items()
+                if name in names
+            }
+            file.write(to_extxyz(structure_id, to_atoms(record.structure), values))
+
+
+def to_extxyz(structure_id: str, atoms: Atoms, values: Mapping[str, Any]) -> bytes:
+    """Return a structure as a frame of extended xyz.
+
+    Args:
+        structure_id: its identity.
+        atoms: the structure, which is not changed. Text in its ``info`` is read back as it is.
+        values: quantity name to value; see `export_extxyz` for where it is written.
+
+    Raises:
+        ValueError: for an id that extended xyz cannot hold.
+    """
+    atoms = atoms.copy()
+    values = {
+        name: value.item() if isinstance(value, np.ndarray) and not value.ndim else value
+        for name, value in values.items()
+    }
+    results = {name: values.pop(name) for name in CALCULATOR_RESULTS if name in values}
+    atoms.calc = SinglePointCalculator(atoms, **results)
+
+    for name, value in atoms.info.items():
+        atoms.info[name] = _quote(value) if isinstance(value, str) else value
+    atoms.info.update(_id_keys(structure_id))
+    for name, value in values.items():
+        place = atoms.arrays if quantity(name).scope == "atom" else atoms.info
+        place[name] = value
+
+    text = io.StringIO()
+    ase.io.write(text, atoms, format="extxyz")
+    return text.getvalue().encode()
 
 
 def _has_fixed_size(name: str) -> bool:
@@ -84,25 +118,6 @@ def _has_fixed_size(name: str) -> bool:
     Embeddings and force derivatives do not.
     """
     return all(isinstance(size, int) for size in quantity(name).shape)
-
-
-def _with_targets(record: Record, names: list[str]) -> Atoms:
-    """Return a record's structure with its targets where ASE's writer takes them from."""
-    atoms = to_atoms(record.structure)
-    values: dict[str, Any] = {
-        name: value.double().numpy() if value.ndim else value.item()
-        for name, value in record.values.items()
-        if name in names
-    }
-
-    results = {name: values.pop(name) for name in CALCULATOR_RESULTS if name in values}
-    atoms.calc = SinglePointCalculator(atoms, **results)
-
-    atoms.info.update(_id_keys(record.structure_id))
-    for name, value in values.items():
-        place = atoms.arrays if quantity(name).scope == "atom" else atoms.info
-        place[name] = value
-    return atoms
 
 
 def _id_keys(structure_id: str) -> dict[str, str | int]:
@@ -122,7 +137,7 @@ def _quote(text: str) -> str:
     for candidate in (text, f"_JSON {json.dumps(text, ensure_ascii=False)}"):
         if _parse_back(candidate) == text:
             return candidate
-    raise ValueError(f"structure id {text!r} cannot be written into an extended xyz; rename it")
+    raise ValueError(f"{text!r} cannot be written into an extended xyz; rename it")
 
 
 def _parse_back(text: str) -> str | None:
