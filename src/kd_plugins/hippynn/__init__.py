@@ -9,6 +9,7 @@ except ImportError as error:
 
 from kd_plugins.hippynn.convert import ArrayNames, DataError, structure_keys, to_arrays
 from kd_plugins.hippynn.export import export_student, write_curves
+from kd_plugins.hippynn.initial_energies import initialize_energies
 from kd_plugins.hippynn.loss import (
     BORN_AGAIN,
     CONTROL,
@@ -38,6 +39,7 @@ __all__ = [
     "check_database",
     "distillation_loss",
     "export_student",
+    "initialize_energies",
     "structure_keys",
     "to_arrays",
     "write_curves",

@@ -25,6 +25,9 @@ from kd_plugins.structures.readers import LabelledStructure
 STRUCTURE_KEY = "structure_key"
 """Name of the array that identifies a database's rows in a TargetStore."""
 LABELS = ("energy", "forces")
+ENERGY_PER_ATOM = "energy_per_atom"
+WEIGHT = "_weight"
+"""Ending of the array of a label's or target's weights, 0 where it is missing."""
 PERIODICITY = ("pbc", "_pbc")
 """Names of an array of periodicity flags (n, 3), if there is one; `AseDatabase` uses the second."""
 SMALLEST_VOLUME = 1e-3
@@ -131,17 +134,22 @@ def to_arrays(
     labels: Sequence[str] = LABELS,
     names: ArrayNames | None = None,
     dtype: DTypeLike = np.float32,
+    allow_missing: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Return labelled structures as the arrays of which hippynn makes a ``Database``.
 
     Beside the arrays of `ArrayNames` there are ``structure_key``, which identifies the rows in a
-    TargetStore in whatever order a database holds them, and ``energy_per_atom``.
+    TargetStore in whatever order a database holds them, and ``energy_per_atom``. With
+    ``allow_missing`` each array of labels has zeros where a structure has none, and another one
+    beside it, such as ``forces_weight``, that is 0 there and 1 elsewhere; give `distillation_loss`
+    the database that is made of them.
 
     Args:
         structures: such as `kd_plugins.structures.read_structures` yields.
         labels: those that every structure must have, ``energy`` and ``forces`` or one of them.
         names: of the arrays.
         dtype: of all arrays of real numbers, float32 or float64.
+        allow_missing: accept structures without some or all of ``labels``.
 
     Raises:
         DataError: for no structure, an id that comes twice, a label that is missing or not finite,
@@ -161,9 +169,11 @@ def to_arrays(
         )
     if np.dtype(dtype) not in (np.dtype("float32"), np.dtype("float64")):
         raise DataError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
+    if not isinstance(allow_missing, bool):
+        raise DataError(f"allow_missing: expected True or False, got {shown(allow_missing)}")
 
     structures = list(structures)
-    _check_labelled(structures, labels)
+    _check_labelled(structures, labels, allow_missing)
     _check_periodic(structures, names)
 
     size = max(len(one.atoms) for one in structures)
@@ -175,19 +185,53 @@ def to_arrays(
     if names.cell is not None:
         arrays[names.cell] = np.array([one.atoms.cell.array for one in structures], dtype)
 
-    if "energy" in labels:
-        energy = np.array([[float(one.labels["energy"])] for one in structures])
-        n_atoms = np.array([[len(one.atoms)] for one in structures])
-        arrays[names.energy] = energy.astype(dtype)
-        # Divided in float64, before totals of thousands of eV are rounded.
-        arrays["energy_per_atom"] = (energy / n_atoms).astype(dtype)
-
-    if "forces" in labels:
-        forces = pad([one.labels["forces"] for one in structures], size).astype(dtype)
-        arrays[names.forces] = -forces if is_gradient(names.forces) else forces
+    arrays.update(_label_arrays(structures, labels, names, size, dtype))
+    if allow_missing:
+        arrays.update(_label_weights(structures, labels, names, size, dtype))
 
     _check_finite(arrays, structures)
     return arrays
+
+
+def _label_arrays(
+    structures: Sequence[LabelledStructure],
+    labels: Sequence[str],
+    names: ArrayNames,
+    size: int,
+    dtype: DTypeLike,
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays of labels, padded to so many atoms, with zeros for a missing label."""
+    arrays = {}
+    if "energy" in labels:
+        energy = np.array([[float(one.labels.get("energy", 0.0))] for one in structures])
+        n_atoms = np.array([[len(one.atoms)] for one in structures])
+        arrays[names.energy] = energy.astype(dtype)
+        # Divided in float64, before totals of thousands of eV are rounded.
+        arrays[ENERGY_PER_ATOM] = (energy / n_atoms).astype(dtype)
+
+    if "forces" in labels:
+        values = [one.labels.get("forces", np.zeros((len(one.atoms), 3))) for one in structures]
+        forces = pad(values, size).astype(dtype)
+        arrays[names.forces] = -forces if is_gradient(names.forces) else forces
+    return arrays
+
+
+def _label_weights(
+    structures: Sequence[LabelledStructure],
+    labels: Sequence[str],
+    names: ArrayNames,
+    size: int,
+    dtype: DTypeLike,
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the labels' weights: (n, 1) of structures, (n, atoms) of atoms."""
+    weights = {}
+    if "energy" in labels:
+        weight = np.array([["energy" in one.labels] for one in structures]).astype(dtype)
+        weights = {names.energy + WEIGHT: weight, ENERGY_PER_ATOM + WEIGHT: weight.copy()}
+    if "forces" in labels:
+        rows = [np.full(len(one.atoms), "forces" in one.labels) for one in structures]
+        weights[names.forces + WEIGHT] = pad(rows, size).astype(dtype)
+    return weights
 
 
 def pad(values: Sequence[NDArray[Any]], size: int) -> NDArray[Any]:
@@ -199,7 +243,9 @@ def pad(values: Sequence[NDArray[Any]], size: int) -> NDArray[Any]:
     return padded
 
 
-def _check_labelled(structures: Sequence[LabelledStructure], labels: Sequence[str]) -> None:
+def _check_labelled(
+    structures: Sequence[LabelledStructure], labels: Sequence[str], allow_missing: bool
+) -> None:
     """Refuse structures without atoms, ids that come twice, and labels that are missing."""
     if isinstance(labels, str):
         raise DataError(f"labels: expected a list of names, got {labels!r}")
@@ -228,13 +274,17 @@ def _check_labelled(structures: Sequence[LabelledStructure], labels: Sequence[st
                 f"{one.atoms.get_chemical_formula() or 'none'}; hippynn takes element 0 for padding"
             )
         for name in labels:
-            _check_label(one, name)
+            if name in one.labels or not allow_missing:
+                _check_label(one, name)
 
 
 def _check_label(structure: LabelledStructure, name: str) -> None:
     if name not in structure.labels:
         present = ", ".join(structure.labels) or "no labels"
-        raise DataError(f"structure {structure.structure_id!r} has no {name}; it has {present}")
+        raise DataError(
+            f"structure {structure.structure_id!r} has no {name}; it has {present}; if only a "
+            "teacher is to say it, give allow_missing=True"
+        )
 
     value = structure.labels[name]
     expected = () if name == "energy" else (len(structure.atoms), 3)

@@ -19,21 +19,19 @@ from hippynn.graphs import physics
 from hippynn.graphs.nodes.base.algebra import MulNode, NegNode, ValueNode
 from hippynn.graphs.nodes.base.node_functions import _BaseNode
 from hippynn.graphs.nodes.indexers import AtomReIndexer
+from hippynn.graphs.nodes.inputs import SpeciesNode
 from hippynn.graphs.nodes.loss import MAELoss, Mean, MSELoss, l2reg
 from hippynn.graphs.nodes.tags import Network
 
 from kd_plugins.core.schedules import Constant, Piecewise, Schedule
 from kd_plugins.doctor.examine import check_allow
-from kd_plugins.hippynn.convert import is_gradient
+from kd_plugins.hippynn.convert import WEIGHT, is_gradient
+from kd_plugins.hippynn.coverage import TEACHER, Coverage, read_coverage
 from kd_plugins.names import look_up
 from kd_plugins.numbers import check_number
 
 logger = logging.getLogger(__name__)
 
-TEACHER = "teacher_"
-"""Prefix of the arrays that `kd_plugins.hippynn.add_teacher_targets` adds to a database."""
-WEIGHT = "_weight"
-"""Ending of the array of a target's weights, 0 where the target is missing."""
 ROUNDED_BELOW = 1e-6
 """Error, in its own unit, below which an RMSE is rounded off so that its gradient stays finite."""
 SMALLEST_SHARE = 1e-12
@@ -91,6 +89,7 @@ def distillation_loss(
     *,
     weights: Mapping[str, float | Schedule],
     energies: Literal["total", "per_atom"],
+    database: Any | None = None,
     allow: Sequence[str] = (),
 ) -> DistillationLoss:
     """Return a student's loss from labels and teacher targets, each as RMSE + MAE.
@@ -109,12 +108,20 @@ def distillation_loss(
             `LossSchedule` applies; such as `STUDENT` or `BORN_AGAIN`.
         energies: how energy labels are compared. ``"total"`` is the paper's, in eV, and gives large
             structures more weight; ``"per_atom"`` needs an array ``energy_per_atom``, in eV/atom.
+        database: a split one of which some structures lack labels, see `to_arrays`, or teacher
+            targets. Each term is then the mean over the structures or atoms that have its label or
+            target; in a batch it is multiplied by their part of the batch divided by their part of
+            the training split. So each of them counts as much in whichever batch it comes, and a
+            batch without any gives 0. Terms of which nothing is missing stay as they are without
+            ``database``. Errors of labels that no validation structure has are left out of
+            ``validation``.
         allow: ``["forces_sign"]`` for labels whose sign differs from what their name says.
 
     Raises:
         KeyError: for a term that does not exist.
         ValueError: for weights that are negative or all 0, a term that its node does not have, or
-            forces of another model or the wrong sign.
+            forces of another model or the wrong sign; for a term of which no training structure
+            has a label or target.
 
     >>> from hippynn.graphs import inputs, networks, physics, targets
     >>> species, positions = inputs.SpeciesNode(db_name="Z"), inputs.PositionsNode(db_name="R")
@@ -136,8 +143,13 @@ def distillation_loss(
     if not schedules:
         raise ValueError(f"weights: expected one above 0 or more, got {dict(weights)}")
 
-    student = _Student(energy_node, force_node, energies, allow)
-    errors = {name: builders[name](student) for name in schedules}
+    coverage = None
+    if database is not None:
+        species = energy_node.find_unique_relative(lambda node: isinstance(node, SpeciesNode))
+        coverage = read_coverage(database, species.db_name)
+
+    student = _Student(energy_node, force_node, energies, allow, coverage)
+    terms = {name: builders[name](student) for name in schedules}
 
     # A weight is a node with a buffer, so that a schedule can change it during training.
     first_weights = {
@@ -145,15 +157,14 @@ def distillation_loss(
         for name, schedule in schedules.items()
     }
     weight_nodes = {name: ValueNode(first_weights[name]) for name in schedules}
-    weighted = [weight_nodes[name] * _add_up(list(errors[name].values())) for name in schedules]
+    weighted = [weight_nodes[name] * terms[name].train for name in schedules]
 
     return DistillationLoss(
         train=_add_up(weighted),
         validation={
             f"{name}_{kind}": node
-            for name, kinds in errors.items()
-            for kind, node in kinds.items()
-            if kind
+            for name, term in terms.items()
+            for kind, node in term.validation.items()
         },
         weights=weight_nodes,
         schedules={n: one for n, one in schedules.items() if not isinstance(one, Constant)},
@@ -204,50 +215,104 @@ def _add_up(nodes: Sequence[Any]) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
+class _Term:
+    """One term of the loss.
+
+    Args:
+        train: its node in the training loss, without its weight.
+        validation: name to error, as validation reports it.
+    """
+
+    train: Any
+    validation: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class _Student:
-    """A student's nodes, and a method for each kind of loss term that returns its errors."""
+    """A student's nodes, and a method for each kind of loss term that returns it."""
 
     energy: Any
     forces: Any | None
     energies: str
     allow: Sequence[str]
+    coverage: Coverage | None
 
-    def energy_labels(self) -> dict[str, Any]:
+    def energy_labels(self) -> _Term:
         """Return the errors of energies from labels."""
         if self.energies == "total":
-            return _label_errors(_with_db_name(self.energy.main_output, "energy"))
+            return self._label_term(_with_db_name(self.energy.main_output, "energy"))
         name = "energy_per_atom"
-        return _label_errors(physics.PerAtom(name, self.energy.main_output, db_name=name))
+        return self._label_term(physics.PerAtom(name, self.energy.main_output, db_name=name))
 
-    def force_labels(self) -> dict[str, Any]:
+    def force_labels(self) -> _Term:
         """Return the errors of forces from labels."""
         node = _with_db_name(self._force_node("forces"), "forces")
         check_sign(node, self.allow)
-        return _label_errors(node)
+        return self._label_term(node)
 
-    def teacher_targets(self, name: str) -> dict[str, Any]:
+    def teacher_targets(self, name: str) -> _Term:
         """Return the errors of a quantity from the teacher's targets."""
         nodes = {
             "atomic_energies": self._atomic_energy_node,
             "energy": lambda: self.energy.main_output,
             "forces": lambda: self._force_node("teacher_forces"),
         }
-        node = nodes[name]()
+        node, array = nodes[name](), f"{TEACHER}{name}"
+        target = _read(node, array).true
+        # The target's sign is turned, as hippynn finds no layout for the negative of a prediction.
         is_opposite = name == "forces" and sign_of(node) == 1
-        return _teacher_errors(node, f"{TEACHER}{name}", is_opposite)
+        return self._weighted_term(node, target * -1.0 if is_opposite else target, array)
 
-    def l2(self) -> dict[str, Any]:
+    def l2(self) -> _Term:
         """Return the sum of the network's squared weights."""
-        return {"": l2reg(self.energy.find_unique_relative(lambda n: isinstance(n, Network)))}
+        return _Term(l2reg(self.energy.find_unique_relative(lambda n: isinstance(n, Network))), {})
 
-    def hierarchicality(self) -> dict[str, Any]:
+    def hierarchicality(self) -> _Term:
         """Return HIPNN's regulariser of its hierarchy of energies."""
         if not hasattr(self.energy, "hierarchicality"):
             raise ValueError(
                 f"hierarchicality: node {self.energy.name!r} has none; expected an HEnergyNode, or "
                 "leave that weight out"
             )
-        return {"": Mean(self.energy.hierarchicality.pred)}
+        return _Term(Mean(self.energy.hierarchicality.pred), {})
+
+    def _label_term(self, node: Any) -> _Term:
+        """Return the errors of a node from the labels of its db_name."""
+        if self.coverage is not None and node.db_name in self.coverage.partial:
+            return self._weighted_term(node, node.true, node.db_name)
+        rmse = _root(MSELoss(node.pred, node.true))
+        return _sum_of({"rmse": rmse, "mae": MAELoss(node.pred, node.true)})
+
+    def _weighted_term(self, node: Any, target: Any, array: str) -> _Term:
+        """Return the errors of a node from a target, each item with its weight.
+
+        Args:
+            node: of the student.
+            target: node that reads it.
+            array: its name; that of its weights has an ending more.
+        """
+        weight = _read(node, array + WEIGHT).true
+        # The means of a batch divided by its mean weight are averages over the items with a target.
+        share = Mean(weight) + SMALLEST_SHARE
+        difference = node.pred - target
+        errors = {
+            "rmse": _root(Mean(difference * difference * weight) / share),
+            "mae": MAELoss(node.pred * weight, target * weight) / share,
+        }
+        term = _sum_of(errors)
+        if self.coverage is None or array not in self.coverage.partial:
+            return term
+
+        usual = self.coverage.partial[array]
+        if not usual > 0:
+            raise ValueError(
+                f"no structure of the training split has {array!r}, but the loss gives it a "
+                "weight; take that weight away, or put structures that have it into the split"
+            )
+        # A batch in which few items have a target counts so much less, and one with many more.
+        # Otherwise the only item with a target in its batch would count as much as eight in one.
+        validation = errors if array in self.coverage.validated else {}
+        return _Term(Mean(weight) * (1 / usual) * term.train, validation)
 
     def _force_node(self, term: str) -> Any:
         node = self.forces
@@ -265,7 +330,7 @@ class _Student:
         return self.energy.atom_energies
 
 
-TERMS: Mapping[str, Callable[[_Student], dict[str, Any]]] = {
+TERMS: Mapping[str, Callable[[_Student], _Term]] = {
     "energy": _Student.energy_labels,
     "forces": _Student.force_labels,
     "atomic_energies": lambda student: student.teacher_targets("atomic_energies"),
@@ -274,7 +339,7 @@ TERMS: Mapping[str, Callable[[_Student], dict[str, Any]]] = {
     "l2": _Student.l2,
     "hierarchicality": _Student.hierarchicality,
 }
-"""Loss term to the function that returns its errors; an error without a name is not reported."""
+"""Name of a loss term to the function that returns it."""
 
 
 def _with_db_name(node: Any, term: str) -> Any:
@@ -285,28 +350,8 @@ def _with_db_name(node: Any, term: str) -> Any:
     return node
 
 
-def _label_errors(node: Any) -> dict[str, Any]:
-    return {"rmse": _root(MSELoss(node.pred, node.true)), "mae": MAELoss(node.pred, node.true)}
-
-
-def _teacher_errors(node: Any, array: str, is_opposite: bool) -> dict[str, Any]:
-    """Return the errors of a student's node from an array of targets, each item with its weight.
-
-    Args:
-        node: of the student.
-        array: name of the targets; that of their weights has an ending more.
-        is_opposite: whether the node gives gradients, while a teacher's forces are forces.
-    """
-    target, weight = _read(node, array).true, _read(node, array + WEIGHT).true
-    # The means of a batch divided by its mean weight are averages over the items with a target.
-    share = Mean(weight) + SMALLEST_SHARE
-    # The target's sign is turned, since hippynn finds no layout for the negative of a prediction.
-    target = target * -1.0 if is_opposite else target
-    difference = node.pred - target
-    return {
-        "rmse": _root(Mean(difference * difference * weight) / share),
-        "mae": MAELoss(node.pred * weight, target * weight) / share,
-    }
+def _sum_of(errors: Mapping[str, Any]) -> _Term:
+    return _Term(_add_up(list(errors.values())), errors)
 
 
 def _read(node: Any, array: str) -> Any:

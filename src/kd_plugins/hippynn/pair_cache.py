@@ -17,7 +17,8 @@ from hippynn.graphs.nodes.pairs import PairUncacher, PeriodicPairIndexer
 from hippynn.graphs.nodes.tags import PairIndexer
 
 from kd_plugins.hippynn.convert import DataError
-from kd_plugins.hippynn.preflight import CACHE, check_database, check_splits, graph_of
+from kd_plugins.hippynn.coverage import check_splits
+from kd_plugins.hippynn.preflight import CACHE, check_database, graph_of
 from kd_plugins.numbers import check_whole
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,13 @@ from hippynn.graphs import find_relatives, find_unique_relative
 from hippynn.graphs.nodes.base.node_functions import NodeNotFound
 from hippynn.graphs.nodes.inputs import CellNode, PositionsNode, SpeciesNode
 from hippynn.graphs.nodes.tags import Encoder
+from numpy.typing import NDArray
 
 from kd_plugins.doctor.examine import PreflightPart, evenly_spaced, preflight
 from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.hippynn.convert import (
     SMALLEST_VOLUME,
+    WEIGHT,
     ArrayNames,
     DataError,
     check_floats,
@@ -27,7 +29,7 @@ from kd_plugins.hippynn.convert import (
     refuse_rows,
     to_structures,
 )
-from kd_plugins.hippynn.loss import TEACHER, WEIGHT
+from kd_plugins.hippynn.coverage import TEACHER, check_splits, has_value
 from kd_plugins.hippynn.providers import Predictions
 from kd_plugins.hippynn.sums import total_energies
 
@@ -114,8 +116,10 @@ def _to_inputs(
     if "forces" in labels and is_gradient(names.forces):
         labels["forces"] = -labels["forces"]
 
-    rows = np.flatnonzero(predictions.present)
-    for row in rows[evenly_spaced(EXAMINED, len(rows))]:
+    with_label = {
+        quantity: has_value(arrays, getattr(names, quantity)).numpy() for quantity in labels
+    }
+    for row in _examined_rows(predictions.present, with_label.values()):
         is_atom = arrays[names.species][row].cpu().numpy() != 0
 
         teacher: dict[str, Any] = {} if total is None else {"energy": total[row]}
@@ -123,11 +127,21 @@ def _to_inputs(
             teacher[name] = value[row] if name == "energy" else value[row][is_atom]
 
         label: dict[str, Any] = {}
-        if "energy" in labels:
+        if "energy" in labels and with_label["energy"][row]:
             label["energy"] = labels["energy"][row].item()
-        if "forces" in labels and "forces" in teacher:
+        if "forces" in labels and with_label["forces"][row] and "forces" in teacher:
             label["forces"] = labels["forces"][row][is_atom]
         yield DoctorInput(f"row {row}", structures[row], label, teacher)
+
+
+def _examined_rows(
+    present: NDArray[np.bool_], with_label: Iterable[NDArray[np.bool_]]
+) -> NDArray[np.int64]:
+    """Return rows with targets to examine, those with labels first."""
+    is_labelled = np.logical_or.reduce([np.zeros_like(present), *with_label])
+    first, others = np.flatnonzero(present & is_labelled), np.flatnonzero(present & ~is_labelled)
+    chosen = first[evenly_spaced(EXAMINED, len(first))]
+    return np.append(chosen, others[evenly_spaced(EXAMINED - len(chosen), len(others))])
 
 
 # A database beside the model that is to be trained on it
@@ -164,30 +178,9 @@ def check_database(modules: Any, database: Any) -> None:
         _check_elements(arrays[names.species], elements, where)
         _check_dtype(arrays[names.positions], graph, names.positions, where)
         _check_finite_targets(arrays, info["targets"], arrays[names.species], where)
+        _check_label_weights(arrays, info["targets"], where)
         if names.cell is None:
             _warn_of_cells(arrays, where)
-
-
-def check_splits(database: Any, needed: Sequence[str] = ()) -> None:
-    """Refuse anything but a database that has been split.
-
-    Raises:
-        DataError: naming the splits that there are.
-    """
-    splits = getattr(database, "splits", None)
-    if not isinstance(splits, dict):
-        raise DataError(f"database: expected a hippynn Database, got {type(database).__name__}")
-
-    missing = [split for split in needed if split not in splits]
-    if missing or not splits:
-        what = (
-            f"has no split {missing[0]!r} among {', '.join(splits)}"
-            if splits
-            else "has not been split"
-        )
-        raise DataError(
-            f"the database {what}; split it first, such as with make_trainvalidtest_split"
-        )
 
 
 def graph_of(model: Any) -> Any:
@@ -220,12 +213,15 @@ def _check_arrays(arrays: Mapping[str, Any], wanted: Iterable[str], where: str) 
             continue
         quantity = name.removeprefix(TEACHER).removesuffix(WEIGHT)
         term = quantity if quantity == "atomic_energies" else TEACHER + quantity
-        remedy = (
-            f"call add_teacher_targets(database, teacher, [..., {quantity!r}]) before, or leave "
-            f"{term!r} out of the weights"
-            if name.startswith(TEACHER)
-            else "does a node of the model have another db_name?"
-        )
+        if name.startswith(TEACHER):
+            remedy = (
+                f"call add_teacher_targets(database, teacher, [..., {quantity!r}]) before, or "
+                f"leave {term!r} out of the weights"
+            )
+        elif name.endswith(WEIGHT):
+            remedy = "make the arrays with to_arrays(structures, allow_missing=True)"
+        else:
+            remedy = "does a node of the model have another db_name?"
         present = ", ".join(sorted(arrays))
         raise DataError(
             f"{where}no array {name!r}, which the loss or model reads; {remedy} (there is "
@@ -269,10 +265,23 @@ def _check_finite_targets(
 
         wrong = ~is_finite(value, species)
         refuse_rows(wrong, f"{where}{name!r} is NaN or inf", "take these structures out")
-        if name.startswith(TEACHER) and name.endswith(WEIGHT):
+        if name.endswith(WEIGHT):
             negative = (value < 0).reshape(n, -1).any(dim=1)
             remedy = "a weight of 0 takes a target away"
             refuse_rows(negative, f"{where}{name!r} is negative", remedy)
+
+
+def _check_label_weights(arrays: Mapping[str, Any], targets: Collection[str], where: str) -> None:
+    """Refuse a loss that would take the zeros of structures without a label for labels."""
+    for name in targets:
+        is_label = name in arrays and not name.startswith(TEACHER) and not name.endswith(WEIGHT)
+        if is_label and name + WEIGHT not in targets:
+            refuse_rows(
+                ~has_value(arrays, name),
+                f"{where}{name!r}: there is no label",
+                "the loss would take the zeros in their place for labels; give "
+                "distillation_loss(..., database=database), or take these structures out",
+            )
 
 
 def _warn_of_cells(arrays: Mapping[str, Any], where: str) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kd_plugins.doctor.references import fit_references
 from kd_plugins.hippynn.convert import ArrayNames, DataError
+from kd_plugins.hippynn.coverage import has_value
 from kd_plugins.hippynn.providers import Predictions
 
 
@@ -20,10 +21,16 @@ class SumErrors:
     """How far a teacher's energies are from the labels of a split.
 
     Args:
-        per_atom: (n,) teacher minus label in eV/atom; NaN for structures without a target.
+        per_atom: (n,) teacher minus label in eV/atom; NaN for structures without a target or a
+            label.
     """
 
     per_atom: NDArray[np.float64]
+
+    @property
+    def count(self) -> int:
+        """Number of structures that have both."""
+        return int((~np.isnan(self.per_atom)).sum())
 
     @property
     def mean(self) -> float:
@@ -64,14 +71,17 @@ def total_energies(predictions: Predictions) -> NDArray[np.float64] | None:
 def sum_errors(
     arrays: Mapping[str, torch.Tensor], predictions: Predictions, names: ArrayNames
 ) -> SumErrors | None:
-    """Return how far a teacher's energies are from the labels; None where one side has none."""
+    """Return how far a teacher's energies are from the labels; None where no structure has both."""
     total = total_energies(predictions)
-    if total is None or names.energy not in arrays or not predictions.present.any():
+    if total is None or names.energy not in arrays:
+        return None
+    has_both = predictions.present & has_value(arrays, names.energy).numpy()
+    if not has_both.any():
         return None
 
     n_atoms = (arrays[names.species] != 0).sum(dim=1).cpu().numpy()  # species 0 is padding
     labels = arrays[names.energy].double().cpu().numpy().reshape(-1)
-    return SumErrors(np.where(predictions.present, (total - labels) / n_atoms, np.nan))
+    return SumErrors(np.where(has_both, (total - labels) / n_atoms, np.nan))
 
 
 def fit_offsets(
@@ -79,15 +89,20 @@ def fit_offsets(
 ) -> dict[int, float]:
     """Fit how much more energy in eV the teacher gives an atom of each element than the labels do.
 
+    Only structures that have both count.
+
     Raises:
         DataError: if the structures do not determine that, element by element.
     """
     errors = sum_errors(arrays, predictions, names)
     if errors is None:
-        raise DataError("align: energies of the teacher and labels are needed, and one is missing")
+        raise DataError(
+            "align: no training structure has both a label and a teacher's energy; add "
+            "atomic_energies or energy of structures that have energy labels"
+        )
 
     numbers = [row[row != 0].cpu().numpy() for row in arrays[names.species]]
-    kept = np.flatnonzero(predictions.present)
+    kept = np.flatnonzero(~np.isnan(errors.per_atom))
     n_atoms = np.array([len(numbers[row]) for row in kept])
     references = fit_references(
         [numbers[row] for row in kept], errors.per_atom[kept] * n_atoms, np.zeros(len(kept))

@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from kd_plugins.doctor.examine import check_allow
 from kd_plugins.hippynn.convert import (
+    WEIGHT,
     ArrayNames,
     DataError,
     check_geometry,
     checked_names,
 )
-from kd_plugins.hippynn.loss import TEACHER, WEIGHT
-from kd_plugins.hippynn.preflight import check_labels, check_splits, check_targets
+from kd_plugins.hippynn.coverage import TEACHER, check_splits, has_value
+from kd_plugins.hippynn.preflight import check_labels, check_targets
 from kd_plugins.hippynn.providers import (
     Predictions,
     Split,
@@ -27,7 +29,13 @@ from kd_plugins.hippynn.providers import (
     as_providers,
     average,
 )
-from kd_plugins.hippynn.sums import SumErrors, fit_offsets, subtract_offsets, sum_errors
+from kd_plugins.hippynn.sums import (
+    SumErrors,
+    fit_offsets,
+    subtract_offsets,
+    sum_errors,
+    total_energies,
+)
 from kd_plugins.names import suggestion
 from kd_plugins.numbers import check_number, shown
 
@@ -47,7 +55,8 @@ class TargetsReport:
 
     Args:
         quantities: names of the teacher's quantities.
-        sums: split to how far the teacher's energies are from the labels; none without labels.
+        sums: split to how far the teacher's energies are from the labels, by the structures that
+            have both; no entry where none has.
         missing: split to how many structures have no target.
         dropped: split to rows whose targets do not count, by ``max_sum_error``.
         offsets: atomic number to eV that was subtracted from each such atom's energy.
@@ -73,6 +82,15 @@ class TargetsReport:
                 else f"{'no energies to compare':>50}"
             )
             lines.append(f"{split:8s} {counts} {errors}")
+
+        if self.offsets:
+            by_element = ", ".join(
+                f"{chemical_symbols[z]} {offset:+.4f}" for z, offset in self.offsets.items()
+            )
+            lines.append(
+                f"zero of energy aligned to the labels of {self.sums['train'].count} training "
+                f"structures; subtracted from the teacher's, eV an atom: {by_element}"
+            )
         return "\n".join(lines)
 
 
@@ -86,6 +104,7 @@ def add_teacher_targets(
     max_sum_error: float | None = None,
     spread: float | None = None,
     allow_missing: bool = False,
+    skip_labelled: bool = False,
     allow: Sequence[str] = (),
     trust_pickle: bool = False,
     device: str = "auto",
@@ -104,13 +123,16 @@ def add_teacher_targets(
             these, for their mean.
         quantities: ``atomic_energies``, ``energy``, ``forces`` or some of them.
         names: of the database's arrays.
-        align: subtract a teacher's offset from the labels, fitted per element on the training
-            split, from its energies; for teachers whose atoms have another zero of energy.
+        align: subtract a teacher's offset from the labels, fitted per element on the structures
+            of the training split that have both, from its energies; for teachers whose atoms have
+            another zero of energy.
         max_sum_error: eV/atom; structures whose energy by the teacher is further from the label
             get no target that counts, and are listed.
         spread: eV, of several teachers or of a store that holds ``atomic_energies_std``; an atom's
             target then counts 1 / (1 + (std / spread)²).
         allow_missing: accept structures that a store does not hold; they do not count.
+        skip_labelled: targets of energies and forces do not count where a structure has that
+            label, so that the teacher fills gaps. Offsets and checks still read them.
         allow: names of errors that are logged as warnings, such as ``energy_unit``; a message that
             can be overruled contains its name.
         trust_pickle: see `HippynnTeacher`, for folders.
@@ -128,10 +150,9 @@ def add_teacher_targets(
     quantities = _check_quantities(database, quantities)
     names = _check_names(database, names)
     _check_limits(quantities, max_sum_error, spread)
-    _check_flags(align=align, allow_missing=allow_missing, trust_pickle=trust_pickle)
-    providers = as_providers(
-        teacher, allow_missing=allow_missing, trust_pickle=trust_pickle, device=device
-    )
+    flags = {"allow_missing": allow_missing, "trust_pickle": trust_pickle}
+    _check_flags(**flags, align=align, skip_labelled=skip_labelled)
+    providers = as_providers(teacher, device=device, **flags)
 
     splits = {name: Split(name, arrays, names) for name, arrays in database.splits.items()}
     for split in splits.values():
@@ -153,7 +174,7 @@ def add_teacher_targets(
     dropped = {name: _rows_beyond(compared, name, max_sum_error) for name in splits}
 
     added = {
-        name: _target_arrays(split, means[name], dropped[name], spread)
+        name: _target_arrays(split, means[name], dropped[name], spread, skip_labelled)
         for name, split in splits.items()
     }
     _check_any_left(added)
@@ -206,14 +227,16 @@ def _check_teacher(
     try:
         check_targets(arrays, predictions, train.names, allow)
         if not align:
-            _check_offset(sum_errors(train.arrays, predictions["train"], train.names), allow)
+            _check_offset(train, predictions["train"], allow)
     except DataError as error:
         raise DataError(f"{which}{error}") from error
 
 
-def _check_offset(sums: SumErrors | None, allow: Sequence[str]) -> None:
-    """Refuse energies with another zero than the labels'."""
+def _check_offset(train: Split, predictions: Predictions, allow: Sequence[str]) -> None:
+    """Refuse energies with another zero than the labels', or with one that is not known."""
+    sums = sum_errors(train.arrays, predictions, train.names)
     if sums is None:
+        _check_known_zero(train, predictions, allow)
         return
 
     # Median and robust scatter, so that a few structures that the teacher predicts badly do not
@@ -235,6 +258,26 @@ def _check_offset(sums: SumErrors | None, allow: Sequence[str]) -> None:
     )
 
 
+def _check_known_zero(train: Split, predictions: Predictions, allow: Sequence[str]) -> None:
+    """Refuse energies of teacher and labels that no structure has both of."""
+    label = train.names.energy
+    is_mixed = label in train.arrays and bool(has_value(train.arrays, label).any())
+    if not is_mixed or total_energies(predictions) is None or not predictions.present.any():
+        return
+
+    what = (
+        "no training structure has both a label and a teacher's energy, so that nothing tells "
+        "whether both have the same zero of energy"
+    )
+    if OFFSET_ERROR in allow:
+        logger.warning(f"{what} (overruled by allow: [{OFFSET_ERROR}])")
+        return
+    raise DataError(
+        f"{what}; let the teacher label structures that have labels too, and give align=True, "
+        f"with skip_labelled=True if they are not to count; allow: [{OFFSET_ERROR}] overrules this"
+    )
+
+
 def _average_offsets(by_teacher: Sequence[Mapping[int, float]]) -> dict[int, float]:
     return {z: float(np.mean([one[z] for one in by_teacher])) for z in by_teacher[0]}
 
@@ -243,7 +286,11 @@ def _average_offsets(by_teacher: Sequence[Mapping[int, float]]) -> dict[int, flo
 
 
 def _target_arrays(
-    split: Split, predictions: Predictions, dropped: Sequence[int], spread: float | None
+    split: Split,
+    predictions: Predictions,
+    dropped: Sequence[int],
+    spread: float | None,
+    skip_labelled: bool,
 ) -> dict[str, torch.Tensor]:
     """Return a target and a weight array for each quantity, in the database's dtype."""
     like = split.arrays[split.names.positions]
@@ -252,7 +299,10 @@ def _target_arrays(
 
     arrays = {}
     for name, value in predictions.values.items():
-        weight = _weights(name, predictions, counts, split.is_atom, spread)
+        label = getattr(split.names, name, None)
+        is_skipped = skip_labelled and label in split.arrays
+        used = counts & ~has_value(split.arrays, label).numpy() if is_skipped else counts
+        weight = _weights(name, predictions, used, split.is_atom, spread)
         # hippynn keeps one number a structure as (n, 1).
         value = value[:, None] if name == "energy" else value
         arrays[TEACHER + name] = torch.as_tensor(value).to(like)
@@ -280,11 +330,13 @@ def _rows_beyond(sums: Mapping[str, SumErrors], split: str, limit: float | None)
     """Return the rows of a split whose energy by the teacher is too far from the label."""
     if limit is None:
         return ()
-    if split not in sums:
+    if not sums:
         raise DataError(
             f"max_sum_error: split {split!r} has no energies of teacher and labels to compare; "
             "leave it out, or add atomic_energies or energy"
         )
+    if split not in sums:
+        return ()
     return tuple(sums[split].beyond(limit))
 
 
