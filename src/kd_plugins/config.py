@@ -168,8 +168,9 @@ def read_config(kind: type[T], raw: object, path: str) -> T:
 
     Args:
         kind: a dataclass whose fields are numbers, strings, booleans, Literals, other such
-            dataclasses, tuples or mappings of these, or have a reader (`reader`). A mapping's
-            keys are strings or Literals; an entry that is null is left out.
+            dataclasses, tuples or mappings of these, one of these or a tuple of them, or have a
+            reader (`reader`). A mapping's keys are strings or Literals; an entry that is null is
+            left out.
         raw: the value in the YAML or JSON.
         path: its place for messages, such as ``"task.distill"`` or the name of the file.
 
@@ -201,15 +202,20 @@ def read_config(kind: type[T], raw: object, path: str) -> T:
 
 
 def set_dotted(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of settings, in place.
+    """Set a dotted key of settings, in place; a whole number is a place in a list.
 
     Raises:
-        ValueError: if a name on the way is not a mapping, or the key is not a dotted one.
+        ValueError: if a name on the way is not a mapping or list, a list has no such place, or the
+            key is not a dotted one.
 
     >>> settings = {"loss": {"energy": 1}}
     >>> set_dotted(settings, "loss.forces", 30)
     >>> settings
     {'loss': {'energy': 1, 'forces': 30}}
+    >>> settings = {"train": [{"weight": 1}, {"weight": 1}]}
+    >>> set_dotted(settings, "train.1.weight", 0.5)
+    >>> settings
+    {'train': [{'weight': 1}, {'weight': 0.5}]}
     """
     first, dot, rest = key.partition(".")
     if not first or (dot and not rest):
@@ -219,6 +225,14 @@ def set_dotted(settings: dict[str, Any], key: str, value: Any) -> None:
         return
 
     inner = settings.get(first, {})
+    if isinstance(inner, list) and rest.partition(".")[0].isdecimal():
+        # A list is changed as the mapping of its places.
+        places = {str(place): item for place, item in enumerate(inner)}
+        if rest.partition(".")[0] not in places:
+            raise ValueError(f"{key}: {first} has {len(inner)} items, and the first is 0")
+        set_dotted(places, rest, value)
+        settings[first] = list(places.values())
+        return
     if not isinstance(inner, dict):
         raise ValueError(f"{key}: {first} is {shown(inner)}, which has nothing in it")
     # A copy: with an alias in the YAML, another key may hold the same mapping.
@@ -338,9 +352,9 @@ def _read_field(
 
 def _read_value(hint: Any, raw: Any, path: str, errors: list[str]) -> object:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if raw is None:
+        if raw is None and type(None) in typing.get_args(hint):
             return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+        hint = _choose_option(hint, raw)
 
     if dataclasses.is_dataclass(hint):
         return _read_dataclass(hint, raw, path, errors)
@@ -360,6 +374,13 @@ def _read_value(hint: Any, raw: Any, path: str, errors: list[str]) -> object:
     if isinstance(raw, int) and abs(raw) > LARGEST_WHOLE:
         raise ValueError(f"expected a whole number up to 2^63, got {shown(raw)}")
     return raw
+
+
+def _choose_option(hint: Any, raw: object) -> Any:
+    """Return the form of a value that may have two, such as one block or a list of blocks."""
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    lists = [option for option in options if typing.get_origin(option) is tuple]
+    return lists[0] if lists and isinstance(raw, list | tuple) else options[0]
 
 
 def _read_choice(choices: tuple[str, ...], raw: object) -> object:
@@ -417,6 +438,8 @@ def _read_number(raw: object) -> float:
 
 
 def _expectation(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = _choose_option(hint, None)
     if typing.get_origin(hint) is Literal:
         return " or ".join(typing.get_args(hint))
     names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}

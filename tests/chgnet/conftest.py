@@ -42,3 +42,36 @@ def data(salts: Labelled) -> DistillData:
 def trunk_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of features that the tests fill together."""
     return tmp_path_factory.mktemp("trunk")
+
+
+@pytest.fixture
+def config(salts: Labelled, tmp_path: Path) -> Path:
+    """A YAML for two epochs on four salts."""
+    import ase.io
+    import yaml
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    from tests.chgnet import fixtures
+
+    for structure in salts.structures:
+        atoms = structure.atoms.copy()
+        atoms.info["structure_id"] = structure.structure_id
+        labels = {name: structure.labels[name] for name in ("forces", "stress")}
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=float(structure.labels["energy"]), **labels
+        )
+        ase.io.write(tmp_path / "salts.extxyz", atoms, append=True)
+
+    data = {"structures": [str(tmp_path / "salts.extxyz")], "store": str(salts.store.folder)}
+    settings = {
+        "train": data,
+        "validation": data,
+        "loss": {"soft": dict(fixtures.ALL_SOFT)},
+        "optim": {"learning_rate": 0.01, "batch_size": 2, "epochs": 1, "seed": 0},
+        "out": str(tmp_path / "run"),
+        "cache": str(tmp_path / "trunk"),
+        "allow": list(fixtures.ALLOW),
+    }
+    path = tmp_path / "training.yml"
+    path.write_text(yaml.safe_dump(settings))
+    return path

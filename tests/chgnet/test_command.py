@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -9,10 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import pytest
 import yaml
-from ase.calculators.singlepoint import SinglePointCalculator
 from chgnet.model import CHGNet
 
 from kd_plugins.chgnet.__main__ import main
@@ -20,34 +19,6 @@ from kd_plugins.chgnet.settings import read_training
 from kd_plugins.compare import Comparison, read_experiment
 from kd_plugins.report.results import read_results
 from tests.chgnet import fixtures
-from tests.chgnet.fixtures import Labelled
-
-
-@pytest.fixture
-def config(salts: Labelled, tmp_path: Path) -> Path:
-    """A YAML for two epochs on four salts."""
-    for structure in salts.structures:
-        atoms = structure.atoms.copy()
-        atoms.info["structure_id"] = structure.structure_id
-        labels = {name: structure.labels[name] for name in ("forces", "stress")}
-        atoms.calc = SinglePointCalculator(
-            atoms, energy=float(structure.labels["energy"]), **labels
-        )
-        ase.io.write(tmp_path / "salts.extxyz", atoms, append=True)
-
-    data = {"structures": [str(tmp_path / "salts.extxyz")], "store": str(salts.store.folder)}
-    settings = {
-        "train": data,
-        "validation": data,
-        "loss": {"soft": dict(fixtures.ALL_SOFT)},
-        "optim": {"learning_rate": 0.01, "batch_size": 2, "epochs": 1, "seed": 0},
-        "out": str(tmp_path / "run"),
-        "cache": str(tmp_path / "trunk"),
-        "allow": list(fixtures.ALLOW),
-    }
-    path = tmp_path / "training.yml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
 def test_command_trains_and_prints_the_path_of_the_student(
@@ -59,7 +30,13 @@ def test_command_trains_and_prints_the_path_of_the_student(
     best = tmp_path / "run" / "best.pth.tar"
 
     assert printed.splitlines()[-1] == f"the best student is {best}"
-    assert "val_soft_f" in printed.splitlines()[-2]
+    assert "train: 4 structures, weight 1; from the teacher: energy, forces, stress" in printed
+    assert "validation errors (MAE)" in printed
+    for student in ("untrained", "best, epoch"):
+        assert f"against the teacher, {student}" in printed
+
+    curve = json.loads((tmp_path / "run" / "curves.json").read_text())["valid soft forces"]
+    assert curve["epochs"] == [0, 1, 2]
 
     model = CHGNet.from_file(str(best))
     assert {name.split(".")[0] for name in fixtures.has_changed(model)} <= {
@@ -74,7 +51,7 @@ def test_changes_on_the_command_line_set_labels_subset_and_checkpoint(
 ) -> None:
     changes = ["train.size=2", "loss.hard.energy=0.5", "loss.soft.stress=0", "loss.select=hard"]
     assert main([str(config), *changes]) == 0
-    assert "val_hard_e" in capsys.readouterr().out
+    assert "against the labels, untrained" in capsys.readouterr().out
 
     words = [f"student.model={tmp_path / 'run' / 'best.pth.tar'}", f"out={tmp_path / 'second'}"]
     assert main([str(config), *words]) == 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kd_plugins.chgnet.loss import DistillLoss as DistillLoss
     from kd_plugins.chgnet.loss import Ratios as Ratios
     from kd_plugins.chgnet.student import align_references as align_references
+    from kd_plugins.chgnet.student import align_targets as align_targets
     from kd_plugins.chgnet.student import freeze_except as freeze_except
     from kd_plugins.chgnet.trainer import DistillTrainer as DistillTrainer
 
@@ -46,6 +47,7 @@ _HOMES = {
     "FrozenTrunk": "kd_plugins.chgnet.frozen_trunk",
     "Ratios": "kd_plugins.chgnet.loss",
     "align_references": "kd_plugins.chgnet.student",
+    "align_targets": "kd_plugins.chgnet.student",
     "distill": "kd_plugins.chgnet.distilling",
     "fit": "kd_plugins.chgnet.fitting",
     "freeze_except": "kd_plugins.chgnet.student",
@@ -62,6 +64,7 @@ __all__ = [
     "FrozenTrunk",
     "Ratios",
     "align_references",
+    "align_targets",
     "distill",
     "fit",
     "freeze_except",

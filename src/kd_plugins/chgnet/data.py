@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from kd_plugins.chgnet.convert import LETTERS, to_host, to_pymatgen
-from kd_plugins.chgnet.loss import HARD, PREFIX, SOFT
+from kd_plugins.chgnet.loss import HARD, PREFIX, SOFT, WEIGHT, TargetKind
 from kd_plugins.core.quantities import quantity
 from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.names import renamed_argument, suggestion
+from kd_plugins.numbers import check_number
 from kd_plugins.store import StoreError, TargetStore
 from kd_plugins.structures.readers import LabelledStructure, to_structure
 
@@ -41,14 +42,17 @@ class GraphSample:
     Args:
         structure_id: its identity.
         graph: CHGNet's graph of it.
-        targets: by CHGNet's letters, the teacher's as ``soft_e`` and so on, in CHGNet's units.
+        targets: by CHGNet's letters, the teacher's as ``soft_e`` and so on, in CHGNet's units;
+            where structures count unequally, their weights as well (``weight_soft_e``).
         doctor_input: labels and teacher's targets in our units, for the doctor's checks.
+        source: the place of the data set that it came from, among those that were concatenated.
     """
 
     structure_id: str
     graph: CrystalGraph
     targets: Mapping[str, Tensor]
     doctor_input: DoctorInput
+    source: int = 0
 
     @property
     def n_atoms(self) -> int:
@@ -62,6 +66,9 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
     Every structure is converted and checked when the data set is made, before any training. A bad
     one is refused by name, or left out on request and listed with its reason in ``left_out``;
     CHGNet's own data set would put a random other structure in its place.
+
+    Several sources, such as structures with labels, those that a teacher labelled and replay, are
+    one data set: ``DistillData.concatenate([organic, replay.weighted(0.5)])``.
 
     Args:
         structures: with ids and labels, such as `read_structures` yields.
@@ -146,6 +153,110 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
         made.__dict__.update(self.__dict__)
         made.samples, made.left_out = [self.samples[index] for index in indices], {}
         return made
+
+    def weighted(
+        self,
+        weight: float | Sequence[float] = 1.0,
+        *,
+        soft: Mapping[str, float] | None = None,
+        hard: Mapping[str, float] | None = None,
+    ) -> DistillData:
+        """Return the same structures, counting more or less beside others.
+
+        The error of a quantity is the mean over a batch weighted by these, so that a structure of
+        weight 2 counts as if the batch held it twice, and one of weight 0 is left out. Weights act
+        between the rows of one quantity; how much the quantity counts is the loss's.
+
+        Args:
+            weight: one number, or one a structure.
+            soft: factors of the weight by quantity, for the teacher's targets; 0 leaves them out.
+            hard: the same for the labels.
+
+        Raises:
+            ValueError: for a negative weight, another number of weights, or a quantity that the
+                data do not have.
+        """
+        weights = _check_weights(weight, len(self))
+        factors = {
+            "soft": _check_factors("soft", soft or {}, self.soft),
+            "hard": _check_factors("hard", hard or {}, self.hard),
+        }
+        made = self.part(range(len(self)))
+        made.left_out = self.left_out
+        made.soft, made.hard = (
+            tuple(name for name in getattr(self, kind) if factors[kind].get(name, 1.0) != 0)
+            for kind in ("soft", "hard")
+        )
+        made.samples = _same_keys(
+            [
+                _weigh(sample, one, factors)
+                for sample, one in zip(self.samples, weights, strict=True)
+                if one != 0
+            ]
+        )
+        return made
+
+    @classmethod
+    def concatenate(cls, sources: Sequence[DistillData]) -> DistillData:
+        """Return one data set of several, such as labelled structures, a teacher's and replay.
+
+        A structure lacks what its source does not have, and does not count there. One that is in
+        two sources is two rows.
+
+        Args:
+            sources: see `weighted` for their weights.
+
+        Raises:
+            DataError: for anything but data sets.
+            ValueError: without a source, or if their graphs have different cutoffs.
+        """
+        if not sources:
+            raise ValueError("sources: expected data sets, got none")
+        for place, source in enumerate(sources):
+            check_distill_data(f"sources[{place}]", source)
+            for name in ("atom_graph_cutoff", "bond_graph_cutoff"):
+                ours, first = (getattr(one.converter, name) for one in (source, sources[0]))
+                if ours != first:
+                    raise ValueError(
+                        f"sources[{place}]: its graphs have {name} {ours} Å, those of the first "
+                        f"{first} Å; make both with converter=model.graph_converter"
+                    )
+
+        # Without __init__, as in `part`.
+        made = object.__new__(cls)
+        made.__dict__.update(sources[0].__dict__)
+        made.store = sources[0].store if len({id(one.store) for one in sources}) == 1 else None
+        for kind, allowed in (("soft", SOFT), ("hard", HARD), ("missing", HARD)):
+            held = {name for one in sources for name in getattr(one, kind)}
+            setattr(made, kind, tuple(name for name in allowed if name in held))
+        made.left_out = {name: why for one in sources for name, why in one.left_out.items()}
+
+        samples: list[GraphSample] = []
+        for source in sources:
+            first = 1 + max((sample.source for sample in samples), default=-1)
+            samples += [replace(one, source=first + one.source) for one in source.samples]
+        made.samples = _same_keys([_fill(sample, made.keys) for sample in samples])
+        return made
+
+    def with_energies(self, kind: TargetKind, offset: Callable[[np.ndarray], float]) -> DistillData:
+        """Return the same structures with energies that are lower by an offset.
+
+        Args:
+            kind: ``soft``, the teacher's energies, or ``hard``, the labels.
+            offset: eV to take off a structure with some atomic numbers, (N,).
+        """
+        made = self.part(range(len(self)))
+        made.left_out = self.left_out
+        made.samples = [_lower_energy(sample, kind, offset) for sample in self.samples]
+        return made
+
+    def by_source(self) -> list[DistillData]:
+        """Return the data sets that were concatenated; one if none were."""
+        places = sorted({sample.source for sample in self.samples})
+        return [
+            self.part(index for index, one in enumerate(self.samples) if one.source == place)
+            for place in places
+        ]
 
     def along(self, choose: Callable[[GraphSample], Sequence[int]]) -> DistillData:
         """Return a data set that has forces along some coordinates only, the others missing.
@@ -307,3 +418,102 @@ def _keep_forces(sample: GraphSample, coordinates: Sequence[int]) -> GraphSample
             kept[list(coordinates)] = forces[list(coordinates)]
             targets[name] = kept.view_as(targets[name])
     return replace(sample, targets=targets)
+
+
+def _check_weights(weight: float | Sequence[float], count: int) -> list[float]:
+    """Return one weight a structure."""
+    if isinstance(weight, Sequence | np.ndarray) and not isinstance(weight, str):
+        if len(weight) != count:
+            raise ValueError(
+                f"weight: expected one number or one a structure, got {len(weight)} for {count} "
+                "structures"
+            )
+        return [check_number(f"weight[{i}]", one, least=0) for i, one in enumerate(weight)]
+    return [check_number("weight", weight, least=0)] * count
+
+
+def _check_factors(
+    kind: str, factors: Mapping[str, float], held: Sequence[str]
+) -> dict[str, float]:
+    _check_names(kind, list(factors), held)
+    return {name: check_number(f"{kind}.{name}", one, least=0) for name, one in factors.items()}
+
+
+def _weigh(
+    sample: GraphSample, weight: float, factors: Mapping[str, Mapping[str, float]]
+) -> GraphSample:
+    """Return a sample whose targets have weights, and lack what has the factor 0."""
+    targets, item = dict(sample.targets), sample.doctor_input
+    held = {"soft": dict(item.teacher), "hard": dict(item.labels)}
+
+    for kind, prefix in PREFIX.items():
+        for name, letter in LETTERS.items():
+            key = prefix + letter
+            if key not in targets:
+                continue
+            factor = factors[kind].get(name, 1.0)
+            if factor == 0:
+                held[kind].pop(name, None)
+                targets.pop(key)
+                targets.pop(WEIGHT + key, None)
+            else:
+                before = targets.get(WEIGHT + key, torch.ones_like(targets[key]))
+                targets[WEIGHT + key] = before * (weight * factor)
+
+    # CHGNet's Trainer reads an energy of every structure.
+    targets.setdefault("e", torch.tensor(torch.nan))
+    changed = DoctorInput(item.structure_id, item.structure, held["hard"], held["soft"])
+    return replace(sample, targets=targets, doctor_input=changed)
+
+
+def _lower_energy(
+    sample: GraphSample, kind: TargetKind, offset: Callable[[np.ndarray], float]
+) -> GraphSample:
+    item, key = sample.doctor_input, PREFIX[kind] + LETTERS["energy"]
+    values = dict(item.teacher if kind == "soft" else item.labels)
+    if "energy" not in values:
+        return sample
+
+    # From double precision, as `DistillData` itself makes it.
+    values["energy"] = values["energy"] - offset(item.structure.atomic_numbers)
+    energy = to_host({"energy": values["energy"]}, sample.n_atoms)[LETTERS["energy"]]
+    sides = {"soft": item.teacher, "hard": item.labels, kind: values}
+    changed = DoctorInput(item.structure_id, item.structure, sides["hard"], sides["soft"])
+    return replace(sample, targets={**sample.targets, key: energy}, doctor_input=changed)
+
+
+def _fill(sample: GraphSample, keys: Sequence[str]) -> GraphSample:
+    """Return a sample with NaN for the targets that it lacks, in the order of the keys."""
+    shapes = {"e": (), "f": (sample.n_atoms, 3), "s": (3, 3), "m": (sample.n_atoms,)}
+    held = sample.targets
+    targets = {
+        key: held[key] if key in held else torch.full(shapes[key[-1]], torch.nan) for key in keys
+    }
+    weights = {key: value for key, value in held.items() if key.startswith(WEIGHT)}
+    return replace(sample, targets={**targets, **weights})
+
+
+def _same_keys(samples: Sequence[GraphSample]) -> list[GraphSample]:
+    """Return samples of which all or none have weights, as CHGNet's ``collate_graphs`` needs it.
+
+    None if all weights are 1, so that nothing changes where nobody gave one.
+    """
+    weights = [
+        value
+        for sample in samples
+        for key, value in sample.targets.items()
+        if key.startswith(WEIGHT)
+    ]
+    counts_alike = all(bool((value == 1).all()) for value in weights)
+
+    made = []
+    for sample in samples:
+        plain = {key: one for key, one in sample.targets.items() if not key.startswith(WEIGHT)}
+        added = {}
+        if not counts_alike:
+            added = {
+                WEIGHT + key: sample.targets.get(WEIGHT + key, torch.ones_like(one))
+                for key, one in plain.items()
+            }
+        made.append(replace(sample, targets={**plain, **added}))
+    return made

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import torch
 from chgnet.data.dataset import collate_graphs
 from chgnet.model import CHGNet
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from kd_plugins.chgnet.data import DistillData, GraphSample
 from kd_plugins.chgnet.fitting import (
@@ -42,7 +44,8 @@ from kd_plugins.chgnet.run_folder import (
     lock_run_folder,
     read_run_checkpoint,
 )
-from kd_plugins.chgnet.student import HEAD, count_trainable, freeze_except
+from kd_plugins.chgnet.student import ALL, HEAD, count_trainable, freeze_except
+from kd_plugins.chgnet.summary import describe_result
 from kd_plugins.chgnet.trainer import OURS, DistillTrainer
 from kd_plugins.chgnet.validation import check_apart
 
@@ -78,19 +81,23 @@ def distill(
     cache: str | Path,
     soft: Mapping[str, Any] | None = None,
     hard: Mapping[str, Any] | None = None,
-    trainable: Sequence[str] = HEAD,
+    trainable: Sequence[str] | Literal["all"] = HEAD,
     criterion: Criterion = "MAE",
     delta: float = 0.1,
     select: TargetKind | None = None,
+    l2_to_start: float = 0.0,
     settings: FitSettings = FitSettings(),  # noqa: B008 - frozen
     force_share: float = 1.0,
     allow: Sequence[str] = (),
 ) -> Distilled:
     """Train a student; on cached features where that is cheaper, else with CHGNet's Trainer.
 
-    Both ways take the same steps to the same weights. What either would cost is estimated by
-    trials, and printed with the choice. Called again, it resumes where it stopped. Whatever can be
-    checked is checked before features are computed or a step is taken.
+    Both ways take the same steps to the same weights. Features serve where nothing but the readout
+    MLP trains and they are the cheaper way; all else is trained with the whole model. What either
+    would cost is estimated by trials, and printed with the choice. At the end the validation errors
+    are printed beside the untrained student's, and where the training stopped if that was early.
+    Called again, it resumes where it stopped. Whatever can be checked is checked before features
+    are computed or a step is taken.
 
     Args:
         model: the student, trained in place.
@@ -105,6 +112,7 @@ def distill(
         criterion: see `DistillLoss`.
         delta: see `DistillLoss`.
         select: see `DistillLoss`.
+        l2_to_start: see `DistillLoss`.
         settings: of the training.
         force_share: of the force components that count, the same ones in either way; 1 is exact,
             see `CachedData`.
@@ -125,7 +133,8 @@ def distill(
 
     # An empty mapping is a user's choice, and then refused by Ratios.
     paper = {"energy": 1, "forces": 1} if soft is None and hard is None else {}
-    loss = DistillLoss(Ratios(hard=hard or {}, soft=soft or paper), criterion, delta, select)
+    ratios = Ratios(hard=hard or {}, soft=soft or paper)
+    loss = DistillLoss(ratios, criterion, delta, select, l2_to_start)
     check_force_share(force_share)
     loss.check_force_share(force_share)
     allow = checked_allow(allow)
@@ -148,6 +157,8 @@ def distill(
         way, reason = task.choose()
         print(f"training {IN_WORDS[way]}: {reason}")
         fitted = task.on_features() if way == "cached" else task.with_trainer(trainable)
+
+    print(describe_result(fitted))
     return Distilled(fitted, way, reason)
 
 
@@ -178,7 +189,9 @@ class _Task:
 
         others = [name for name in count_trainable(self.model).names if not name.startswith(HEAD)]
         if others:
-            return "plain", f"{others[0]} trains, so that the trunk is not frozen"
+            cost = _format_time(self._cost_of_the_model())
+            reason = f"{others[0]} trains, so that the trunk is not frozen; about {cost}"
+            return "plain", reason
 
         try:
             trunk = FrozenTrunk(self.model)
@@ -198,6 +211,12 @@ class _Task:
             return "plain", f"{found}, but the disk has {free / 1e9:.1f} GB left"
         return ("cached" if found.prefers_cache else "plain"), str(found)
 
+    def _cost_of_the_model(self) -> float:
+        """Return the seconds of the training with the whole model, from a trial."""
+        samples = sorted(self.train.samples, key=lambda sample: sample.n_atoms)
+        step = _time(lambda: _step(self.model, samples[len(samples) // 2]))
+        return self.settings.epochs * (len(self.train) + len(self.validation)) * step
+
     def on_features(self) -> Fitted:
         """Train with `fit`."""
         trunk = FrozenTrunk(self.model)
@@ -212,7 +231,7 @@ class _Task:
         )
         return fit(trunk, train, validation, self.loss, self.settings, self.out, check=False)
 
-    def with_trainer(self, trainable: Sequence[str]) -> Fitted:
+    def with_trainer(self, trainable: Sequence[str] | Literal["all"]) -> Fitted:
         """Train with `DistillTrainer`."""
         wanted, force_share = self._trainer_arguments(trainable), self.force_share
         if self.resumes:
@@ -233,19 +252,27 @@ class _Task:
             )
             for data, shuffle in ((self.train, True), (self.validation, False))
         ]
-        # All checks of the data were made in `distill`.
-        trainer.train(*loaders, save_dir=str(self.out), check=False)
+        with _progress(trainer, len(loaders[0])):
+            # All checks of the data were made in `distill`.
+            trainer.train(*loaders, save_dir=str(self.out), check=False)
 
         # A resumed trainer has made a model of its own.
         self.model.load_state_dict(trainer.model.state_dict())
-        return Fitted(self.model, trainer.get_best_model(), trainer.errors, trainer.criterion.step)
+        return Fitted(
+            self.model,
+            trainer.get_best_model(),
+            trainer.errors,
+            trainer.criterion.step,
+            trainer.untrained,
+            trainer.stopped,
+        )
 
-    def _trainer_arguments(self, trainable: Sequence[str]) -> dict[str, Any]:
+    def _trainer_arguments(self, trainable: Sequence[str] | Literal["all"]) -> dict[str, Any]:
         ratios, settings = self.loss.ratios, self.settings
         return {
             "soft": ratios.soft,
             "hard": ratios.hard,
-            "trainable": list(trainable),
+            "trainable": trainable if trainable == ALL else list(trainable),
             "criterion": self.loss.name,
             "delta": self.loss.delta,
             "select": self.loss.select,
@@ -253,7 +280,23 @@ class _Task:
             "seed": settings.seed,
             "epochs": settings.epochs,
             "learning_rate": settings.learning_rate,
+            "l2_to_start": self.loss.l2_to_start,
+            "patience": settings.patience,
         }
+
+
+@contextmanager
+def _progress(trainer: DistillTrainer, n_batches: int) -> Iterator[None]:
+    """Show a bar of the optimizer's steps while CHGNet's Trainer, which has none, trains."""
+    done = len(trainer.errors) * n_batches
+    with tqdm(
+        desc="training", total=trainer.epochs * n_batches, initial=done, unit=" steps"
+    ) as bar:
+        hook = trainer.optimizer.register_step_post_hook(lambda *_: bar.update())
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 @dataclass(frozen=True)
@@ -346,7 +389,9 @@ def _step(model: CHGNet, sample: GraphSample) -> None:
 
     error = torch.nn.functional.l1_loss(prediction["e"], torch.zeros_like(prediction["e"]))
     total = error + sum(forces.abs().mean() for forces in prediction["f"])
-    torch.autograd.grad(total, [p for p in model.parameters() if p.requires_grad])
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    # The part that predicts magnetic moments is not used.
+    torch.autograd.grad(total, weights, allow_unused=True)
 
 
 def _time(call: Callable[[], object]) -> float:

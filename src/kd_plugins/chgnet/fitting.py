@@ -32,7 +32,9 @@ from kd_plugins.chgnet.run_folder import (
 from kd_plugins.chgnet.student import count_trainable
 from kd_plugins.chgnet.trainer import (
     LearningRateSchedule,
+    check_patience,
     cosine_length,
+    describe_stop,
     is_schedule_step,
     make_cosine,
 )
@@ -54,6 +56,8 @@ class FitSettings:
         learning_rate: of Adam, at the start (paper: 0.01).
         schedule: of the learning rate.
         seed: of the order of structures.
+        patience: epochs without a lower validation score after which the training ends early; None
+            for all epochs.
     """
 
     epochs: int = 100
@@ -61,6 +65,7 @@ class FitSettings:
     learning_rate: float = 0.01
     schedule: LearningRateSchedule = "finishing"
     seed: int = 0
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -70,6 +75,7 @@ class FitSettings:
             check_whole(name, getattr(self, name), least=1)
         check_number("learning_rate", self.learning_rate, above=0)
         check_seed("seed", self.seed)
+        check_patience(self.patience)
         cosine_length(self.schedule, self.epochs, 1)
 
     @classmethod
@@ -111,12 +117,17 @@ class Fitted:
         errors: an epoch's mean absolute errors, ``train_soft_e``, ``val_hard_f`` and so on in
             CHGNet's units, with ``val_score``; see `DistillLoss`.
         steps: optimizer steps that were taken.
+        untrained: the validation errors before the first step, by the same names; empty in a run
+            that an early version started.
+        stopped: why the training ended before its last epoch; empty if it did not.
     """
 
     model: CHGNet
     best: CHGNet
     errors: list[dict[str, float]] = field(default_factory=list)
     steps: int = 0
+    untrained: dict[str, float] = field(default_factory=dict)
+    stopped: str = ""
 
 
 def fit(
@@ -175,14 +186,19 @@ def fit(
     with nullcontext() if folder is None else lock_run_folder(folder):
         training = _Training(trunk, loss, settings, folder, *loaders)
         if not training.resume():
+            training.fitted.untrained = training.validate(loaders[1])
             # The loader draws the order of structures from torch's global generator.
             torch.manual_seed(settings.seed)
             training.save()
 
         left = range(len(training.fitted.errors), settings.epochs)
         for _ in tqdm(left, "training the readout", unit=" epochs", disable=not progress):
+            if describe_stop(training.fitted.errors, settings.patience):
+                break
             training.epoch(*loaders)
         training.save()
+
+    training.fitted.stopped = describe_stop(training.fitted.errors, settings.patience)
     return training.fitted
 
 
@@ -202,6 +218,8 @@ def describe_fit(
         "criterion": loss.name,
         "delta": loss.delta,
         "select": loss.select,
+        # None as in checkpoints of versions that did not have it.
+        "l2_to_start": loss.l2_to_start or None,
         "trainable": list(count_trainable(trunk.model).names),
         "force_share": force_share,
         "trunk": trunk.fingerprint,
@@ -288,6 +306,7 @@ class _Training:
         # The trunk is not in the graph, so a plain backward() takes no time for the positions.
         loss.parameters_to_train = []
         loss.step = 0
+        loss.hold_start(model)
 
         train_set: Any = loader.dataset
         validation_set: Any = validation.dataset
@@ -316,16 +335,19 @@ class _Training:
                 self.scheduler.step()
         errors = {f"train_{name}": value for name, value in self.loss.take_errors().items()}
 
+        self.fitted.errors.append(errors | self.validate(validation))
+        self._keep_best()
+
+    def validate(self, loader: DataLoader[Any]) -> dict[str, float]:
+        """Return the errors of the model as it is now, ``val_soft_e`` and so on, and its score."""
         self.loss.eval()
         # Not under torch.no_grad(): forces are a gradient.
-        for features, targets in validation:
+        for features, targets in loader:
             prediction = self.trunk.predict(features)
             self.loss(targets, {name: value.detach() for name, value in prediction.items()})
         found = self.loss.take_errors()
         found["score"] = self.loss.score(found)
-
-        self.fitted.errors.append(errors | {f"val_{name}": value for name, value in found.items()})
-        self._keep_best()
+        return {f"val_{name}": value for name, value in found.items()}
 
     def _keep_best(self) -> None:
         scores = [errors["val_score"] for errors in self.fitted.errors]
@@ -349,6 +371,8 @@ class _Training:
             "scheduler": self.scheduler.state_dict(),
             "settings": self.description,
             "errors": self.fitted.errors,
+            "untrained": self.fitted.untrained,
+            "start": self.loss.start,
             "steps": self.fitted.steps,
             "loss_step": self.loss.step,
             "random_state": torch.get_rng_state(),
@@ -378,6 +402,9 @@ class _Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.fitted.errors, self.fitted.steps = state["errors"], state["steps"]
+        # Early versions kept neither.
+        self.fitted.untrained = state.get("untrained", {})
+        self.loss.start = state.get("start", {})
         self.loss.step = state["loss_step"]
         torch.set_rng_state(state["random_state"])
 

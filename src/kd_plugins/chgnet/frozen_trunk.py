@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from kd_plugins.chgnet.convert import GPA
 from kd_plugins.chgnet.data import DistillData, GraphSample, check_distill_data
+from kd_plugins.chgnet.loss import WEIGHT
 from kd_plugins.chgnet.run_folder import check_run_folder, write_whole
 from kd_plugins.chgnet.student import HEAD, check_is_model, count_trainable
 from kd_plugins.numbers import is_number, shown
@@ -35,7 +36,7 @@ CHUNK = 4
 N_STRAINS = 6
 """Symmetric strains, the last rows of every Jacobian."""
 
-_FORCES = ("f", "soft_f")
+_FORCES = ("f", "soft_f", f"{WEIGHT}f", f"{WEIGHT}soft_f")
 
 
 class UnsuitableTrunk(ValueError):

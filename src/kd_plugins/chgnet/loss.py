@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,6 +26,10 @@ TargetKind = Literal["hard", "soft"]
 
 PREFIX: Mapping[str, str] = {"hard": "", "soft": "soft_"}
 """What stands before CHGNet's letters among the targets of a batch; labels keep CHGNet's names."""
+
+WEIGHT = "weight_"
+"""What stands before a target's key where its numbers count unequally, see `DistillData.weighted`.
+The weights have the target's shape, so that they take every way of its numbers."""
 
 HARD = tuple(LETTERS)
 """Quantities that may be compared with labels."""
@@ -130,7 +135,9 @@ class DistillLoss(nn.Module):
     here with stress and magnetic moments, too. The distance L is CHGNet's own by default: a mean
     over all numbers of the batch, so that with one kind of targets value and gradients are to the
     bit those of CHGNet's ``CombinedLoss``. Targets that are missing, NaN or None, do not count;
-    where all are missing, the error is 0.
+    where all are missing, the error is 0. Where structures have weights of their own, every mean is
+    the weighted one, sum(w x) / sum(w): a structure of weight 2 counts as if the batch held it
+    twice, in loss and reported errors alike.
 
     Args:
         ratios: weights of hard and soft targets, over optimizer steps.
@@ -141,9 +148,12 @@ class DistillLoss(nn.Module):
         delta: where Huber's distance turns linear, in CHGNet's units (eV/atom, eV/Å, GPa).
         select: the kind of targets whose errors CHGNet's Trainer reports, and by which it chooses
             its best model; left out, ``soft``, or ``hard`` where there are labels alone.
+        l2_to_start: weight of the sum of squared distances of the weights that train from those at
+            the start (L2-SP: Li, Grandvalet, Davoine, ICML 2018), added in training alone.
 
     Raises:
-        ValueError: for an unknown criterion or kind, or a delta that is not above 0.
+        ValueError: for an unknown criterion or kind, a delta that is not above 0, or an
+            ``l2_to_start`` below 0.
     """
 
     def __init__(
@@ -152,6 +162,7 @@ class DistillLoss(nn.Module):
         criterion: Criterion = "MAE",
         delta: float = 0.1,
         select: TargetKind | None = None,
+        l2_to_start: float = 0.0,
     ) -> None:
         super().__init__()
         if select not in (None, *PREFIX):
@@ -159,8 +170,12 @@ class DistillLoss(nn.Module):
 
         self.ratios, self.name, self.delta = ratios, criterion, to_python(delta)
         self.select: TargetKind = select or ("soft" if ratios.weighted["soft"] else "hard")
+        check_number("l2_to_start", l2_to_start, least=0)
+        self.l2_to_start = float(l2_to_start)
         self.step = 0
         self.parameters_to_train: Sequence[nn.Parameter] = ()
+        self._trained: dict[str, nn.Parameter] = {}
+        self.start: dict[str, Tensor] = {}
 
         distance = _find_distance(criterion, delta)
         self.terms: dict[str, DistanceTerm] = {}
@@ -176,6 +191,14 @@ class DistillLoss(nn.Module):
     def is_of_vectors(self) -> bool:
         """Whether whole force vectors are compared, and not their numbers one by one."""
         return self._host_mean is None
+
+    def hold_start(self, model: nn.Module) -> None:
+        """Keep the weights of a model that train as they are now, for ``l2_to_start``."""
+        self._trained, self.start = {}, {}
+        if self.l2_to_start:
+            named = model.named_parameters()
+            self._trained = {name: weight for name, weight in named if weight.requires_grad}
+            self.start = {name: weight.detach().clone() for name, weight in self._trained.items()}
 
     def check_force_share(self, force_share: float) -> None:
         """Refuse to compare whole force vectors of which only some components count.
@@ -207,22 +230,26 @@ class DistillLoss(nn.Module):
                 if prefix + letter not in targets:
                     continue
 
-                target, found = _pair(letter, targets[prefix + letter], prediction[letter])
+                key = prefix + letter
+                target, found = _pair(letter, targets[key], prediction[letter])
                 known = ~torch.isnan(target)
                 numbers = target[known], found[known]
+                counts = _join_weights(letter, targets[key], targets.get(WEIGHT + key))
 
                 term = self.terms.get(f"{kind}_{letter}")
                 weight = term.weight(self.step) if term is not None else 0.0
+                kept = None if counts is None else counts[known]
+
                 if term is not None and weight != 0 and len(numbers[0]):
                     if self._host_mean is None:
-                        error = _mean_over_vectors(term, target, found, known)
+                        error = _mean_over_vectors(term, target, found, known, counts)
                     else:
                         # The value of masked_mean(distance(...)) over single numbers, but with
                         # CHGNet's own kernels, whose gradients are rounded differently.
-                        error = self._host_mean(*numbers)
+                        error = self._host_mean(*numbers, kept)
                     out["loss"] += weight * error
 
-                self._report(out, kind, letter, *numbers)
+                self._report(out, kind, letter, *numbers, kept)
 
         if not isinstance(out["loss"], Tensor):
             # No target at all: a zero with a graph, so that backward() works.
@@ -230,23 +257,43 @@ class DistillLoss(nn.Module):
 
         if self.training:
             self.step += 1
+            if self.l2_to_start:
+                out["loss"] = out["loss"] + self.l2_to_start * self._squared_distance_to_start()
             out["loss"] = _with_known_gradient(out["loss"], self.parameters_to_train)
         return out
 
+    def _squared_distance_to_start(self) -> Tensor:
+        """Return the sum over all weights that train of (now - start)²."""
+        parts = [
+            (weight - self.start[name].to(weight.device)).square().sum()
+            for name, weight in self._trained.items()
+        ]
+        return torch.stack(parts).sum()
+
     def _report(
-        self, out: dict[str, Any], kind: str, letter: str, target: Tensor, found: Tensor
+        self,
+        out: dict[str, Any],
+        kind: str,
+        letter: str,
+        target: Tensor,
+        found: Tensor,
+        counts: Tensor | None,
     ) -> None:
         """Add the absolute errors of one quantity to the epoch's sums and to CHGNet's report."""
         error = (target - found).detach().abs()
+        size: Any = len(error)
+        if counts is not None:
+            error, size = error * counts, counts.double().sum()
 
         # Kept as a tensor: a number would make the host wait for the device in every step.
         total = self._sums[f"{kind}_{letter}"]
         total[0] = total[0] + error.double().sum()
-        total[1] += len(error)
+        total[1] = total[1] + size
 
         if kind == self.select or f"{letter}_MAE" not in out:
-            out[f"{letter}_MAE"] = error.mean() if len(error) else torch.zeros(())
-            out[f"{letter}_MAE_size"] = len(error)
+            mean = error.mean() if counts is None else error.sum() / size
+            out[f"{letter}_MAE"] = mean if len(error) else torch.zeros(())
+            out[f"{letter}_MAE_size"] = float(size) if counts is not None else size
 
     def take_errors(self) -> dict[str, float]:
         """Return the mean absolute errors since the last call, by name such as ``soft_e``.
@@ -255,7 +302,9 @@ class DistillLoss(nn.Module):
             Diverged: if one is NaN or infinite.
         """
         errors = {
-            name: float(total) / count for name, (total, count) in self._sums.items() if count
+            name: float(total) / float(count)
+            for name, (total, count) in self._sums.items()
+            if count
         }
         self._sums.clear()
 
@@ -329,10 +378,34 @@ def _find_distance(criterion: str, delta: float) -> Distance:
     return known[criterion]
 
 
-def _host_mean(criterion: str, delta: float) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Return CHGNet's own criterion of that name, if it has one."""
-    modules = {"MAE": nn.L1Loss(), "MSE": nn.MSELoss(), "Huber": nn.HuberLoss(delta=float(delta))}
-    return modules.get(criterion)
+def _host_mean(
+    criterion: str, delta: float
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+    """Return CHGNet's own criterion of that name, if it has one.
+
+    It takes target, prediction, and the weights of the numbers, None if all count alike.
+    """
+    modules = {
+        "MAE": nn.L1Loss,
+        "MSE": nn.MSELoss,
+        "Huber": partial(nn.HuberLoss, delta=float(delta)),
+    }
+    if criterion not in modules:
+        return None
+    mean, one_by_one = (modules[criterion](reduction=kind) for kind in ("mean", "none"))
+
+    def compare(target: Tensor, found: Tensor, counts: Tensor | None) -> Tensor:
+        if counts is None:
+            return mean(target, found)
+        return _weighted_mean(one_by_one(target, found), counts)
+
+    return compare
+
+
+def _weighted_mean(items: Tensor, weights: Tensor) -> Tensor:
+    """Return sum(w x) / sum(w)."""
+    weights = weights.to(items.dtype)
+    return masked_mean(items * weights) / masked_mean(weights)
 
 
 def _pair(letter: str, target: Any, prediction: Any) -> tuple[Tensor, Tensor]:
@@ -354,7 +427,18 @@ def _pair(letter: str, target: Any, prediction: Any) -> tuple[Tensor, Tensor]:
     return join([target[index] for index in there]), join([prediction[index] for index in there])
 
 
-def _mean_over_vectors(term: DistanceTerm, target: Tensor, found: Tensor, known: Tensor) -> Tensor:
+def _join_weights(letter: str, target: Any, weights: Any) -> Tensor | None:
+    """Return the weights of a batch's numbers, shaped as `_pair` returns the target."""
+    if weights is None:
+        return None
+    if isinstance(target, Tensor):
+        return weights if isinstance(weights, Tensor) else concatenate(weights)
+    return _pair(letter, target, weights)[1]
+
+
+def _mean_over_vectors(
+    term: DistanceTerm, target: Tensor, found: Tensor, known: Tensor, counts: Tensor | None
+) -> Tensor:
     """Return the mean of core's distance over energies, force vectors or stress tensors.
 
     Args:
@@ -362,6 +446,7 @@ def _mean_over_vectors(term: DistanceTerm, target: Tensor, found: Tensor, known:
         target: one item a row; of forces also one number after another, as features have them.
         found: the same of the student.
         known: which numbers of the target are there; an item counts if all of its numbers are.
+        counts: weights of the numbers, the same within an item; None if all count alike.
     """
     if term.quantity == "forces":
         known, target, found = (one.view(-1, 3) for one in (known, target, found))
@@ -369,7 +454,11 @@ def _mean_over_vectors(term: DistanceTerm, target: Tensor, found: Tensor, known:
 
     # A NaN would reach the gradient in spite of the mask, as 0 x NaN.
     filled = torch.where(known, target, found.detach())
-    return masked_mean(term.distance(found, filled), is_whole)
+    distances = term.distance(found, filled)
+    if counts is None or not is_whole.any():
+        return masked_mean(distances, is_whole)
+    of_items = counts.reshape(len(is_whole), -1)[:, 0]
+    return _weighted_mean(distances[is_whole], of_items[is_whole])
 
 
 def _with_known_gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:

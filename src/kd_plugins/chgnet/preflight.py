@@ -18,6 +18,9 @@ from kd_plugins.chgnet.validation import other_zero
 from kd_plugins.doctor.examine import PreflightPart, check_allow, evenly_spaced, preflight
 from kd_plugins.doctor.inputs import DoctorInput, Finding, collect_pairs
 
+TRAINING, VALIDATION = "training data", "validation data"
+"""How messages call the two data sets."""
+
 # A CPU predicts three small structures a second.
 EXAMINED = 32
 """Structures of each data set that the student predicts, at most."""
@@ -27,7 +30,7 @@ EXAMINED = 32
 OFFSET = 0.5
 """eV/atom by which the student's mean energy may be off its targets' before training."""
 
-OWN = ("energy_zero", "same_validation", "validation_zero")
+OWN = ("energy_zero", "same_validation", "source_zero", "validation_zero")
 """Names of errors that are found here, beside the doctor's."""
 
 _INFO = logging.INFO
@@ -170,7 +173,8 @@ def check_student(
     What is certainly wrong with a quantity that has a weight (unit, sign, per atom for total,
     shuffled ids) ends the run; all else is logged. A student that was trained before, such as
     pretrained CHGNet, is good enough to show these. `EXAMINED` structures at most of each data set
-    are looked at.
+    are looked at, and of each source where several were concatenated: an error in a small source
+    would else be lost among the structures of a large one.
 
     Args:
         model: the student.
@@ -181,12 +185,12 @@ def check_student(
         allow: names of errors to overrule, which are then logged as warnings.
 
     Raises:
-        DataError: with the findings, for an energy zero that is not the student's or not that of
-            the training data, or for graphs of another cutoff.
+        DataError: with the findings, for an energy zero that is not the student's, not that of
+            the training data or not that of another source, or for graphs of another cutoff.
     """
-    data_sets = {"training": train}
+    data_sets = _name_sources(TRAINING, train)
     if validation is not None and validation is not train:
-        data_sets["validation"] = validation
+        data_sets |= _name_sources(VALIDATION, validation)
     for data in data_sets.values():
         _check_cutoffs(model, data)
 
@@ -197,6 +201,14 @@ def check_student(
         *_contradiction_parts(samples, ratios),
     ]
     preflight(parts, allow, DataError)
+
+
+def _name_sources(name: str, data: DistillData) -> dict[str, DistillData]:
+    """Return the sources of a data set by their names in messages."""
+    sources = data.by_source()
+    if len(sources) == 1:
+        return {name: data}
+    return {f"{name} (source {place})": one for place, one in enumerate(sources, 1)}
 
 
 def _check_cutoffs(model: CHGNet, data: DistillData) -> None:
@@ -258,22 +270,34 @@ def _student_parts(
                 of_data,
                 quantities,
                 heading=(
-                    f"in the {name} data, the {source} targets cannot be right ('labels': the "
+                    f"in the {name}, the {source} targets cannot be right ('labels': the "
                     "student's predictions):"
                 ),
-                subject=f"{source} targets and student, {name} data",
+                subject=f"{source} targets and student, {name}",
                 found_by_host=list(_energy_zero(of_data)) if "energy" in quantities else (),
                 ignored=("missing",),  # DistillData has accepted these
                 log_level=_INFO,  # a student may well be poor before it is trained
             )
 
-        if "energy" in quantities and "validation" in inputs:
+        if "energy" in quantities:
             yield PreflightPart(
                 (),
                 heading=f"the {source} targets cannot be right:",
                 subject=f"{source} targets",
-                found_by_host=other_zero(inputs["training"], inputs["validation"]),
+                found_by_host=list(_other_zeros(inputs)),
             )
+
+
+def _other_zeros(inputs: Mapping[str, Sequence[DoctorInput]]) -> Iterator[Finding]:
+    """Yield an error for each source, and for the validation data, that has another zero."""
+    training = {name: of_data for name, of_data in inputs.items() if name.startswith(TRAINING)}
+    first, *others = training.items()
+    for name, of_data in others:
+        yield from other_zero(first[1], of_data, name, f"those of the {first[0]}")
+
+    validation = [one for name, held in inputs.items() if name not in training for one in held]
+    together = [one for held in training.values() for one in held]
+    yield from other_zero(together, validation)
 
 
 def _contradiction_parts(
@@ -291,8 +315,8 @@ def _contradiction_parts(
         yield PreflightPart(
             inputs,
             ratios.weighted["soft"],
-            heading=f"in the {name} data, labels and teacher contradict each other:",
-            subject=f"labels and teacher, {name} data",
+            heading=f"in the {name}, labels and teacher contradict each other:",
+            subject=f"labels and teacher, {name}",
             ignored=("missing",),
             log_level=_INFO,
         )
@@ -322,6 +346,7 @@ def _energy_zero(inputs: Sequence[DoctorInput]) -> Iterator[Finding]:
             f"their energies are {mean:.2f} eV/atom above the student's on average; "
             "are they of the whole structure, and with the same element references? If only the "
             "references differ, call align_references(model, data) first (student.align: true in "
-            "a YAML)"
+            "a YAML); where other data keep the student's zero, move these with "
+            "align_targets(model, data) instead (align: true in their block)"
         )
         yield Finding("energy-zero", "error", "energy", text)

@@ -164,7 +164,11 @@ def write_whole(path: Path, content: bytes) -> None:
         ) from error
 
 
-def write_learning_curves(errors: Sequence[Mapping[str, float]], folder: str | Path) -> None:
+def write_learning_curves(
+    errors: Sequence[Mapping[str, float]],
+    folder: str | Path,
+    untrained: Mapping[str, float] | None = None,
+) -> None:
     """Write what `kd-plugins report` draws: ``curves.json`` and ``terms.json``.
 
     They hold mean absolute errors in CHGNet's units (eV/atom, eV/Å, GPa, µB), against labels (hard)
@@ -173,6 +177,7 @@ def write_learning_curves(errors: Sequence[Mapping[str, float]], folder: str | P
     Args:
         errors: of one epoch each, as `Fitted.errors` has them.
         folder: of the run.
+        untrained: validation errors before the first step, `Fitted.untrained`: those of epoch 0.
 
     Raises:
         ValueError: for a training without an epoch.
@@ -180,17 +185,19 @@ def write_learning_curves(errors: Sequence[Mapping[str, float]], folder: str | P
     if not errors:
         raise ValueError("the training has no epoch yet, so there are no curves")
 
-    def series(split: str) -> dict[str, dict[str, list[Any]]]:
-        epochs = list(range(1, len(errors) + 1))
-        return {
-            _title(name): {"epochs": epochs, "values": [epoch[name] for epoch in errors]}
-            for name in errors[0]
-            if name.startswith(f"{split}_")
-        }
+    def series(split: str, start: Mapping[str, float]) -> dict[str, dict[str, list[Any]]]:
+        found = {}
+        for name in (name for name in errors[0] if name.startswith(f"{split}_")):
+            values = [start[name]] if name in start else []
+            values += [epoch[name] for epoch in errors]
+            first = len(errors) + 1 - len(values)
+            epochs = list(range(first, len(errors) + 1))
+            found[_title(name)] = {"epochs": epochs, "values": values}
+        return found
 
-    curves = {f"valid {title}": found for title, found in series("val").items()}
+    curves = {f"valid {title}": found for title, found in series("val", untrained or {}).items()}
     write_json(Path(folder) / "curves.json", curves)
-    write_json(Path(folder) / "terms.json", series("train"))
+    write_json(Path(folder) / "terms.json", series("train", {}))
 
 
 def _title(name: str) -> str:

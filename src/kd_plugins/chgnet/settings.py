@@ -11,13 +11,14 @@ import yaml
 
 from kd_plugins.chgnet.fitting import FitSettings
 from kd_plugins.chgnet.frozen_trunk import check_force_share
-from kd_plugins.chgnet.loss import HARD, Criterion, DistillLoss, Ratios, TargetKind
+from kd_plugins.chgnet.loss import HARD, SOFT, Criterion, DistillLoss, Ratios, TargetKind
 from kd_plugins.chgnet.preflight import checked_allow
 from kd_plugins.chgnet.run_folder import check_run_folder
+from kd_plugins.chgnet.student import ALL
 from kd_plugins.chgnet.trainer import LearningRateSchedule
 from kd_plugins.config import ConfigError, read_config, read_yaml, reader, set_dotted
 from kd_plugins.names import suggestion
-from kd_plugins.numbers import check_whole, shown
+from kd_plugins.numbers import check_number, check_whole, shown
 
 
 def _read_weights(raw: object) -> Mapping[str, Any]:
@@ -45,9 +46,20 @@ def _read_allow(raw: object) -> tuple[str, ...]:
     return checked_allow(raw)
 
 
+def _read_trainable(raw: object) -> tuple[str, ...] | Literal["all"]:
+    if raw == ALL:
+        return ALL
+    if not isinstance(raw, list | tuple) or not all(isinstance(one, str) for one in raw):
+        raise ValueError(
+            f"expected all, or a list of prefixes of parameter names such as [mlp.], got "
+            f"{shown(raw)}"
+        )
+    return tuple(raw)
+
+
 @dataclass(frozen=True)
 class DataSettings:
-    """Where structures, labels and teacher targets come from.
+    """Where structures, labels and teacher targets come from: one source of a training.
 
     Args:
         structures: files, see `kd_plugins.structures.read_structures`.
@@ -59,6 +71,11 @@ class DataSettings:
         size: keep a random subset of so many, drawn with the seed of the training.
         missing: quantities that a structure may lack among its labels.
         bad: ``refuse`` bad structures, or ``leave_out`` and list them.
+        weight: of its structures beside those of other sources, see `DistillData.weighted`; a
+            source of weight 0 is not read.
+        soft: factors of that weight by quantity, for the teacher's targets; 0 leaves them out.
+        hard: the same for the labels.
+        align: move its teacher's energies to the student's zero, see `align_targets`.
     """
 
     structures: tuple[str, ...] = reader(_read_paths)
@@ -69,10 +86,23 @@ class DataSettings:
     size: int | None = None
     missing: tuple[str, ...] = ()
     bad: Literal["refuse", "leave_out"] = "refuse"
+    weight: float = 1.0
+    soft: Mapping[str, float] = field(default_factory=dict)
+    hard: Mapping[str, float] = field(default_factory=dict)
+    align: bool = False
 
     def __post_init__(self) -> None:
         if self.size is not None:
             check_whole("size", self.size, least=1)
+        check_number("weight", self.weight, least=0)
+        for kind, allowed in (("soft", SOFT), ("hard", HARD)):
+            for name, factor in getattr(self, kind).items():
+                if name not in allowed:
+                    hint = suggestion(name, allowed)
+                    raise ValueError(f"{kind}: unknown quantity {name!r}{hint}")
+                check_number(f"{kind}.{name}", factor, least=0)
+        if self.align and self.store is None:
+            raise ValueError("align: moves a teacher's energies, so the source needs a store")
         for name in self.missing:
             if name not in HARD:
                 raise ValueError(f"missing: unknown quantity {name!r}{suggestion(name, HARD)}")
@@ -84,13 +114,13 @@ class StudentSettings:
 
     Args:
         model: name of pretrained weights, or path of a checkpoint.
-        trainable: prefixes of the parameters that train.
+        trainable: prefixes of the parameters that train, or ``all``, see `freeze_except`.
         align: first move its element references to the teacher's energies.
         trust_pickle: read a checkpoint that holds pickled code, which may do anything.
     """
 
     model: str = "0.3.0"
-    trainable: tuple[str, ...] = ("mlp.",)
+    trainable: tuple[str, ...] | Literal["all"] = reader(_read_trainable, default=("mlp.",))
     align: bool = False
     trust_pickle: bool = False
 
@@ -111,6 +141,7 @@ class LossSettings:
     criterion: Criterion = "MAE"
     delta: float = 0.1
     select: TargetKind | None = None
+    l2_to_start: float = 0.0
 
     def __post_init__(self) -> None:
         self.make()
@@ -122,7 +153,7 @@ class LossSettings:
             ValueError: for what `Ratios` and `DistillLoss` refuse.
         """
         ratios = Ratios(hard=self.hard, soft=self.soft)
-        return DistillLoss(ratios, self.criterion, self.delta, self.select)
+        return DistillLoss(ratios, self.criterion, self.delta, self.select, self.l2_to_start)
 
     @property
     def weighted(self) -> Mapping[str, tuple[str, ...]]:
@@ -132,7 +163,7 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """The training; either ``epochs`` or ``steps``, see `FitSettings`."""
+    """The training; either ``epochs`` or ``steps``, and ``patience``, see `FitSettings`."""
 
     learning_rate: float
     batch_size: int
@@ -140,6 +171,7 @@ class OptimSettings:
     steps: int | None = None
     schedule: LearningRateSchedule = "finishing"
     seed: int = 0
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -150,7 +182,7 @@ class OptimSettings:
         """Return the settings of a training on so many structures."""
         others = {
             name: getattr(self, name)
-            for name in ("learning_rate", "batch_size", "schedule", "seed")
+            for name in ("learning_rate", "batch_size", "schedule", "seed", "patience")
         }
         if self.steps is not None:
             return FitSettings.for_steps(self.steps, n_structures, **others)
@@ -162,8 +194,8 @@ class TrainingSettings:
     """All of a YAML.
 
     Args:
-        train: to learn from.
-        validation: that chooses the best epoch.
+        train: to learn from, one source or several.
+        validation: that chooses the best epoch, likewise.
         loss: weights of labels and teacher, and the distance.
         optim: of the training.
         out: folder of the run.
@@ -173,8 +205,8 @@ class TrainingSettings:
         allow: names of errors to overrule, which are then logged as warnings.
     """
 
-    train: DataSettings
-    validation: DataSettings
+    train: DataSettings | tuple[DataSettings, ...]
+    validation: DataSettings | tuple[DataSettings, ...]
     loss: LossSettings
     optim: OptimSettings
     out: str = reader(_read_path)
@@ -196,19 +228,43 @@ class TrainingSettings:
         if Path(self.out).resolve() == Path(self.cache).resolve():
             raise ValueError(f"out: expected another folder than cache, got {self.out!r} for both")
 
-        if self.train == self.validation and "same_validation" not in self.allow:
+        if _blocks(self.train) == _blocks(self.validation) and "same_validation" not in self.allow:
             raise ValueError(
                 "validation: these are the structures of train, whose errors would choose the most "
                 "overfitted epoch; give other structures, or write allow: [same_validation]"
             )
 
         soft = self.loss.weighted["soft"]
-        for part in ("train", "validation"):
-            if soft and getattr(self, part).store is None:
+        for part, sources in self.sources.items():
+            if not sources:
                 raise ValueError(
-                    f"{part}.store: missing; the loss weighs soft {soft[0]}, so name the folder "
+                    f"{part}: every source has the weight 0, or there is none; give structures"
+                )
+            if soft and all(source.store is None for source in sources.values()):
+                (name, *_) = sources
+                raise ValueError(
+                    f"{name}.store: missing; the loss weighs soft {soft[0]}, so name the folder "
                     "of the teacher's targets, or take the weight away"
                 )
+
+    @property
+    def sources(self) -> Mapping[str, Mapping[str, DataSettings]]:
+        """``train`` and ``validation`` to their sources that have a weight, by place in the YAML.
+
+        One block is called as its part, several ``train[0]`` and so on.
+        """
+        found: dict[str, dict[str, DataSettings]] = {}
+        for part, given in (("train", self.train), ("validation", self.validation)):
+            if isinstance(given, DataSettings):
+                found[part] = {part: given} if given.weight else {}
+            else:
+                blocks = {f"{part}[{place}]": block for place, block in enumerate(given)}
+                found[part] = {name: block for name, block in blocks.items() if block.weight}
+        return found
+
+
+def _blocks(given: DataSettings | tuple[DataSettings, ...]) -> tuple[DataSettings, ...]:
+    return (given,) if isinstance(given, DataSettings) else given
 
 
 def read_training(path: str | Path, changes: tuple[str, ...] = ()) -> TrainingSettings:

@@ -30,7 +30,7 @@ from kd_plugins.chgnet.run_folder import (
     read_run_checkpoint,
     write_checkpoint,
 )
-from kd_plugins.chgnet.student import HEAD, freeze_except
+from kd_plugins.chgnet.student import ALL, HEAD, freeze_except
 from kd_plugins.chgnet.validation import check_apart
 from kd_plugins.names import suggestion
 from kd_plugins.numbers import check_number, check_seed, check_whole
@@ -67,6 +67,10 @@ _CHOICES = {
 _UNNAMED = ("momentum", "weight_decay", "scheduler_params")
 
 
+class _NoMoreGain(Exception):
+    """Ends CHGNet's loop where `DistillTrainer` has no patience left; its files are written."""
+
+
 class DistillTrainer(Trainer):
     """CHGNet's Trainer, with a loss against labels (hard targets) and a teacher (soft targets).
 
@@ -86,12 +90,15 @@ class DistillTrainer(Trainer):
         model: the student.
         soft: weights of the teacher's ``energy``, ``forces`` and ``stress``, see `Ratios`.
         hard: weights of the labels, ``magmoms`` among them.
-        trainable: prefixes of the parameters that train.
+        trainable: prefixes of the parameters that train, or ``all``, see `freeze_except`.
         criterion: see `DistillLoss`; ``MAE`` in Taniguchi 2024.
         delta: of Huber's, in CHGNet's units.
         select: see `DistillLoss`.
         schedule: of the learning rate, where it is CHGNet's cosine.
         seed: of the order of structures and all else that is random.
+        l2_to_start: see `DistillLoss`.
+        patience: epochs without a lower validation score after which the training ends early; None
+            for all epochs.
         allow: names of errors to overrule, see `check_student` and `check_apart`.
         host: what CHGNet's Trainer takes besides: ``epochs``, ``learning_rate``, ``optimizer``,
             ``scheduler``, ``print_freq``, ``use_device``, ``wandb_path`` ...
@@ -107,12 +114,14 @@ class DistillTrainer(Trainer):
         *,
         soft: Mapping[str, Any] | None = None,
         hard: Mapping[str, Any] | None = None,
-        trainable: Sequence[str] = HEAD,
+        trainable: Sequence[str] | Literal["all"] = HEAD,
         criterion: Criterion = "MAE",
         delta: float = 0.1,
         select: TargetKind | None = None,
         schedule: LearningRateSchedule = "finishing",
         seed: int = 0,
+        l2_to_start: float = 0.0,
+        patience: int | None = None,
         allow: Sequence[str] = (),
         **host: Any,
     ) -> None:
@@ -121,10 +130,11 @@ class DistillTrainer(Trainer):
         _check_host_arguments(host)
         seed = check_seed("seed", seed)
         cosine_length(schedule, 1, 1)
+        self.patience = check_patience(patience)
         self.allow = checked_allow(allow)
 
         ratios = Ratios(hard=hard or {}, soft=soft or {})
-        loss = DistillLoss(ratios, criterion, delta, select)
+        loss = DistillLoss(ratios, criterion, delta, select, l2_to_start)
         self.trainable = freeze_except(model, trainable)
         check_magmoms(model, ratios)
         if model.composition_model is None:
@@ -136,14 +146,18 @@ class DistillTrainer(Trainer):
 
         self.criterion = loss
         loss.parameters_to_train = [p for p in model.parameters() if p.requires_grad]
+        loss.hold_start(model)
         self.schedule, self.seed = schedule, seed
         self.errors: list[dict[str, float]] = []
+        self.untrained: dict[str, float] = {}
 
         # CHGNet's Trainer.load calls this class again with these.
         self.trainer_args = {
-            **{"soft": ratios.soft, "hard": ratios.hard, "trainable": list(trainable)},
+            **{"soft": ratios.soft, "hard": ratios.hard},
+            "trainable": trainable if trainable == ALL else list(trainable),
             **{"criterion": criterion, "delta": loss.delta, "select": loss.select},
-            **{"schedule": schedule, "seed": seed, **host},
+            **{"schedule": schedule, "seed": seed},
+            **{"l2_to_start": loss.l2_to_start, "patience": patience, **host},
         }
 
         # Of the run that is resumed; None where a checkpoint does not say or the run is new.
@@ -190,6 +204,9 @@ class DistillTrainer(Trainer):
             # Once more: another training may have ended here between the check and the lock.
             self._refuse_other_run(folder)
 
+            if not self.starting_epoch and not self.untrained:
+                # Before the seed is set: a loader draws from torch's generator.
+                self.untrained = self._measure(val_loader)
             self._restore_random_state(len(train_loader))
             if self.best_model is not None:
                 # A kill between the two files leaves last.pth.tar with its best.pth.tar missing.
@@ -198,14 +215,41 @@ class DistillTrainer(Trainer):
             # CHGNet's Trainer would freeze or unfreeze the references by its own argument.
             references = self.model.composition_model
             trains = any(parameter.requires_grad for parameter in references.parameters())
-            super().train(
-                train_loader,
-                val_loader,
-                test_loader,
-                save_dir=str(folder),
-                train_composition_model=trains,
-                **host,
-            )
+            host |= {"save_dir": str(folder), "train_composition_model": trains}
+            try:
+                self._train_as_host(train_loader, val_loader, test_loader, **host)
+            except _NoMoreGain:
+                # What CHGNet does after its last epoch: nothing, or the test.
+                self._train_as_host(train_loader, val_loader, test_loader, **host)
+
+    def _train_as_host(self, *loaders: Any, **host: Any) -> None:
+        """Run CHGNet's loop, without epochs if the training has ended early."""
+        if self.stopped:
+            self.starting_epoch = self.epochs
+        super().train(*loaders, **host)
+
+    @property
+    def stopped(self) -> str:
+        """Why the training ended before its last epoch; empty if it did not."""
+        return describe_stop(self.errors, self.patience)
+
+    def _measure(self, loader: DataLoader) -> dict[str, float]:
+        """Return validation errors of the model as it is now, by the names of `errors`."""
+        self.model.to(self.device).eval()
+        self.criterion.eval()
+
+        # A loader of our own: that of the user may have a generator, whose state must not change.
+        batches = DataLoader(loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
+        for graphs, targets in batches:
+            for graph in graphs:
+                graph.atom_frac_coord.requires_grad = "f" in self.targets
+            prediction = self.model([one.to(self.device) for one in graphs], task=self.targets)
+            held = {name: self.move_to(value, self.device) for name, value in targets.items()}
+            self.criterion(held, prediction)
+
+        found = self.criterion.take_errors()
+        found["score"] = self.criterion.score(found)
+        return {f"val_{name}": value for name, value in found.items()}
 
     def _check_same_run(self, train: DataLoader, validation: DataLoader) -> None:
         """Refuse to resume with other data or batches, as far as the checkpoint names them."""
@@ -290,6 +334,8 @@ class DistillTrainer(Trainer):
         state[OURS] = {
             "step": self.criterion.step,
             "errors": self.errors,
+            "untrained": self.untrained,
+            "start": self.criterion.start,
             "random_state": torch.get_rng_state(),
             "best": self.best_model.state_dict() if self.best_model is not None else None,
             "learned": self._train_fingerprint,
@@ -325,6 +371,9 @@ class DistillTrainer(Trainer):
         self.best_model = best
         if is_best:
             self._save_best(save_dir)
+        if self.stopped and epoch + 1 < self.epochs:
+            # CHGNet's loop has no other end before its last epoch.
+            raise _NoMoreGain
 
     def _save_best(self, folder: str) -> None:
         live, self.model = self.model, self.best_model
@@ -367,6 +416,8 @@ class DistillTrainer(Trainer):
 
     def _restore(self, kept: Mapping[str, Any]) -> None:
         self.criterion.step, self.errors = kept["step"], kept["errors"]
+        # Early versions kept neither.
+        self.untrained, self.criterion.start = kept.get("untrained", {}), kept.get("start", {})
         self._random_state = kept["random_state"]
         self._train_fingerprint = kept.get("learned")
         self._validation_fingerprint = kept.get("validated")
@@ -375,6 +426,35 @@ class DistillTrainer(Trainer):
         if kept["best"] is not None:
             self.best_model = copy.deepcopy(self.model)
             self.best_model.load_state_dict(kept["best"])
+
+
+def check_patience(patience: int | None) -> int | None:
+    """Return how many epochs a training goes on without a gain; None for all."""
+    return patience if patience is None else check_whole("patience", patience, least=1)
+
+
+def describe_stop(errors: Sequence[Mapping[str, float]], patience: int | None) -> str:
+    """Return why a training ends after these epochs; nothing if it goes on.
+
+    Args:
+        errors: of each epoch, with ``val_score``.
+        patience: epochs without a lower score that end it; None for no such end.
+
+    >>> describe_stop([{"val_score": 2.0}, {"val_score": 1.0}, {"val_score": 1.5}], patience=1)
+    'stopped after epoch 3: no lower validation score than that of epoch 2 in 1 epoch (patience)'
+    """
+    scores = [epoch["val_score"] for epoch in errors]
+    if patience is None or not scores:
+        return ""
+
+    best = scores.index(min(scores)) + 1
+    if len(scores) - best < patience:
+        return ""
+    counted = f"{patience} epoch{'s' if patience > 1 else ''}"
+    return (
+        f"stopped after epoch {len(scores)}: no lower validation score than that of epoch {best} "
+        f"in {counted} (patience)"
+    )
 
 
 def cosine_length(schedule: LearningRateSchedule, epochs: int, n_batches: int) -> int:

@@ -1,4 +1,4 @@
-"""Validation data compared with training data: other structures, with the same energy zero."""
+"""Data sets compared with each other: other structures, with the same energy zero."""
 
 from __future__ import annotations
 
@@ -66,19 +66,26 @@ def check_apart(train: DistillData, validation: DistillData, allow: Sequence[str
         raise DataError(refused[0].message)
 
 
-def other_zero(train: Sequence[DoctorInput], validation: Sequence[DoctorInput]) -> list[Finding]:
-    """Return an error if the energies of the validation data have another zero.
+def other_zero(
+    first: Sequence[DoctorInput],
+    second: Sequence[DoctorInput],
+    name: str = "validation data",
+    those: str = "those of the training data",
+) -> list[Finding]:
+    """Return an error if the energies of a second data set have another zero.
 
     Energies are compared with the student's, after the element references have been fitted to the
-    training data. A constant that is large beside the scatter of both data sets is another zero, as
-    of another teacher.
+    first data set. A constant that is large beside the scatter of both data sets is another zero,
+    as of another teacher. Structures with elements that the first does not determine do not count.
 
     Args:
-        train: training structures, with the student's values as labels and targets as teacher.
-        validation: the same of validation structures.
+        first: structures with the student's values as labels and targets as teacher.
+        second: the same of another data set: validation data, or another source of training data.
+        name: of the second, for the message.
+        those: the energies of the first, in words.
     """
-    inputs, targets, student = collect_pairs(train, "energy")
-    others, their_targets, their_student = collect_pairs(validation, "energy")
+    inputs, targets, student = collect_pairs(first, "energy")
+    others, their_targets, their_student = collect_pairs(second, "energy")
     if not inputs or not others:
         return []
 
@@ -97,12 +104,19 @@ def other_zero(train: Sequence[DoctorInput], validation: Sequence[DoctorInput]) 
     if abs(mean) <= max(SHIFT, SCATTER * scatter):
         return []
 
+    is_validation = name.startswith("validation")
+    remedy = "label both with one teacher and one store"
+    if not is_validation:
+        remedy = (
+            "label both with one teacher, or move these to the student's zero: align_targets(model,"
+            " data), align: true in their block of a YAML"
+        )
     text = (
-        f"the energies of the validation data are {mean:+.2f} eV/atom off those of the training "
-        "data (both against the student, element references aside), so they have another zero; "
-        "label both with one teacher and one store"
+        f"the energies of the {name} are {mean:+.2f} eV/atom off {those} (both against the "
+        f"student, element references aside), so they have another zero; {remedy}"
     )
-    return [Finding("validation-zero", "error", "energy", text)]
+    code = "validation-zero" if is_validation else "source-zero"
+    return [Finding(code, "error", "energy", text)]
 
 
 def _find_shared(
