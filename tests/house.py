@@ -61,6 +61,7 @@ ALLOWED_IMPORTS = {
     "kd_plugins/teachers/sevennet.py": TEACHERS | {"sevenn", "dftd3"},
     "kd_plugins/doctor/": DOCTOR,
     "kd_plugins/sampling/": TEACHERS | {"kd_plugins.sampling", "scipy"},
+    "kd_plugins/sampling/descriptors.py": STRUCTURES | {"dscribe"},
     "kd_plugins/fairchem/": ADAPTER
     | {"kd_plugins.fairchem", "kd_plugins.exit_codes", "fairchem", "torch_geometric"},
     "kd_plugins/fairchem/standins/scatter/": {"torch", "torch_scatter"},

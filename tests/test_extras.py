@@ -28,10 +28,11 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
     "project"
 ]
-EXTRAS = ("none", "chgnet", "fairchem", "hippynn", "sevenn", "ray", "report")
+EXTRAS = ("none", "chgnet", "fairchem", "hippynn", "sevenn", "ray", "report", "select")
 ROOMS = {
     **{f"{room}/": room for room in ("chgnet", "fairchem", "hippynn", "report")},
     "teachers/ray_engine.py": "ray",
+    "sampling/descriptors.py": "select",
     "teachers/sevennet.py": "sevenn",
 }
 """The extra that a room of the package has besides the base dependencies."""
@@ -178,6 +179,7 @@ COMMANDS = {
         "kd-plugins label metals.extxyz --teacher emt --store by_ray --engine ray --workers 1",
     ),
     "report": ("kd-plugins report measured -o page.html",),
+    "select": ("kd-plugins select metals.extxyz --count 2 --out chosen.extxyz",),
 }
 ABSENT = {
     "chgnet": ("python -m kd_plugins.chgnet --help", "kd_plugins[chgnet]"),
@@ -186,6 +188,10 @@ ABSENT = {
     "ray": (
         "kd-plugins label metals.extxyz --teacher emt --store y --engine ray",
         "kd_plugins[ray]",
+    ),
+    "select": (
+        "kd-plugins select metals.extxyz --count 2 --out chosen.extxyz",
+        "kd_plugins[select]",
     ),
     "sevenn": ("kd-plugins label metals.extxyz --teacher sevenn --store y", "kd_plugins[sevenn]"),
 }

@@ -18,6 +18,7 @@ DOCTOR = "kd-plugins doctor --labels train.extxyz --store targets"
 EVALUATE = "kd-plugins evaluate --student emt --out out"
 DYNAMICS = f"{EVALUATE} --dynamics cell.extxyz --cutoff 5"
 SAMPLE = "kd-plugins sample crystal.extxyz --out out.extxyz"
+SELECT = "kd-plugins select train.extxyz --out out.extxyz --count 3"
 COMPARE = "kd-plugins compare experiment.yml --out out"
 PAGE = "<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in</body></html>"
 POINTER = (
@@ -348,6 +349,29 @@ SAMPLING = [
     Case("sample_half_made_by_another", f"{SAMPLE} --strain 2", ("another call", "seed"), {"out.extxyz.partial/call.json": '{"seed": 7}'}),
 ]
 
+SELECTING = [
+    Case("select_no_file", SELECT.replace("train", "no"), ("no.extxyz", "no such")),
+    Case("select_no_count", "kd-plugins select train.extxyz --out out.extxyz", ("--count", "required")),
+    Case("select_no_out", "kd-plugins select train.extxyz --count 3", ("--out", "required")),
+    Case("select_none", f"{SELECT} --by random --count 0", ("count", "0")),
+    Case("select_too_many", f"{SELECT} --by random --count 13", ("count", "12", "13")),
+    Case("select_too_many_beside", f"{SELECT} --by random --beside train.extxyz", ("count", "0 structures", "12", "3")),
+    Case("select_unknown_method", f"{SELECT} --by farthest", ("--by", "farthest", "distance")),
+    Case("select_seed_of_distance", f"{SELECT} --seed 1", ("--seed", "random")),
+    Case("select_minus_seed", f"{SELECT} --by random --seed -1", ("seed", "-1")),
+    Case("select_store_of_random", f"{SELECT} --by random --store targets", ("--store", "distance")),
+    Case("select_no_store", f"{SELECT} --store nowhere", ("nowhere", "no target store")),
+    Case("select_no_embeddings", f"{SELECT} --store targets", ("targets", "node_embeddings", "energy", "SOAP")),
+    Case("select_spread_without_store", f"{SELECT} --by spread", ("spread", "--store", "ensemble")),
+    Case("select_no_spread", f"{SELECT} --by spread --store targets", ("targets", "spread", "energy", "ensemble")),
+    Case("select_not_stored", "kd-plugins select test.extxyz --out out.extxyz --count 1 --by spread --store spreads", ("3 of 3", "metal/20", "label"), {"spreads/manifest.json": json.dumps({"teacher": "t", "fingerprint": "f", "dtypes": {"energy": "float64", "energy_std": "float64"}, "format": 1})}),
+    Case("select_one_id_twice", "kd-plugins select test.extxyz --out out.extxyz --count 1 --by random", ("pool", "same", "two"), {"test.extxyz": twice}),
+    Case("select_over_the_pool", "kd-plugins select train.extxyz --out train.extxyz --count 1 --by random", ("train.extxyz", "another name")),
+    Case("select_over_beside", "kd-plugins select train.extxyz --out test.extxyz --count 1 --by random --beside test.extxyz", ("test.extxyz", "another name")),
+    Case("select_another_format", "kd-plugins select train.extxyz --out out.cif --count 1 --by random", ("out.cif", ".extxyz")),
+    Case("select_into_a_folder", "kd-plugins select train.extxyz --out x.extxyz --count 1 --by random", ("x.extxyz", "folder"), {"x.extxyz/a": ""}),
+]
+
 WORDS = [
     Case("no_command", "kd-plugins ", ("COMMAND",)),
     Case("misspelled_command", "kd-plugins lable", ("lable", "label")),
@@ -363,5 +387,6 @@ CASES = [
     *COMPARISONS,
     *REPORTS,
     *SAMPLING,
+    *SELECTING,
     *WORDS,
 ]

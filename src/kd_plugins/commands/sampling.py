@@ -24,7 +24,12 @@ COUNTS = {
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``sample``."""
+    """Add ``sample`` and ``select``."""
+    _add_sample(commands)
+    _add_select(commands)
+
+
+def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "sample",
         help="make structures to label from seed structures",
@@ -64,6 +69,36 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command.add_argument("--seed", type=int, default=0, help="of all random numbers (0)")
     command.add_argument("--device", default="auto", help="see label --help")
     command.set_defaults(run=_sample)
+
+
+def _add_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "select",
+        help="choose structures of a pool to label",
+        description="Choose structures that are far from each other, or on which the teachers of "
+        "an ensemble disagree most. The order of the pool changes nothing.",
+    )
+    command.add_argument("pool", nargs="+", help="structures to choose from")
+    command.add_argument("--count", required=True, type=int, metavar="N")
+    command.add_argument("--out", required=True, type=Path, metavar="CHOSEN.extxyz")
+    command.add_argument(
+        "--by",
+        choices=("distance", "spread", "random"),
+        default="distance",
+        help="distance: farthest points of --store's node embeddings, or of SOAP without a store; "
+        "spread: where the ensemble of --store disagrees most; random",
+    )
+    command.add_argument("--store", metavar="DIR", help="targets of the pool")
+    command.add_argument(
+        "--beside",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="structures that are labelled already, to be far from",
+    )
+    command.add_argument("--seed", type=int, help="of --by random (0)")
+    command.add_argument("--ids", default="auto", help=IDS)
+    command.set_defaults(run=_select)
 
 
 def _sample(arguments: argparse.Namespace) -> int:
@@ -107,3 +142,39 @@ def _print_record(path: Path, record: Mapping[str, Any]) -> None:
     total = sum(rejected.values())
     text = f"; {total} draws were rejected and drawn again ({', '.join(words)})" if words else ""
     print(f"{path} holds {record['structures']} structures{text}")
+
+
+def _select(arguments: argparse.Namespace) -> int:
+    from kd_plugins import TargetStore
+    from kd_plugins.files import whole_file
+    from kd_plugins.sampling.selection import select
+    from kd_plugins.structures import read_structures
+    from kd_plugins.structures.export import check_suffix, to_extxyz
+
+    if arguments.seed is not None and arguments.by != "random":
+        raise ValueError("--seed is for --by random; nothing else is drawn")
+    if arguments.store is not None and arguments.by == "random":
+        raise ValueError("--store is for --by distance and --by spread; leave it out")
+    inputs = [*arguments.pool, *arguments.beside]
+    check_suffix(arguments.out)
+    if arguments.out.exists() and any(arguments.out.samefile(one) for one in inputs):
+        raise ValueError(f"--out: {arguments.out} is one of the files to read; choose another name")
+
+    pool = list(read_structures(arguments.pool, arguments.ids))
+    beside = list(read_structures(arguments.beside, arguments.ids)) if arguments.beside else []
+    store = TargetStore.open(arguments.store) if arguments.store else None
+    chosen = select(pool, arguments.count, arguments.by, store, beside, arguments.seed or 0)
+
+    with whole_file(arguments.out) as file:
+        for one in chosen.structures:
+            file.write(to_extxyz(one.structure_id, one.atoms, one.labels))
+    print(f"{arguments.out} holds {len(chosen.structures)} of {len(pool)} structures")
+    if chosen.covering_radius is not None:
+        print(
+            f"every other structure is within {chosen.covering_radius:.4g} of one of them"
+            f"{' or of --beside' if beside else ''}; the last was {chosen.scores[-1]:.4g} away"
+        )
+    if arguments.by == "spread":
+        first, last = chosen.scores[0], chosen.scores[-1]
+        print(f"{chosen.quantity} from {first:.4g} to {last:.4g}")
+    return 0

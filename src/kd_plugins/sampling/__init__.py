@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from kd_plugins.sampling.rigid_volumes import minimum_volume as minimum_volume
     from kd_plugins.sampling.rigid_volumes import volume_scan as volume_scan
     from kd_plugins.sampling.sampler import sample as sample
+    from kd_plugins.sampling.selection import Selection as Selection
+    from kd_plugins.sampling.selection import farthest_points as farthest_points
+    from kd_plugins.sampling.selection import select as select
     from kd_plugins.sampling.settings import MolecularDynamics as MolecularDynamics
     from kd_plugins.sampling.settings import Rattle as Rattle
     from kd_plugins.sampling.settings import RigidMolecules as RigidMolecules
@@ -45,6 +48,9 @@ _HOMES = {
     "volume_scan": "kd_plugins.sampling.rigid_volumes",
     "write_pool": "kd_plugins.sampling.pool",
     "sample": "kd_plugins.sampling.sampler",
+    "Selection": "kd_plugins.sampling.selection",
+    "farthest_points": "kd_plugins.sampling.selection",
+    "select": "kd_plugins.sampling.selection",
     "MolecularDynamics": "kd_plugins.sampling.settings",
     "Rattle": "kd_plugins.sampling.settings",
     "RigidMolecules": "kd_plugins.sampling.settings",

@@ -27,7 +27,7 @@ from kd_plugins.files import (
 from kd_plugins.numbers import shown
 from kd_plugins.sampling.sampler import Progress, Sampler
 from kd_plugins.sampling.settings import METHODS, Sampling
-from kd_plugins.structures.export import SUFFIXES, to_extxyz
+from kd_plugins.structures.export import check_suffix, to_extxyz
 from kd_plugins.structures.readers import LabelledStructure
 
 STRUCTURES, CALL, PROGRESS = "structures.extxyz", "call.json", "progress.json"
@@ -194,8 +194,7 @@ def _record_path(path: Path) -> Path:
 
 
 def _check_path(path: Path) -> None:
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    check_suffix(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; expected the name of a file to write")
 

@@ -57,8 +57,7 @@ def export_extxyz(store: TargetStore, path: str | Path, ids: Iterable[str] | Non
     check_names("ids", ids)
 
     path = Path(path).expanduser()
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path.name}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    check_suffix(path)
 
     names = [name for name in store.manifest.dtypes if _has_fixed_size(name)]
     left_out = [name for name in store.manifest.dtypes if name not in names]
@@ -79,6 +78,16 @@ def export_extxyz(store: TargetStore, path: str | Path, ids: Iterable[str] | Non
                 if name in names
             }
             file.write(to_extxyz(structure_id, to_atoms(record.structure), values))
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a name by which readers would not choose extended xyz.
+
+    Raises:
+        ValueError: with the endings that there are.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path.name}: expected a name that ends in {' or '.join(SUFFIXES)}")
 
 
 def to_extxyz(structure_id: str, atoms: Atoms, values: Mapping[str, Any]) -> bytes:
