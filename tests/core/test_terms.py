@@ -18,6 +18,7 @@ from kd_plugins.core import (
     Constant,
     Crack,
     CrackTerm,
+    Degrees,
     DistanceTerm,
     DistillationLoss,
     Huber,
@@ -36,7 +37,7 @@ from kd_plugins.core import (
 )
 from kd_plugins.core.schedules import Schedule
 from kd_plugins.core.terms import Term
-from tests.core.draws import normal, shape_of
+from tests.core.draws import normal, orthogonal, shape_of
 from tests.tolerances import REORDERED
 
 N_ATOMS = (3, 1, 0, 4)
@@ -55,6 +56,19 @@ TERMS = {
     "directed": CrackTerm("directed", Crack(edges="directed", anchor="student"), Constant(3.0)),
     "instance": InstanceTerm("instance", Instance(), Constant(0.5)),
 }
+EMBEDDINGS = "equivariant_embeddings"
+PER_DEGREE = {
+    "n2n_each": DistanceTerm("n2n_each", EMBEDDINGS, norm, Constant(2.0), Degrees()),
+    "crack_each": CrackTerm(
+        "crack_each", Crack(), Constant(3.0), EMBEDDINGS, degrees=Degrees(lmax=1)
+    ),
+    "instance_each": InstanceTerm(
+        "instance_each", Instance(), Constant(0.5), EMBEDDINGS, degrees=Degrees()
+    ),
+}
+TERMS |= PER_DEGREE
+ROWS = (slice(0, 1), slice(1, 4))
+"""Of l = 0 and of l = 1, which the embeddings of these tests have."""
 every_term = pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
 
 
@@ -132,12 +146,23 @@ def close(actual: Tensor, expected: Tensor) -> None:
 def by_hand(term: Term, what: LossInputs) -> Tensor:
     """Return the mean of a term without the machinery of terms, unweighted."""
     student, teacher = what.student[term.quantity], what.teacher.values[term.quantity]
+    if term.degrees is not None:
+        return sum(by_hand(replace(term, degrees=None), rows_of(what, rows)) for rows in ROWS)
+    if term.quantity == EMBEDDINGS:
+        student, teacher = student.flatten(1), teacher.flatten(1)
     if isinstance(term, DistanceTerm):
         return (student - teacher).reshape(len(teacher), -1).square().sum(dim=1).sqrt().mean()
     settings = {"anchor": term.relation.anchor}
     if isinstance(term, InstanceTerm):
         return instance_loss(student, teacher, **settings)
     return crack_loss(student, teacher, what.edge_index, edges=term.relation.edges, **settings)
+
+
+def rows_of(what: LossInputs, rows: slice) -> LossInputs:
+    """Return a batch whose equivariant embeddings are some of their rows."""
+    teacher = {**what.teacher.values, EMBEDDINGS: what.teacher.values[EMBEDDINGS][:, rows]}
+    student = {**what.student, EMBEDDINGS: what.student[EMBEDDINGS][:, rows]}
+    return replace(what, student=student, teacher=what.teacher.with_values(teacher))
 
 
 def test_the_total_is_the_weighted_sum() -> None:
@@ -206,7 +231,15 @@ def test_a_term_of_weight_zero_is_reported_if_given(term: Term) -> None:
     loss = DistillationLoss((shown, silent))
     report = loss(what, step=0, terms=loss.terms)
     assert torch.equal(report.total, loss(what, step=0).total)
-    assert report.terms[1] == replace(report.terms[0], name=silent.name, weight=0.0)
+    of_shown, of_silent = (report.terms[places] for places in halves(report))
+    for one, other in zip(of_shown, of_silent, strict=True):
+        assert other == replace(one, name=one.name.replace("shown", silent.name), weight=0.0)
+
+
+def halves(report: LossReport) -> tuple[slice, slice]:
+    """Return the places of two terms' reports, of which each has one or one a degree."""
+    half = len(report.terms) // 2
+    return slice(half), slice(half, None)
 
 
 def test_a_term_of_weight_zero_adds_nothing_even_if_it_is_not_finite() -> None:
@@ -226,14 +259,17 @@ def test_no_terms_are_zero() -> None:
 def test_a_report_holds_name_weight_sum_and_counts(term: Term) -> None:
     """The sum over the items that count, unweighted and without a graph."""
     what = without(sample(), [1])
-    (report,) = evaluate([term], what).terms
-    result = term.evaluate(what)
-    items = result.items
-    mask = torch.ones(len(items), dtype=torch.bool) if result.mask is None else result.mask
-    assert (report.name, report.weight) == (term.name, term.weight(0))
-    assert (report.count, report.masked) == (int(mask.sum()), int((~mask).sum()) + result.left_out)
-    assert not report.total.requires_grad
-    close(report.total, items[mask].sum())
+    results, reports = term.evaluate(what), evaluate([term], what).terms
+    names = [term.name] if term.degrees is None else [f"{term.name}_l0", f"{term.name}_l1"]
+    assert [report.name for report in reports] == names
+    for result, report in zip(results, reports, strict=True):
+        items = result.items
+        mask = torch.ones(len(items), dtype=torch.bool) if result.mask is None else result.mask
+        assert report.weight == term.weight(0)
+        assert report.count == int(mask.sum())
+        assert report.masked == int((~mask).sum()) + result.left_out
+        assert not report.total.requires_grad
+        close(report.total, items[mask].sum())
 
 
 @pytest.mark.parametrize(
@@ -465,6 +501,68 @@ def test_crack_over_all_degrees_is_crack_of_wide_embeddings() -> None:
     assert bool(moved[atoms_of(0)].abs().amax(dim=2).gt(0).all())
 
 
+@pytest.mark.parametrize("name", PER_DEGREE)
+def test_the_first_degree_alone_is_the_term_on_invariant_embeddings(name: str) -> None:
+    """Bit for bit, gradient included."""
+    what, alone = sample(), replace(PER_DEGREE[name], degrees=Degrees(lmax=0))
+    rows = what.student[EMBEDDINGS]
+    teacher = {"node_embeddings": what.teacher.values[EMBEDDINGS][:, 0]}
+    scalars = replace(
+        what,
+        student={"node_embeddings": rows[:, 0]},
+        teacher=what.teacher.with_values(teacher),
+    )
+    invariant = replace(alone, quantity="node_embeddings", degrees=None)
+    found, expected = evaluate([alone], what).total, evaluate([invariant], scalars).total
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad(each, rows)[0] for each in (found, expected)))
+
+
+@pytest.mark.parametrize("name", PER_DEGREE)
+def test_a_rotation_changes_no_degree(name: str) -> None:
+    """Any orthogonal matrix within a degree; one that mixes degrees does change them."""
+    what, term = sample(), PER_DEGREE[name]
+    turn = torch.block_diag(torch.eye(1), orthogonal(3)).double()
+    before, after = (evaluate([term], each).terms for each in (what, turned(what, turn)))
+    for one, other in zip(before, after, strict=True):
+        close(one.total, other.total)
+    mixed = evaluate([term], turned(what, orthogonal(4))).terms
+    assert not torch.isclose(mixed[1].total, before[1].total)
+
+
+def turned(what: LossInputs, turn: Tensor) -> LossInputs:
+    """Return a batch with the rows of the embeddings of all its atoms mixed alike."""
+    values = {EMBEDDINGS: turn @ what.teacher.values[EMBEDDINGS]}
+    student = {EMBEDDINGS: turn @ what.student[EMBEDDINGS]}
+    return replace(what, student=student, teacher=what.teacher.with_values(values))
+
+
+def test_each_degree_is_averaged_over_its_own_relations() -> None:
+    """Two atoms that l = 0 does not tell apart still have a relation of l = 1."""
+    what = sample()
+    values = {name: value.clone() for name, value in what.teacher.values.items()}
+    values[EMBEDDINGS][1, 0] = values[EMBEDDINGS][0, 0]
+    what = replace(what, teacher=replace(what.teacher, values=values))
+    scalar, vector = evaluate([PER_DEGREE["crack_each"]], what).terms
+    assert (scalar.count, scalar.masked) == (16, 2)
+    assert (vector.count, vector.masked) == (18, 0)
+    total = evaluate([PER_DEGREE["crack_each"]], what).total
+    close(total, 3.0 * (scalar.total / 16 + vector.total / 18))
+
+
+def test_a_degree_that_the_embeddings_lack_is_refused() -> None:
+    """With how many rows it takes."""
+    term = replace(PER_DEGREE["n2n_each"], degrees=Degrees(lmax=2))
+    with pytest.raises(ValueError, match=r"expected \(lmax \+ 1\)² >= 9 rows, got 4"):
+        evaluate([term], sample())
+
+
+def test_degrees_of_other_quantities_are_refused() -> None:
+    """Forces are vectors, but no rows (l, m)."""
+    with pytest.raises(ValueError, match="degrees are those of equivariant_embeddings, got forces"):
+        replace(TERMS["forces"], degrees=Degrees())
+
+
 class WaitCounter(TorchDispatchMode):
     """Counts the operations for which the host would wait for a GPU."""
 
@@ -508,9 +606,9 @@ def count_waits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Term, LossInputs],
     return count
 
 
-WAITS = {"crack": 2, "directed": 2, "instance": 1}
+WAITS = {"crack": 2, "directed": 2, "crack_each": 2, "instance": 1, "instance_each": 2}
 """CRACK: are numbers and edges sound, and how many are chosen; which are long enough. Instance: are
-numbers finite. All other terms never wait."""
+numbers finite, of each degree. All other terms never wait."""
 
 
 @every_term

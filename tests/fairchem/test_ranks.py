@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,17 @@ import torch.multiprocessing as mp
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from kd_plugins.core.terms import DistillationLoss
+from kd_plugins.fairchem.unlabelled import note_labelled
 
 BATCHES = ([0, 1], [2, 3, 4])
 """Structures of each rank, uneven on purpose."""
 TERMS = ("crack", "instance", "n2n", "atomic_energies", "energy", "forces")
 LOCAL = ("crack_local", "instance_local")
 """Not as the YAML has them, but with each rank's own negatives only."""
+EACH = ("crack_each", "n2n_each")
+"""Nor these, but of each degree by itself."""
+LABELS = "labels"
+"""Not a term, but fairchem's own loss."""
 ROUNDED = 1e-5
 """Relations are differences of near-parallel embeddings, which the union batch rounds otherwise."""
 
@@ -52,8 +58,9 @@ def gradients(trainer: Any, indices: list[int], rank: int, term: Any) -> tuple[d
         for name, parameter in module.named_parameters()
         if parameter.grad is not None
     }
-    metric = trainer.distiller.take_metrics()[f"kd_{term.name}"]
-    return found, int(metric["numel"])
+    metrics = trainer.distiller.take_metrics()
+    name = f"kd_{term.name}" if term.degrees is None else f"kd_{term.name}_l0"
+    return found, int(metrics[name]["numel"])
 
 
 def all_gradients(trainer: Any, indices: list[int], rank: int) -> dict[str, Any]:
@@ -63,8 +70,28 @@ def all_gradients(trainer: Any, indices: list[int], rank: int) -> dict[str, Any]
         replace(getattr(chosen, name.removesuffix("_local")), negatives="local").term(name)
         for name in LOCAL
     ]
-    terms = (*chosen.loss().terms, *local)
-    return {term.name: gradients(trainer, indices, rank, term) for term in terms}
+    each = [
+        replace(getattr(chosen, name.removesuffix("_each")), features="each").term(name)
+        for name in EACH
+    ]
+    terms = (*chosen.loss().terms, *local, *each)
+    found = {term.name: gradients(trainer, indices, rank, term) for term in terms}
+    return {**found, LABELS: (label_gradients(trainer, indices, rank), 0)}
+
+
+def label_gradients(trainer: Any, indices: list[int], rank: int) -> dict[str, torch.Tensor]:
+    """Return the gradients of fairchem's loss where only the first rank has labels."""
+    structures = [copy.copy(trainer.train_dataset[index]) for index in indices]
+    for index, structure in zip(indices, structures, strict=True):
+        structure.kd_labelled = index in BATCHES[0]
+    batch = note_labelled(trainer.collater(structures))
+    trainer.loss_functions = [
+        (name, {**info, "coefficient": 1.0}) for name, info in trainer.loss_functions
+    ]
+    trainer.model.zero_grad()
+    draw_as_in_the_union(trainer, rank)
+    trainer._label_loss(trainer._forward(batch), batch).backward()
+    return {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
 
 
 def rank_main(rank: int, port: int, settings: dict[str, Any], results: Path) -> None:
@@ -115,11 +142,12 @@ def test_two_ranks_equal_one_process(settings: dict[str, Any], tmp_path: Path) -
     mp.spawn(rank_main, (get_free_port(), both, results), nprocs=2)
     two = torch.load(results, weights_only=True)
     *parts, whole = tiny.run(settings, one_process)
-    references = {name: whole[name][0] for name in TERMS}
+    references = {name: whole[name][0] for name in (*TERMS, *EACH)}
+    references[LABELS] = whole[LABELS][0]
     references |= {name: union(*(part[name] for part in parts)) for name in LOCAL}
     for name, reference in references.items():
         assert two[name][0].keys() == reference.keys()
-        limit = ROUNDED if name in ("crack", "instance") else 1e-6
+        limit = ROUNDED if name in ("crack", "instance", "crack_each") else 1e-6
         assert relative_error(two[name][0], reference) < limit, name
     assert relative_error(references["crack"], references["crack_local"]) > 1e-3
 

@@ -162,6 +162,10 @@ SETTINGS: dict[str, tuple[Change, str]] = {
     "anchor": (term("crack", anchor="techer"), r"anchor: unknown choice .*mean 'teacher'\?"),
     "edges": (term("crack", edges="undirectd"), r"edges: unknown choice .*mean 'undirected'\?"),
     "features": (term("n2n", features="l1"), "n2n.features: unknown choice 'l1'"),
+    "a degree that the models lack": (
+        term("n2n", features="each", lmax=3),
+        "terms.n2n.lmax: expected at most 2, .* the teacher 2.*got 3",
+    ),
     "distance": (term("n2n", distance="square_sum"), "did you mean 'squared_sum'"),
     "huber without delta": (term("energy", distance="huber"), "huber needs its delta"),
     "hessian step": (term("hessian", step=0.0), "step must be > 0 and < 0.5 Å"),

@@ -262,7 +262,7 @@ BAD: dict[str, tuple[Callable[[Settings, Path], Any], str]] = {
     ),
     "no degrees": (
         without("equivariant_embeddings"),
-        "terms.n2n needs equivariant_embeddings, .*or set its features: l0",
+        "terms.instance needs equivariant_embeddings, .*or set its features: l0",
     ),
     "no forces": (without("forces"), "terms.forces needs forces, and the store"),
     "hessian": (

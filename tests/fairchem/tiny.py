@@ -174,7 +174,7 @@ def distill(teacher: Path, terms: dict[str, Any] | None = None, **changes: Any) 
 
 ALL_TERMS = {
     "crack": {"weight": 1.0},
-    "instance": {"weight": 0.5},
+    "instance": {"weight": 0.5, "features": "each", "lmax": 1},
     "n2n": {"weight": 0.1, "features": "all", "distance": "squared_sum"},
     "atomic_energies": {"weight": 0.1, "distance": "squared_sum"},
     "energy": {"weight": 0.1, "distance": "absolute_sum"},

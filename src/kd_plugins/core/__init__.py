@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kd_plugins.core.schedules import Piecewise as Piecewise
     from kd_plugins.core.targets import TeacherTargets as TeacherTargets
     from kd_plugins.core.terms import CrackTerm as CrackTerm
+    from kd_plugins.core.terms import Degrees as Degrees
     from kd_plugins.core.terms import DistanceTerm as DistanceTerm
     from kd_plugins.core.terms import DistillationLoss as DistillationLoss
     from kd_plugins.core.terms import InstanceTerm as InstanceTerm
@@ -69,6 +70,7 @@ _HOMES = {
     "Piecewise": "kd_plugins.core.schedules",
     "TeacherTargets": "kd_plugins.core.targets",
     "CrackTerm": "kd_plugins.core.terms",
+    "Degrees": "kd_plugins.core.terms",
     "DistanceTerm": "kd_plugins.core.terms",
     "DistillationLoss": "kd_plugins.core.terms",
     "InstanceTerm": "kd_plugins.core.terms",

@@ -5,6 +5,7 @@ Source: CRACK (Lim, Choung, Han 2025), section 3.2.1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -192,21 +193,24 @@ def check_edge_index(edge_index: Tensor) -> None:
 
 
 def check_numbers(
-    student: Tensor,
-    teacher: Tensor,
+    sides: Sequence[tuple[Tensor, Tensor]],
     edge_index: Tensor | None = None,
     is_chosen: Tensor | None = None,
 ) -> int:
-    """Check numbers and indices, and return how many edges are chosen.
+    """Check the numbers of students and teachers and indices; return how many edges are chosen.
 
     All of it is one transfer: on a GPU, each would make the host wait for it.
     """
-    answers = [torch.isfinite(side).all() for side in (student, teacher)]
+    first, teacher = sides[0]
+    answers = [
+        torch.stack([torch.isfinite(each).all() for each in embeddings]).all()
+        for embeddings in zip(*sides, strict=True)
+    ]
     if edge_index is not None and is_chosen is not None and edge_index.numel():
         answers += [*edge_index.aminmax(), is_chosen.sum()]
 
     is_student_finite, is_teacher_finite, *of_edges = torch.stack(
-        [answer.to(student.device, torch.long) for answer in answers]
+        [answer.to(first.device, torch.long) for answer in answers]
     ).tolist()
 
     if not is_student_finite:

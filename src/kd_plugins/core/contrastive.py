@@ -12,6 +12,7 @@ averages; `kd_plugins.core.reduction.masked_mean` does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -250,34 +251,74 @@ class Crack:
             perfect: also contrast the teacher with itself, which takes a third of the time of
                 this loss and its gradient on top. The top-1 accuracy costs nothing.
         """
-        check_shapes(student, teacher)
+        sides = [(student, teacher)]
+        return self.compare_each(sides, edge_index, atoms=atoms, perfect=perfect)[0]
+
+    def compare_each(
+        self,
+        sides: Sequence[tuple[Tensor, Tensor]],
+        edge_index: EdgeIndex,
+        *,
+        atoms: Bool[Tensor, " N"] | None = None,
+        perfect: bool = False,
+    ) -> list[ContrastiveResult]:
+        """Return the losses of several embeddings of the same atoms, such as one a degree l.
+
+        Each has relations of its own, and the edges are chosen once.
+
+        Args:
+            sides: student and teacher, (N, D) each, of each kind of embeddings; at least one kind,
+                and the width D may differ between kinds.
+            edge_index: see `compare`.
+            atoms: see `compare`.
+            perfect: see `compare`.
+        """
+        for student, teacher in sides:
+            check_shapes(student, teacher)
         check_edge_index(edge_index)
-        edges, is_chosen = candidates(edge_index, len(teacher), self.edges, atoms)
-        n_chosen = check_numbers(student, teacher, edge_index, is_chosen)
-        student, teacher = to_common_dtype(student, teacher)
+        edges, is_chosen = candidates(edge_index, len(sides[0][1]), self.edges, atoms)
+        n_chosen = check_numbers(sides, edge_index, is_chosen)
+        sides = [to_common_dtype(*both) for both in sides]
 
         # As edges[:, is_chosen], without another wait for the device.
         pairs = edges[:, torch.argsort(~is_chosen, stable=True)[:n_chosen]]
-        relations = Relations(teacher, pairs, self.tolerance)
-        kept = relations.lengths >= self.tolerance
-        places = kept.nonzero().squeeze(1)
-        pairs, relations = pairs.index_select(1, places), relations.select(places)
+        relations = [Relations(teacher, pairs, self.tolerance) for _, teacher in sides]
+        kept = torch.stack([each.lengths >= self.tolerance for each in relations])
 
-        own = slice(0, None)
+        # One wait for the numbers of relations of all embeddings.
+        counts: list[int] = kept.sum(dim=1).tolist()
+        first = torch.argsort(~kept, dim=1, stable=True)
+        results = []
+        for place, (student, _) in enumerate(sides):
+            of_kept = first[place, : counts[place]]
+            result = self._contrast(
+                student, relations[place].select(of_kept), pairs.index_select(1, of_kept), perfect
+            )
+            both = self.edges == "undirected"
+            results.append(replace(result, kept=_both(kept[place]) if both else kept[place]))
+        return results
+
+    def _contrast(
+        self,
+        student: NodeEmbeddings,
+        relations: Relations,
+        pairs: Int[Tensor, "2 E"],
+        perfect: bool,
+    ) -> ContrastiveResult:
+        """Return the losses of the teacher's relations that are kept, along these pairs."""
+        teacher, own = relations.embeddings, slice(0, None)
         if self.negatives == "global":
             student, teacher, pairs, own = _relations_of_ranks(student, teacher, pairs)
             relations = Relations(teacher, pairs, self.tolerance)
 
-        both_directions = self.edges == "undirected"
-        comparison = _compare(
+        return _compare(
             Relations(student, pairs, self.tolerance),
             relations,
             self,
-            both_directions=both_directions,
+            both_directions=self.edges == "undirected",
             own=own,
             perfect=perfect,
         )
-        return replace(comparison, kept=_both(kept) if both_directions else kept)
 
 
 @dataclass(frozen=True)
@@ -313,7 +354,7 @@ class Instance:
     ) -> ContrastiveResult:
         """Return the losses with how good they are; see `Crack.compare`."""
         check_shapes(student, teacher)
-        check_numbers(student, teacher)
+        check_numbers([(student, teacher)])
         student, teacher = to_common_dtype(student, teacher)
 
         own = slice(0, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from kd_plugins.core.reduction import masked_mean
 from kd_plugins.core.schedules import Schedule
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.names import look_up
-from kd_plugins.numbers import shown
+from kd_plugins.numbers import check_whole, shown
 
 # ----------------------------------------------------------------------------------------------
 # What a loss takes
@@ -85,19 +86,59 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class TermResult:
-    """A term's numbers for a batch.
+    """A term's numbers for a batch, or those of one degree l of its embeddings.
 
     Args:
         items: (I,) one number an item.
         mask: (I,) which of them count; all if left out.
         measures: name to a sum over the items that count, for the log; without a graph.
         left_out: how many items there were besides, which have no number.
+        degree: l of the rows that were compared; None where all were.
     """
 
     items: Tensor
     mask: Tensor | None = None
     measures: Mapping[str, Tensor] = field(default_factory=dict)
     left_out: Tensor | int = 0
+    degree: int | None = None
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """Compare the rows (l, m) of each degree l alone; a term is then the sum over the degrees.
+
+    Each degree is averaged over its own items and all have equal weights, as in ARK (Lim et al.
+    2026) on OMat24. Within a degree, norms and inner products are invariant to rotations.
+
+    Args:
+        lmax: highest degree; that of the embeddings if left out.
+
+    Raises:
+        ValueError: if ``lmax`` is no whole number of 0 or more.
+
+    >>> Degrees(lmax=1).rows(9)
+    [slice(0, 1, None), slice(1, 4, None)]
+    """
+
+    lmax: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the degree."""
+        if self.lmax is not None:
+            check_whole("lmax", self.lmax, least=0)
+
+    def rows(self, n_rows: int) -> list[slice]:
+        """Return which of the (lmax + 1)² rows of embeddings belong to each degree.
+
+        Raises:
+            ValueError: if the embeddings lack a degree.
+        """
+        held = math.isqrt(n_rows) - 1
+        lmax = held if self.lmax is None else self.lmax
+        if (held + 1) ** 2 != n_rows or lmax > held:
+            wanted = "(lmax + 1)²" if self.lmax is None else f"(lmax + 1)² >= {(lmax + 1) ** 2}"
+            raise ValueError(f"equivariant_embeddings: expected {wanted} rows, got {n_rows}")
+        return [slice(degree**2, (degree + 1) ** 2) for degree in range(lmax + 1)]
 
 
 @dataclass(frozen=True)
@@ -109,6 +150,7 @@ class DistanceTerm:
         quantity: a row of the table.
         distance: one of `kd_plugins.core.distances`.
         weight: as a function of the step.
+        degrees: compare each degree of ``equivariant_embeddings`` alone.
 
     Raises:
         KeyError: for a quantity that is not in the table.
@@ -119,6 +161,7 @@ class DistanceTerm:
     quantity: str
     distance: Distance
     weight: Schedule
+    degrees: Degrees | None = None
 
     def __post_init__(self) -> None:
         """Check names, distance and weight."""
@@ -129,10 +172,14 @@ class DistanceTerm:
                 f"got {shown(self.distance)}"
             )
 
-    def evaluate(self, inputs: LossInputs) -> TermResult:
+    def evaluate(self, inputs: LossInputs) -> list[TermResult]:
         """Return one number an item; a distance has no other measures."""
-        student, teacher = inputs.pair(self.quantity)
-        return TermResult(self.distance(student, teacher), inputs.mask(self.quantity))
+        compared = _compared(self.degrees, *inputs.pair(self.quantity))
+        mask = inputs.mask(self.quantity)
+        return [
+            TermResult(self.distance(student, teacher), mask, degree=degree)
+            for degree, student, teacher in compared
+        ]
 
 
 @dataclass(frozen=True)
@@ -149,6 +196,7 @@ class CrackTerm:
         quantity: ``node_embeddings``, as in the paper, or ``equivariant_embeddings``, whose
             relations run over all (l, m) and whose lengths are invariant to rotations.
         excess: whether to measure it, for about a third of the term's own cost in training.
+        degrees: form the relations of each degree of ``equivariant_embeddings`` alone.
     """
 
     name: str
@@ -156,26 +204,28 @@ class CrackTerm:
     weight: Schedule
     quantity: str = "node_embeddings"
     excess: bool = False
+    degrees: Degrees | None = None
 
     def __post_init__(self) -> None:
         """Check names and weight."""
         _check_term(self)
 
-    def evaluate(self, inputs: LossInputs) -> TermResult:
+    def evaluate(self, inputs: LossInputs) -> list[TermResult]:
         """Return one number a relation; those that are too short are left out."""
         if inputs.edge_index is None:
             raise ValueError(f"term {self.name!r} needs the edge_index of the batch; got none")
 
-        # Relations over all (l, m) are those of one long vector an atom.
-        student, teacher = (
-            side.flatten(1) if side.ndim > 2 else side for side in inputs.pair(self.quantity)
-        )
+        compared = _compared(self.degrees, *inputs.pair(self.quantity))
+        sides = [(_vectors(student), _vectors(teacher)) for _, student, teacher in compared]
         atoms = None if inputs.is_complete(self.quantity) else inputs.mask(self.quantity)
 
-        comparison = self.relation.compare(
-            student, teacher, inputs.edge_index, atoms=atoms, perfect=self.excess
+        comparisons = self.relation.compare_each(
+            sides, inputs.edge_index, atoms=atoms, perfect=self.excess
         )
-        return _to_result(comparison, left_out=(~comparison.kept).sum())
+        return [
+            _to_result(comparison, left_out=(~comparison.kept).sum(), degree=degree)
+            for (degree, *_), comparison in zip(compared, comparisons, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -186,8 +236,9 @@ class InstanceTerm:
         name: unique among the terms of a loss.
         relation: its settings.
         weight: as a function of the step.
-        quantity: a row of the table, with one vector an atom.
+        quantity: as of `CrackTerm`.
         excess: as of `CrackTerm`.
+        degrees: contrast each degree of ``equivariant_embeddings`` alone.
     """
 
     name: str
@@ -195,12 +246,13 @@ class InstanceTerm:
     weight: Schedule
     quantity: str = "node_embeddings"
     excess: bool = False
+    degrees: Degrees | None = None
 
     def __post_init__(self) -> None:
         """Check names and weight."""
         _check_term(self)
 
-    def evaluate(self, inputs: LossInputs) -> TermResult:
+    def evaluate(self, inputs: LossInputs) -> list[TermResult]:
         """Return one number an atom that has a target."""
         student, teacher = inputs.pair(self.quantity)
         left_out: Tensor | int = 0
@@ -211,7 +263,14 @@ class InstanceTerm:
             student, teacher = student[mask], teacher[mask]
             left_out = (~mask).sum()
 
-        return _to_result(self.relation.compare(student, teacher, perfect=self.excess), left_out)
+        return [
+            _to_result(
+                self.relation.compare(_vectors(ours), _vectors(theirs), perfect=self.excess),
+                left_out=left_out,
+                degree=degree,
+            )
+            for degree, ours, theirs in _compared(self.degrees, student, teacher)
+        ]
 
 
 Term = DistanceTerm | CrackTerm | InstanceTerm
@@ -226,14 +285,35 @@ def _check_term(term: Term) -> None:
             f"term {term.name!r}: weight: expected a schedule such as Constant(1.0), got "
             f"{shown(term.weight)}"
         )
+    if term.degrees is not None and term.quantity != "equivariant_embeddings":
+        raise ValueError(
+            f"term {term.name!r}: degrees are those of equivariant_embeddings, got {term.quantity}"
+        )
 
 
-def _to_result(comparison: ContrastiveResult, left_out: Tensor | int) -> TermResult:
+def _compared(
+    degrees: Degrees | None, student: Tensor, teacher: Tensor
+) -> list[tuple[int | None, Tensor, Tensor]]:
+    """Return degree, student and teacher of each comparison: one of all rows, or one a degree."""
+    if degrees is None:
+        return [(None, student, teacher)]
+    rows = degrees.rows(student.shape[1])
+    return [(degree, student[:, those], teacher[:, those]) for degree, those in enumerate(rows)]
+
+
+def _vectors(embeddings: Tensor) -> Tensor:
+    """Return embeddings of several (l, m) as one long vector an atom, (N, D)."""
+    return embeddings.flatten(1) if embeddings.ndim > 2 else embeddings
+
+
+def _to_result(
+    comparison: ContrastiveResult, *, left_out: Tensor | int, degree: int | None
+) -> TermResult:
     losses = comparison.losses
     measures = {"top1_accuracy": comparison.is_correct.sum()}
     if comparison.perfect_losses is not None:
         measures["excess"] = (losses.detach() - comparison.perfect_losses).sum()
-    return TermResult(losses, None, measures, left_out)
+    return TermResult(losses, None, measures, left_out, degree)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -242,12 +322,12 @@ def _to_result(comparison: ContrastiveResult, left_out: Tensor | int) -> TermRes
 
 @dataclass(frozen=True)
 class TermReport:
-    """What one term was for one batch on this rank.
+    """What one term was for one batch on this rank, or one degree of a term.
 
     Counts stay on the device, so that a training step does not wait for them.
 
     Args:
-        name: of the term.
+        name: of the term; with ``_l0``, ``_l1``, ... where degrees are compared alone.
         weight: that it had at this step.
         total: sum of the items that count, unweighted, detached.
         count: how many count.
@@ -266,7 +346,7 @@ class TermReport:
 
 @dataclass(frozen=True)
 class LossReport:
-    """The total to differentiate, and one report a term."""
+    """The total to differentiate, and one report a term or degree of a term."""
 
     total: Float[Tensor, ""]
     terms: tuple[TermReport, ...]
@@ -307,7 +387,7 @@ class DistillationLoss:
     def __call__(
         self, inputs: LossInputs, *, step: int, terms: tuple[Term, ...] | None = None
     ) -> LossReport:
-        """Return the weighted total and one report a term.
+        """Return the weighted total and one report a term or degree of a term.
 
         Args:
             inputs: the batch.
@@ -319,11 +399,12 @@ class DistillationLoss:
         reports = []
 
         for term in self.active(step) if terms is None else terms:
-            result, weight = term.evaluate(inputs), term.weight(step)
-            # Not 0 * mean, which is NaN where a term that is switched off diverges.
-            if weight != 0:
-                total = total + weight * masked_mean(result.items, result.mask)
-            reports.append(_report(term.name, weight, result))
+            weight = term.weight(step)
+            for result in term.evaluate(inputs):
+                # Not 0 * mean, which is NaN where a term that is switched off diverges.
+                if weight != 0:
+                    total = total + weight * masked_mean(result.items, result.mask)
+                reports.append(_report(term.name, weight, result))
 
         return LossReport(total, tuple(reports))
 
@@ -334,4 +415,5 @@ def _report(name: str, weight: float, result: TermResult) -> TermReport:
         mask = torch.ones_like(items, dtype=torch.bool)
     total = torch.where(mask, items, torch.zeros_like(items)).sum()
     masked = (~mask).sum() + result.left_out
+    name = name if result.degree is None else f"{name}_l{result.degree}"
     return TermReport(name, weight, total, mask.sum(), masked, result.measures)

@@ -71,6 +71,11 @@ class Distiller:
 
         self.is_stored = isinstance(teacher, StoredTargets)
         self.shares_graph = not self.is_stored and teacher.shares_graph_with(student.backbone)
+
+        # Where a store holds l = 0 only, the projection has the student's degrees, so that it
+        # starts with the numbers that it has beside a model.
+        lmax = student.backbone.lmax_list[0]
+        self.lmax = lmax if teacher.lmax is None else min(lmax, teacher.lmax)
         self.projection = self._build_projection()
         self.optimizer: torch.optim.Optimizer | None = None
         self._metrics: Sums = {}
@@ -81,13 +86,11 @@ class Distiller:
         if self.settings.projection == "none" or not compares_embeddings:
             return None
 
-        # One matrix for every degree that both models have. Where a store holds l = 0 only, it has
-        # the student's degrees, so that it starts with the numbers that it has beside a model.
-        lmax = self.student.backbone.lmax_list[0]
+        # One matrix for every degree that both models have.
         projection = Projection(
             student_width=self.student.backbone.sphere_channels,
             teacher_width=self.teacher.width,
-            lmax=lmax if self.teacher.lmax is None else min(lmax, self.teacher.lmax),
+            lmax=self.lmax,
             seed=self.settings.seed,
         ).to(self.device)
         return DistributedDataParallel(projection) if distutils.initialized() else projection
@@ -141,7 +144,7 @@ class Distiller:
         with torch.autocast(self.device.type, enabled=False):
             targets = self._targets(batch)
             labels = {name: batch[name] for name in self.labels if name in batch}
-            self._metrics |= teacher_metrics(targets.values, labels, evaluated)
+            self._metrics |= teacher_metrics(targets, labels, evaluated)
 
             if any(term.quantity == "force_derivatives" for term in terms):
                 values, targets = self._with_derivatives(values, targets, batch, step)
@@ -224,13 +227,18 @@ class Distiller:
     def _measured_embeddings(self) -> tuple[str, ...]:
         """Return the embeddings that can be measured: not those that a store leaves out.
 
-        Nor, between other widths, those whose projection starts at random and no term trains.
+        Nor, between other widths, all degrees where the projection of one of them starts at random
+        and no term trains it.
         """
         held = tuple(name for name in EMBEDDINGS if name in self.teacher.quantities)
         if self.student.backbone.sphere_channels == self.teacher.width:
             return held
-        trained = {term.quantity for term in self.loss.terms}
-        return held if "equivariant_embeddings" in trained else held[:1]
+        trains_all = any(
+            term.quantity == "equivariant_embeddings"
+            and (term.degrees is None or term.degrees.lmax in (None, self.lmax))
+            for term in self.loss.terms
+        )
+        return held if trains_all else held[:1]
 
     def take_metrics(self, **more: Tensor) -> dict[str, Metric]:
         """Return what the last batch adds to the log, once, by one copy from the device.
@@ -344,12 +352,9 @@ def check_pair(
             f"the teacher {widths[1]}; use projection: linear"
         )
 
-    degrees = student.backbone.lmax_list[0], teacher.lmax
-    if "equivariant_embeddings" in quantities and degrees[0] != degrees[1]:
-        raise ConfigError(
-            f"terms.{quantities['equivariant_embeddings']}.features: all needs equal lmax; the "
-            f"student has {degrees[0]}, the teacher {degrees[1]}; use features: l0"
-        )
+    for term in terms:
+        if term.quantity == "equivariant_embeddings":
+            _check_degrees(term, student.backbone.lmax_list[0], teacher.lmax)
 
     for name in ("energy", "forces"):
         if name in quantities and name not in outputs:
@@ -366,6 +371,22 @@ def check_pair(
             f"terms.{quantities['force_derivatives']} cannot be trained with "
             "model.backbone.activation_checkpoint: true: EquiformerV2 keeps the edge rotations of "
             "its latest forward, and recomputed blocks would take those of a displaced structure"
+        )
+
+
+def _check_degrees(term: Term, student_lmax: int, teacher_lmax: int) -> None:
+    lmaxs = f"the student has {student_lmax}, the teacher {teacher_lmax}"
+    if term.degrees is None and student_lmax != teacher_lmax:
+        raise ConfigError(
+            f"terms.{term.name}.features: all needs equal lmax; {lmaxs}; use features: l0, or "
+            "each for the degrees that both have"
+        )
+
+    highest = min(student_lmax, teacher_lmax)
+    if term.degrees is not None and (term.degrees.lmax or 0) > highest:
+        raise ConfigError(
+            f"terms.{term.name}.lmax: expected at most {highest}, the highest degree that both "
+            f"models have ({lmaxs}), got {term.degrees.lmax}"
         )
 
 
@@ -483,8 +504,10 @@ def loss_metrics(report: LossReport) -> Sums:
     for term in report.terms:
         for name, total in term.measures.items():
             metrics[f"kd_{term.name}_{name}"] = (total, term.count)
-        if term.name == "crack":
-            metrics["kd_masked_fraction"] = (term.masked, term.masked + term.count)
+        name, _, degree = term.name.partition("_l")
+        if name == "crack":
+            suffix = f"_l{degree}" if degree else ""
+            metrics[f"kd_masked_fraction{suffix}"] = (term.masked, term.masked + term.count)
     return metrics
 
 
@@ -495,27 +518,27 @@ def schedule_metrics(terms: Collection[Term], step: int) -> Sums:
 
 
 @torch.no_grad()
-def teacher_metrics(
-    targets: Mapping[str, Tensor], labels: Mapping[str, Tensor], free: Tensor
-) -> Sums:
+def teacher_metrics(targets: TeacherTargets, labels: Mapping[str, Tensor], free: Tensor) -> Sums:
     """Return the teacher's absolute errors, in the units of fairchem's own metrics.
 
     Args:
         targets: the teacher's energies (B,) in eV and forces (N, 3) in eV/Å.
-        labels: of the same shapes and units.
+        labels: of the same shapes and units; NaN where there is none.
         free: (N,) atoms whose forces count.
     """
     metrics: Sums = {}
     for name in ("energy", "forces"):
-        if name not in targets or name not in labels:
+        if name not in targets.values or name not in labels:
             continue
         # Total energies of -1000 eV leave float32 with errors of their own.
-        error = (targets[name].double() - labels[name].double().view_as(targets[name])).abs()
-        count: Tensor | float = float(error.numel())
+        target = targets.values[name].double()
+        error = (target - labels[name].double().view_as(target)).abs()
+
+        counts = ~error.isnan() & targets.mask(name).view(-1, *[1] * (error.ndim - 1))
         if name == "forces":
-            # Multiplied, not indexed: the number of chosen rows would have to come to the host.
-            error, count = error * free[:, None], 3 * free.sum()
-        metrics[f"teacher_{name}_mae"] = (error.sum(), count)
+            counts = counts & free[:, None]
+        # Masked, not indexed: the number of chosen rows would have to come to the host.
+        metrics[f"teacher_{name}_mae"] = (error.masked_fill(~counts, 0.0).sum(), counts.sum())
     return metrics
 
 
@@ -536,7 +559,9 @@ def embedding_metrics(inputs: LossInputs, quantities: Collection[str]) -> Sums:
 
         for measure, function in (("mae", absolute_mean), ("cosine", cosine_similarity)):
             items = function(student.detach(), teacher)
-            metrics[f"embedding_{measure}{suffix}"] = (items.sum(), float(len(items)))
+            has_target = inputs.teacher.mask(name)
+            total = items.masked_fill(~has_target, 0.0).sum()
+            metrics[f"embedding_{measure}{suffix}"] = (total, has_target.sum())
     return metrics
 
 

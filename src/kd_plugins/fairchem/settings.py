@@ -14,13 +14,22 @@ from kd_plugins.config import ConfigError, distance, read_config, reader, weight
 from kd_plugins.core.contrastive import Crack, Instance
 from kd_plugins.core.distances import Distance
 from kd_plugins.core.schedules import Schedule
-from kd_plugins.core.terms import CrackTerm, DistanceTerm, DistillationLoss, InstanceTerm, Term
+from kd_plugins.core.terms import (
+    CrackTerm,
+    Degrees,
+    DistanceTerm,
+    DistillationLoss,
+    InstanceTerm,
+    Term,
+)
 from kd_plugins.doctor.examine import check_allow
-from kd_plugins.numbers import check_number, check_seed, check_whole
+from kd_plugins.numbers import check_number, check_seed, check_whole, shown
 
 _WHOLE = {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "max_epochs": 0}
 """Whole numbers of ``optim``, with the least that each may be."""
 _REQUIRED = ("num_workers", "max_epochs", "lr_initial")
+Features = Literal["all", "each", "l0"]
+"""Which degrees l of the embeddings a term compares, see `CrackSettings`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,9 @@ class CrackSettings:
     See `kd_plugins.core.Crack` for the settings that are not described here.
 
     Args:
-        features: relations over l = 0, as in the paper, or over all degrees l.
+        features: relations over l = 0, as in the paper, over all degrees l at once, or over each
+            degree by itself, whose losses are added up (ARK, Lim et al. 2026).
+        lmax: highest degree for ``features: each``; all that both models have if left out.
         excess: also log how far the loss is above that of a student that is its teacher.
         negatives: relations of each rank's own batch, or ``global``: of all ranks' batches, at the
             price of sending all their embeddings and of as many times the time as there are ranks.
@@ -74,7 +85,8 @@ class CrackSettings:
     anchor: Literal["teacher", "student"] = "teacher"
     edges: Literal["undirected", "directed"] = "undirected"
     tolerance: float = 1e-3
-    features: Literal["all", "l0"] = "l0"
+    features: Features = "l0"
+    lmax: int | None = None
     excess: bool = False
     negatives: Literal["local", "global"] = "local"
 
@@ -85,17 +97,20 @@ class CrackSettings:
     def term(self, name: str) -> Term:
         """Return the term of the loss."""
         settings = self.temperature, self.anchor, self.edges, self.tolerance, self.negatives
-        relation = Crack(*settings)
-        return CrackTerm(name, relation, self.weight, _quantity(self.features), self.excess)
+        relation, quantity = Crack(*settings), _quantity(self.features)
+        degrees = _degrees(self.features, self.lmax)
+        return CrackTerm(name, relation, self.weight, quantity, self.excess, degrees)
 
 
 @dataclass(frozen=True)
 class InstanceSettings:
-    """Instance-level InfoNCE over atoms; see `kd_plugins.core.Instance`."""
+    """Instance-level InfoNCE over atoms; see `kd_plugins.core.Instance` and `CrackSettings`."""
 
     weight: Schedule = reader(weight)
     temperature: float = 0.15
     anchor: Literal["teacher", "student"] = "teacher"
+    features: Features = "l0"
+    lmax: int | None = None
     negatives: Literal["local", "global"] = "local"
 
     def __post_init__(self) -> None:
@@ -105,24 +120,43 @@ class InstanceSettings:
     def term(self, name: str) -> Term:
         """Return the term of the loss."""
         relation = Instance(self.temperature, self.anchor, self.negatives)
-        return InstanceTerm(name, relation, self.weight)
+        degrees = _degrees(self.features, self.lmax)
+        return InstanceTerm(name, relation, self.weight, _quantity(self.features), degrees=degrees)
 
 
 @dataclass(frozen=True)
 class NodeToNodeSettings:
-    """Matching node embeddings atom by atom, on all degrees l or on l = 0 only."""
+    """Matching node embeddings atom by atom; see `CrackSettings` for ``features`` and ``lmax``."""
 
-    features: Literal["all", "l0"]
+    features: Features
     weight: Schedule = reader(weight)
     distance: Distance = reader(distance)
+    lmax: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings now, by building the term."""
+        self.term("n2n")
 
     def term(self, name: str) -> Term:
         """Return the term of the loss."""
-        return DistanceTerm(name, _quantity(self.features), self.distance, self.weight)
+        quantity, degrees = _quantity(self.features), _degrees(self.features, self.lmax)
+        return DistanceTerm(name, quantity, self.distance, self.weight, degrees)
 
 
-def _quantity(features: str) -> str:
-    return "equivariant_embeddings" if features == "all" else "node_embeddings"
+def _quantity(features: Features) -> str:
+    return "node_embeddings" if features == "l0" else "equivariant_embeddings"
+
+
+def _degrees(features: Features, lmax: int | None) -> Degrees | None:
+    """Return the degrees to compare by themselves, for ``features: each`` only."""
+    if features == "each":
+        return Degrees(lmax)
+    if lmax is not None:
+        raise ValueError(
+            f"lmax: {shown(lmax)} goes with features: each, and features is {features}; "
+            "leave lmax out"
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -230,6 +264,8 @@ class DistillSettings:
         preflight: how many structures have their labels checked before training starts.
         allow: names of the doctor's errors about the teacher that do not stop the run, such as
             ``energy_unit``; each is logged.
+        align: subtract from the teacher's energies their offset to the labels, fitted per element
+            on the first ``preflight`` training structures that have both; it is logged.
     """
 
     student: StudentSettings
@@ -240,6 +276,7 @@ class DistillSettings:
     seed: int = 0
     preflight: int = 1000
     allow: tuple[str, ...] = reader(check_allow, default=())
+    align: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a check of no structures, and a loss or a start without a teacher."""

@@ -1,0 +1,110 @@
+"""``features: each``: relations and distances of each degree l by itself, added up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_plugins.core import Degrees, crack_loss, squared_mean
+from kd_plugins.fairchem.loss import compared_embeddings
+from tests.fairchem import tiny
+from tests.fairchem.test_laws import EQV2, equal, first_batch, losses, student_equal_to_teacher
+from tests.fairchem.test_stored_targets import losses_of_first_batch, stored
+
+Settings = dict[str, Any]
+LMAX = 2
+"""Of the tiny models."""
+WEIGHTS = {"crack": 3.0, "n2n": 0.5}
+
+
+def terms(**settings: Any) -> dict[str, Any]:
+    """Return both terms with these settings."""
+    return {
+        "crack": {"weight": WEIGHTS["crack"], **settings},
+        "n2n": {"weight": WEIGHTS["n2n"], "distance": "squared_mean", **settings},
+    }
+
+
+def set_up(settings: Settings) -> Settings:
+    """Return a run that trains nothing, with other widths, so that the projection acts."""
+    settings["optim"]["max_epochs"] = 0
+    settings["model"] = tiny.model(sphere_channels=4)
+    return settings
+
+
+def compared(trainer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the edges of a batch, the projected student's embeddings and the teacher's."""
+    trainer.model.train()
+    batch = first_batch(trainer)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        trainer._forward(batch)
+        distiller = trainer.distiller
+        teacher = distiller.teacher(batch).values["equivariant_embeddings"]
+        student = compared_embeddings(distiller.student.embeddings, teacher, distiller.projection)
+    return distiller.student.graph.edge_index, student, teacher
+
+
+@pytest.mark.parametrize(("student_lmax", "lmax"), [(2, None), (2, 1), (1, None)])
+def test_the_terms_are_the_plain_equations_of_each_degree(
+    make_config: Callable[..., Settings], labelled: Path, student_lmax: int, lmax: int | None
+) -> None:
+    """Of all degrees that both have, or of the first ones; with the targets of a store."""
+    chosen = {"features": "each"} if lmax is None else {"features": "each", "lmax": lmax}
+    settings = set_up(make_config(trainer=EQV2, task=stored(labelled, terms(**chosen))))
+    settings["model"]["backbone"]["lmax_list"] = [student_lmax]
+
+    def both(trainer: Any) -> Any:
+        loss, metrics, _ = losses_of_first_batch(trainer)
+        return loss - float(trainer._task_loss), metrics, compared(trainer)
+
+    distillation, metrics, (edges, student, teacher) = tiny.run(settings, both)
+    expected = {}
+    for degree, rows in enumerate(Degrees(lmax).rows(student.shape[1])):
+        sides = student[:, rows].flatten(1), teacher[:, rows].flatten(1)
+        expected[f"kd_crack_l{degree}"] = float(crack_loss(*sides, edges))
+        expected[f"kd_n2n_l{degree}"] = float(squared_mean(*sides).mean())
+
+    n_degrees = 1 + (student_lmax if lmax is None else lmax)
+    assert len(expected) == 2 * n_degrees
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert {f"kd_masked_fraction_l{degree}" for degree in range(n_degrees)} <= set(metrics)
+    assert not {"kd_crack", "kd_n2n", f"kd_crack_l{n_degrees}"} & set(metrics)
+
+    total = sum(WEIGHTS[name.split("_")[1]] * value for name, value in expected.items())
+    assert distillation == pytest.approx(total, rel=1e-4)
+
+
+def test_the_first_degree_alone_trains_as_l0(
+    make_config: Callable[..., Settings], labelled: Path
+) -> None:
+    """Bit for bit, the projection included."""
+    settings = make_config(trainer=EQV2, model=tiny.model(sphere_channels=4))
+    trained = []
+    for features in ({"features": "l0"}, {"features": "each", "lmax": 0}):
+        settings.update(task=stored(labelled, terms(**features)), timestamp_id=features["features"])
+        trained.append(
+            tiny.run(
+                settings,
+                lambda trainer: (
+                    tiny.parameters(trainer),
+                    dict(trainer.distiller.projection.state_dict()),
+                ),
+            )
+        )
+    assert all(equal(*both) for both in zip(*trained, strict=True))
+
+
+def test_a_student_equal_to_its_teacher_has_no_distance(make_config, teacher: Path) -> None:
+    """Of no degree, and CRACK no excess."""
+    chosen = terms(features="each")
+    chosen["crack"]["excess"] = True
+    found = tiny.run(student_equal_to_teacher(make_config, teacher, terms=chosen), losses)
+    for degree in range(LMAX + 1):
+        assert found[f"kd_n2n_l{degree}"] < 1e-6
+        assert abs(found[f"kd_crack_l{degree}_excess"]) < 1e-3
