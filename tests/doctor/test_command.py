@@ -14,6 +14,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from kd_plugins import cli
 from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.store import TargetStore
+from kd_plugins.structures import LabelledStructure
+from kd_plugins.teachers import CalculatorTeacher, label
 
 DOCTOR = "doctor --labels labels.extxyz --store targets"
 
@@ -98,3 +100,68 @@ def test_an_unknown_name_in_allow_is_refused(
     assert (code, out) == (2, "")
     assert err.endswith("did you mean 'forces_sign'?\n")
     assert err.count("\n") == 1
+
+
+def test_the_end_says_how_good_the_teacher_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With advice, which is no error."""
+    code, out, _ = run(capsys, DOCTOR)
+    assert code == 0
+    assert " (0.0 %, R² 1.000, slope 1.000 ± 0.000, 16 structures)" in out
+    assert "teacher: " not in out
+
+    soft = crystals(16)
+    for atoms in soft:
+        results = dict(atoms.calc.results)
+        atoms.calc = SinglePointCalculator(atoms, **{k: 1.4 * v for k, v in results.items()})
+    ase.io.write("labels.extxyz", soft)
+    code, out, _ = run(capsys, DOCTOR)
+    assert code == 0
+    assert "slope 0.714" in out
+    assert "advice: a soft teacher: its forces are 0.71 times the labels" in out
+
+
+def test_receptive_fields_decide_on_atomic_energies(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The store has the teacher's, the options the student's."""
+    near = EMT()
+    near.receptive_field = 24.0
+    structures = ase.io.read("labels.extxyz", ":")
+    label(
+        [LabelledStructure(f"labels:{i}", atoms) for i, atoms in enumerate(structures)],
+        CalculatorTeacher(near),
+        "parts",
+        ["energy", "atomic_energies"],
+        progress=False,
+    )
+    doctor = DOCTOR.replace("targets", "parts")
+    code, out, _ = run(capsys, doctor)
+    assert code == 0
+    assert "advice: atomic energies: the teacher's depend on atoms up to 24 Å away" in out
+
+    _, out, _ = run(capsys, f"{doctor} --student-cutoff 5.5 --student-layers 1")
+    assert "it cannot represent them" in " ".join(out.split())
+    _, out, _ = run(capsys, f"{doctor} --student-cutoff 6 --student-layers 4")
+    assert "w_A 1 at most" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--student-cutoff 5.5", "--student-cutoff and --student-layers together"),
+        ("--student-cutoff 0 --student-layers 1", "--student-cutoff: expected a number above 0 Å"),
+        ("--student-cutoff nan --student-layers 1", "--student-cutoff: expected a number"),
+        ("--student-cutoff 5 --student-layers 0", "--student-layers: expected a whole number"),
+        ("--student emt", "--student emt: how far it reaches is not known"),
+        ("--student emt --student-layers 1", "not both"),
+        ("--student nobody", "unknown teacher 'nobody'"),
+    ],
+)
+def test_a_student_without_a_receptive_field_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    code, _, error = run(capsys, f"{DOCTOR} {options}")
+    assert code == 2
+    assert message in error

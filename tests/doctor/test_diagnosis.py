@@ -69,7 +69,7 @@ def test_nothing_is_found_in_a_sound_store(
     assert diagnosis.findings == ()
     assert diagnosis.exit_code == 0
     assert (diagnosis.n_labels, diagnosis.n_targets, diagnosis.n_compared) == (n, n, n)
-    assert format_diagnosis(diagnosis).endswith("nothing found\n")
+    assert "\nnothing found\n\nwill it help? " in format_diagnosis(diagnosis)
 
 
 def test_a_wrong_unit_in_a_store_is_an_error(

@@ -82,3 +82,17 @@ def test_a_device_in_a_fingerprint_of_0_1_0_does_not_count(old: str, new: str) -
     check_same_teacher(made, wanted, Path("store"))
     with pytest.raises(StoreError, match="another fingerprint"):
         check_same_teacher(made, Manifest("B", "a.C()", {"energy": "float64"}), Path("store"))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_receptive_field_is_kept_where_it_is_known() -> None:
+    """And is not in the file where it is not, so that earlier versions read it."""
+    known = replace(MANIFEST, receptive_field=24.0)
+    assert Manifest.from_json(known.to_json(), "store") == known
+    assert Manifest.faults(known.to_json().encode()) == []
+    assert "receptive_field" not in MANIFEST.to_json()
+    check_same_teacher(MANIFEST, known, Path("store"))
+
+    for wrong in (-1.0, float("nan"), "24", True):
+        with pytest.raises(ValueError, match="receptive_field: expected a number above 0 Å"):
+            replace(MANIFEST, receptive_field=wrong)

@@ -23,11 +23,13 @@ from torch import nn
 from kd_plugins.core.quantities import QUANTITIES
 from kd_plugins.teachers.calculator import (
     CalculatorTeacher,
+    as_teacher,
     check_quantities,
     count_weights,
     describe,
     weights_hash,
 )
+from kd_plugins.teachers.ensemble import Ensemble
 from kd_plugins.teachers.teacher import TeacherError
 from tests.house import ROOT
 
@@ -367,3 +369,12 @@ def test_count_of_weights_without_repeats_and_tables() -> None:
     model.register_parameter("elements", nn.Parameter(torch.arange(5), requires_grad=False))
     assert count_weights(Neural("attribute", model)) == 12
     assert count_weights(EMT()) == 0
+
+
+def test_the_receptive_field_of_several_is_the_largest_if_all_are_known() -> None:
+    short, long, unknown = EMT(), EMT(), EMT()
+    short.receptive_field, long.receptive_field = 5.0, 24.0
+    assert CalculatorTeacher(SumCalculator([short, long])).receptive_field == 24.0
+    assert CalculatorTeacher(SumCalculator([short, unknown])).receptive_field is None
+    assert Ensemble([as_teacher(short), as_teacher(long)]).receptive_field == 24.0
+    assert Ensemble([as_teacher(short), as_teacher(unknown)]).receptive_field is None

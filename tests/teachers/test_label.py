@@ -317,3 +317,11 @@ def test_manifest_names_teacher_versions_units_and_dtypes(tmp_path: Path) -> Non
     assert {"ase", "torch", "numpy"} <= set(content["versions"])
     assert content["units"] == {"energy": "eV", "forces": "eV/Å"}
     assert content["dtypes"] == {"energy": "float64", "forces": "float16"}
+    assert "receptive_field" not in content
+
+
+def test_manifest_has_the_receptive_field_of_a_teacher_that_has_one(tmp_path: Path) -> None:
+    near = EMT()
+    near.receptive_field = 5.5
+    label(fixtures.copper_cells(1), CalculatorTeacher(near), tmp_path, progress=False)
+    assert TargetStore.open(tmp_path).manifest.receptive_field == 5.5

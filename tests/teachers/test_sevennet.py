@@ -103,6 +103,7 @@ def test_atomic_energies_sum_to_the_energy(teachers: dict[str, Teacher], salt: A
     )
     assert found["energy_per_atom"] * len(salt) == pytest.approx(float(found["energy"]))
     assert np.ptp(found["atomic_energies"]) > 0.1
+    assert teachers["sevenn"].receptive_field == 25.0
 
 
 def test_quantities_turn_with_the_structure_and_follow_its_atoms(

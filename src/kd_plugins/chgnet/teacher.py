@@ -112,6 +112,11 @@ class EmbeddingCalculator(CHGNetCalculator):
             **{name: values[name] for name in ("forces", "stress", "magmoms", "node_embeddings")},
         }
 
+    @property
+    def receptive_field(self) -> float:
+        """Å: the cutoff of its graphs times its convolutions."""
+        return self.model.n_conv * float(self.model.graph_converter.atom_graph_cutoff)
+
     def as_teacher(self) -> CHGNetTeacher:
         """Return the teacher that predicts in batches with this calculator."""
         return CHGNetTeacher(self)

@@ -186,6 +186,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         arguments.limit,
         arguments.seed,
         allow=arguments.allow,
+        student_receptive_field=_student_receptive_field(arguments),
     )
     print(format_diagnosis(diagnosis), end="")
     if arguments.fix is None:
@@ -196,6 +197,34 @@ def _doctor(arguments: argparse.Namespace) -> int:
     print(f"{arguments.fix} holds the same targets with the labels' energy zero")
     print(format_added_offsets(aligned.manifest))
     return diagnosis.exit_code
+
+
+def _student_receptive_field(arguments: argparse.Namespace) -> float | None:
+    """Return how far the student reaches, in Å, as the options give it; None without them."""
+    from kd_plugins.numbers import check_number, check_whole
+
+    cutoff, layers = arguments.student_cutoff, arguments.student_layers
+    if arguments.student is None and cutoff is None and layers is None:
+        return None
+    if arguments.student is None:
+        if cutoff is None or layers is None:
+            raise ValueError("give --student-cutoff and --student-layers together, or --student")
+        check_whole("--student-layers", layers, least=1)
+        return check_number("--student-cutoff", cutoff, above=0, unit="Å") * layers
+
+    from kd_plugins.teachers import load_teacher
+    from kd_plugins.teachers.registry import parse_teachers
+
+    if cutoff is not None or layers is not None:
+        raise ValueError("give --student, or --student-cutoff and --student-layers, not both")
+    student = load_teacher(parse_teachers(arguments.student))
+    found = getattr(student, "receptive_field", None)
+    if found is None:
+        raise ValueError(
+            f"--student {' '.join(arguments.student)}: how far it reaches is not known; give "
+            "--student-cutoff and --student-layers instead"
+        )
+    return found
 
 
 def _teacher_to_load(words: Sequence[str] | None, stored_name: str) -> str | None:
@@ -337,6 +366,18 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         default=(),
         metavar="NAME",
         help="errors to overrule, such as energy_unit: they become warnings",
+    )
+    command.add_argument(
+        "--student",
+        nargs="+",
+        metavar=("NAME", "KEY=VALUE"),
+        help="who will learn, such as hippynn folder=run: for advice on atomic energies",
+    )
+    command.add_argument(
+        "--student-cutoff", type=float, metavar="Å", help="of a student that is not made yet"
+    )
+    command.add_argument(
+        "--student-layers", type=int, metavar="N", help="of it that pass messages between atoms"
     )
     command.add_argument("--fix", metavar="DIR", help="write a store with the labels' energy zero")
     command.add_argument("--limit", type=int, default=2000, help="structures to examine")

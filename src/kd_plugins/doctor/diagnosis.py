@@ -8,13 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from kd_plugins.doctor.agreement import (
+    Deviation,
+    advise,
+    advise_on_atomic_energies,
+    measure_deviations,
+)
 from kd_plugins.doctor.data_faults import isolated_atoms
 from kd_plugins.doctor.differences import difference_faults
 from kd_plugins.doctor.energy_faults import EnergyPairs
 from kd_plugins.doctor.examine import check_allow, examine, split_allowed
 from kd_plugins.doctor.inputs import NAMED, DoctorInput, Finding, Severity, collect_pairs
 from kd_plugins.doctor.references import References
-from kd_plugins.numbers import check_seed, check_whole
+from kd_plugins.numbers import check_number, check_seed, check_whole
 from kd_plugins.store import StoreError
 from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
@@ -59,6 +65,8 @@ class Diagnosis:
         summaries: one a quantity.
         references: energy offsets, teacher minus label, for `kd_plugins.doctor.align.align`; None
             where no structure has both energies.
+        deviations: of teacher and labels, beside how much the labels vary.
+        advice: whether this teacher will help, in words; it changes no exit code.
     """
 
     findings: tuple[Finding, ...]
@@ -67,6 +75,8 @@ class Diagnosis:
     n_compared: int
     summaries: tuple[QuantitySummary, ...] = ()
     references: References | None = None
+    deviations: tuple[Deviation, ...] = ()
+    advice: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -94,6 +104,7 @@ def diagnose(
     seed: int = 0,
     *,
     allow: Sequence[str] = (),
+    student_receptive_field: float | None = None,
     progress: bool = True,
 ) -> Diagnosis:
     """Examine a store beside the labels of its structures.
@@ -109,11 +120,13 @@ def diagnose(
         limit: number of structures to examine.
         seed: of the sample.
         allow: names of errors, such as ``energy_unit``, that are to be warnings.
+        student_receptive_field: of the student that will learn, in Å: its cutoff times its layers;
+            for advice on atomic energies.
         progress: show a bar.
 
     Raises:
-        ValueError: for a limit below one, what is no seed, a name that no error has, or a store
-            without targets.
+        ValueError: for a limit below one, what is no seed, a name that no error has, a receptive
+            field that is not above 0, or a store without targets.
         StoreError: if the store as a whole cannot be read.
     """
     allow = check_allow(allow)
@@ -125,6 +138,8 @@ def diagnose(
         raise ValueError(f"{store.folder} holds no targets to examine; label structures first")
     check_whole("limit", limit, least=1)
     check_seed("seed", seed)
+    if student_receptive_field is not None:
+        check_number("student_receptive_field", student_receptive_field, above=0, unit="Å")
 
     matching = Matching(store, limit, seed)
     for structure in tqdm(labels, desc="reading labels", unit="", disable=not progress):
@@ -139,6 +154,14 @@ def diagnose(
     refused, overruled = split_allowed(found, allow)
     warnings = [finding for finding in found if finding.severity == "warning"]
     energies = EnergyPairs.collect(sample)
+    deviations = measure_deviations(sample)
+
+    # Of values in a wrong unit or order, nothing follows for the teacher.
+    advice = [] if refused else list(advise(deviations))
+    if "atomic_energies" in store.manifest.dtypes:
+        reach = getattr(teacher, "receptive_field", None) or store.manifest.receptive_field
+        advice.append(advise_on_atomic_energies(reach, student_receptive_field))
+
     return Diagnosis(
         findings=(*refused, *overruled, *warnings),
         n_labels=matching.n_labels,
@@ -146,6 +169,8 @@ def diagnose(
         n_compared=len(sample),
         summaries=tuple(_summarize(sample)),
         references=energies.references if energies.inputs else None,
+        deviations=deviations,
+        advice=tuple(advice),
     )
 
 

@@ -17,7 +17,7 @@ WIDTH = 100  # columns
 
 
 def format_diagnosis(diagnosis: Diagnosis) -> str:
-    """Return a table, the findings and a last line, at most 100 columns wide."""
+    """Return a table, the findings and what decides, at most 100 columns wide."""
     return "\n".join(_lines(diagnosis)) + "\n"
 
 
@@ -52,6 +52,19 @@ def _lines(diagnosis: Diagnosis) -> Iterator[str]:
 
     yield ""
     yield _last_line(diagnosis)
+    yield from _worth(diagnosis)
+
+
+def _worth(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield how good the teacher is beside the labels, and the advice that follows."""
+    if diagnosis.deviations:
+        yield ""
+        yield "will it help? how far the teacher is from the labels, of how much the labels vary:"
+        yield from (f"    {deviation.text}" for deviation in diagnosis.deviations)
+
+    for text in diagnosis.advice:
+        yield ""
+        yield fill(f"advice: {text}", width=WIDTH, subsequent_indent="    ")
 
 
 def _row(row: QuantitySummary) -> str:

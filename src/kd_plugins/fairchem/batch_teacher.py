@@ -48,6 +48,7 @@ class EqV2Teacher:
         self.device = str(device)
         self.name = "eqv2"
         self.fingerprint = f"EquiformerV2 {model.fingerprint}"
+        self.receptive_field = float(model.backbone.cutoff * model.backbone.num_layers)
         self._to_graph = AtomsToGraphs(r_edges=False, r_pbc=True)
 
         # Structures come without edges, whatever the checkpoint's data set had.

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from ase import Atoms, units
 from hippynn.graphs import find_relatives
-from hippynn.graphs.nodes.tags import Energies
+from hippynn.graphs.nodes.base.node_functions import NodeNotFound
+from hippynn.graphs.nodes.tags import Energies, Network
 from hippynn.interfaces.ase_interface import HippynnCalculator
 
 from kd_plugins.hippynn.folder import load_model
@@ -34,11 +35,13 @@ class ElementsCalculator(HippynnCalculator):
 
     Attributes:
         make_batches: makes the teacher that predicts in batches; None where there is none.
+        receptive_field: Å, the cutoff times the interaction layers; None if they are not known.
     """
 
     # A function, not the teacher itself: the fingerprint hashes all weights that a calculator
     # holds, and those of a second copy of the model would change it.
     make_batches: Callable[[], HippynnTeacher] | None = None
+    receptive_field: float | None = None
 
     def calculate(self, atoms: Atoms | None = None, *args: Any, **kwargs: Any) -> None:
         """Compute all properties; see ASE.
@@ -155,6 +158,18 @@ def hippynn(
     # The dtype and the device of what hippynn makes of positions; its weights follow.
     calculator.to(torch.float32)
     calculator.to(torch.device(where))
+    calculator.receptive_field = _receptive_field(energies[0])
     if hasattr(energies[0], "atom_energies"):  # which energies of atomization have not
         calculator.make_batches = lambda: HippynnTeacher(energies[0], device=where)
     return calculator
+
+
+def _receptive_field(energy: Any) -> float | None:
+    """Return the cutoff times the interaction layers in Å; None for what is no HIPNN."""
+    try:
+        networks = [node.torch_module for node in find_relatives(energy, Network)]
+    except NodeNotFound:
+        return None
+    if not all(hasattr(one, "interaction_layers") for one in networks):
+        return None
+    return max(one.dist_hard_max * len(one.interaction_layers) for one in networks)

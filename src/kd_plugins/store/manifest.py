@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from kd_plugins.core.quantities import QUANTITIES, quantity
+from kd_plugins.numbers import check_number
 from kd_plugins.store._integrity import FORMAT, StoreError
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
@@ -50,6 +51,8 @@ class Manifest:
         dtypes: quantity name to ``float16``, ``float32`` or ``float64``.
         versions: package name to version, of what made the targets.
         energy_offsets: eV per atom that were added, by chemical symbol.
+        receptive_field: Å, how far the atoms are on which an atomic energy of the teacher depends;
+            None, and not in the file, if it is not known.
         format: of the store.
 
     Raises:
@@ -62,6 +65,7 @@ class Manifest:
     dtypes: Mapping[str, str]
     versions: Mapping[str, str] = field(default_factory=dict)
     energy_offsets: Mapping[str, float] = field(default_factory=dict)
+    receptive_field: float | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -71,6 +75,8 @@ class Manifest:
         for name in ("dtypes", "versions"):
             _check_mapping(name, getattr(self, name), (str,), "text")
         _check_mapping("energy_offsets", self.energy_offsets, (int, float), "a number")
+        if self.receptive_field is not None:
+            check_number("receptive_field", self.receptive_field, above=0, unit="Å")
 
         if not self.teacher.strip():
             raise ValueError("teacher: expected a name, got an empty one")
@@ -223,9 +229,11 @@ def _parse_json(text: str | bytes, where: str) -> dict[str, Any]:
 
 def _as_dict(manifest: Manifest) -> dict[str, Any]:
     content = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
+    # Without its receptive field, a store can be read by versions that have no such field.
     return {
         name: dict(value) if isinstance(value, Mapping) else value
         for name, value in content.items()
+        if not (name == "receptive_field" and value is None)
     }
 
 

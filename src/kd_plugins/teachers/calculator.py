@@ -66,6 +66,15 @@ class CalculatorTeacher:
         computing = [one for one in components(self.calculator) if not _inner_calculators(one)]
         return " and ".join(sorted({_device_of(one) for one in computing}))
 
+    @property
+    def receptive_field(self) -> float | None:
+        """Its attribute ``receptive_field``; the largest one of calculators made of others.
+
+        None where one has no such attribute; see `kd_plugins.teachers.Teacher`.
+        """
+        parts = [one for one in components(self.calculator) if not _inner_calculators(one)]
+        return largest_receptive_field(parts)
+
     def predict(
         self, structures: Sequence[Atoms], quantities: Sequence[str]
     ) -> list[dict[str, np.ndarray]]:
@@ -224,6 +233,12 @@ def _implemented_quantities(calculator: Any) -> tuple[str, ...]:
 
     available = {*listed, "energy_per_atom"}
     return tuple(name for name in QUANTITIES if ASE_NAMES.get(name, name) in available)
+
+
+def largest_receptive_field(parts: Iterable[Any]) -> float | None:
+    """Return the largest attribute ``receptive_field`` in Å; None where one has none."""
+    fields = [getattr(part, "receptive_field", None) for part in parts]
+    return None if None in fields else max(fields, default=None)
 
 
 def check_quantities(wanted: Sequence[str], offered: Sequence[str], who: str) -> None:

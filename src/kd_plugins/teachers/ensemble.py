@@ -8,7 +8,7 @@ import numpy as np
 from ase import Atoms
 
 from kd_plugins.core.quantities import QUANTITIES
-from kd_plugins.teachers.calculator import as_teacher
+from kd_plugins.teachers.calculator import as_teacher, largest_receptive_field
 from kd_plugins.teachers.teacher import Teacher, TeacherError
 
 SPREAD = "_std"
@@ -65,6 +65,11 @@ class Ensemble:
     def batch_size(self) -> int:
         """The smallest of its teachers' batch sizes."""
         return min(teacher.batch_size for teacher in self.teachers)
+
+    @property
+    def receptive_field(self) -> float | None:
+        """The largest of its teachers'; None where one is not known."""
+        return largest_receptive_field(self.teachers)
 
     def predict(
         self, structures: Sequence[Atoms], quantities: Sequence[str]

@@ -358,7 +358,13 @@ def _make_manifest(
 
     chosen = quantities if isinstance(quantities, Mapping) else {}
     dtypes = {quantity: chosen.get(quantity, DEFAULT_DTYPES[quantity]) for quantity in quantities}
-    return Manifest(name, teacher.fingerprint, dtypes, versions=teacher.versions)
+    return Manifest(
+        name,
+        teacher.fingerprint,
+        dtypes,
+        versions=teacher.versions,
+        receptive_field=getattr(teacher, "receptive_field", None),
+    )
 
 
 def _warn_of_versions(before: Manifest, now: Manifest) -> None:

@@ -63,6 +63,7 @@ def sevenn(
 
     # The fingerprint is made of these and the weights, which all modals share.
     calculator.parameters = {"modal": modal} if modal else {}
+    calculator.receptive_field = calculator.cutoff * _count_layers(calculator)
     _warm_up(calculator)
     return calculator
 
@@ -120,6 +121,10 @@ def _read_checkpoint(path: Path, trust_pickle: bool) -> dict:
             f"{shown(list(content) if isinstance(content, dict) else content)}"
         )
     return content
+
+
+def _count_layers(calculator: SevenNetCalculator) -> int:
+    return sum(name.endswith("_convolution") for name, _ in calculator.model.named_children())
 
 
 def _warm_up(calculator: SevenNetCalculator) -> None:

@@ -21,7 +21,9 @@ class Teacher(Protocol):
     """A potential that predicts targets for batches of structures.
 
     Any object with these six members can label. `CalculatorTeacher` provides them for an ASE
-    calculator, and `as_teacher` for an object that can only be called with one structure.
+    calculator, and `as_teacher` for an object that can only be called with one structure. An
+    optional seventh, ``receptive_field``, is how far the atoms are, in Å, on which an atomic energy
+    depends: the cutoff times the layers that pass messages.
     """
 
     @property
