@@ -125,10 +125,12 @@ class StudentSettings:
     trust_pickle: bool = False
 
     def __post_init__(self) -> None:
-        if not self.model.strip() or not self.trainable or "" in self.trainable:
+        # The empty text is a part of every text.
+        has_empty = self.trainable != ALL and ("" in self.trainable or not self.trainable)
+        if not self.model.strip() or has_empty:
             raise ValueError(
                 "expected a model, and prefixes of parameter names such as 'mlp.' as trainable, "
-                f"got {self.model!r} and {list(self.trainable)}"
+                f"or all, got {self.model!r} and {list(self.trainable)}"
             )
 
 
