@@ -85,12 +85,12 @@ def label_gradients(trainer: Any, indices: list[int], rank: int) -> dict[str, to
     for index, structure in zip(indices, structures, strict=True):
         structure.kd_labelled = index in BATCHES[0]
     batch = note_labelled(trainer.collater(structures))
-    trainer.loss_functions = [
-        (name, {**info, "coefficient": 1.0}) for name, info in trainer.loss_functions
-    ]
+    switched_off = trainer.loss_functions
+    trainer.loss_functions = [(name, {**info, "coefficient": 1.0}) for name, info in switched_off]
     trainer.model.zero_grad()
     draw_as_in_the_union(trainer, rank)
     trainer._label_loss(trainer._forward(batch), batch).backward()
+    trainer.loss_functions = switched_off
     return {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
 
 

@@ -93,6 +93,47 @@ class Units:
         return energies
 
 
+@dataclass(frozen=True)
+class EnergyOffsets:
+    """What a teacher's energies have more than the labels, an atom of each element.
+
+    Args:
+        offsets: (Z,) in eV by atomic number, in float64; NaN where an element is not known.
+    """
+
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, offsets: Mapping[int, float]) -> EnergyOffsets:
+        """Return offsets that were fitted, by atomic number."""
+        table = torch.full((max(offsets) + 1,), float("nan"), dtype=torch.float64)
+        table[list(offsets)] = torch.tensor(list(offsets.values()), dtype=torch.float64)
+        return cls(table)
+
+    def subtract(
+        self, values: Mapping[str, Tensor], atomic_numbers: Tensor, structure_index: Tensor
+    ) -> dict[str, Tensor]:
+        """Return a teacher's values, with all energies at the labels' zero.
+
+        Args:
+            values: quantity name to tensor; energies (B,) and atomic energies (N,) in eV.
+            atomic_numbers: (N,).
+            structure_index: (N,) to which structure an atom belongs.
+        """
+        # An element beyond the table is one that is not known, too.
+        table = torch.nn.functional.pad(self.offsets, (0, 256), value=float("nan"))
+        of_atoms = table.to(atomic_numbers.device)[atomic_numbers.long()]
+
+        # In float64, since what is left can be small beside what is subtracted.
+        shifted = dict(values)
+        if "atomic_energies" in values:
+            shifted["atomic_energies"] = values["atomic_energies"].double() - of_atoms
+        if "energy" in values:
+            energy = values["energy"].double()
+            shifted["energy"] = energy.index_add(0, structure_index, of_atoms, alpha=-1)
+        return shifted
+
+
 class EmbeddingHooks:
     """Forward hooks that keep an EquiformerV2's node embeddings, graph and atomic energies.
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from ase.geometry import complete_cell
 from fairchem.core.common import distutils
+from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch
 from tqdm import tqdm
@@ -22,15 +23,18 @@ from kd_plugins.core.quantities import quantity
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.core.terms import Term
 from kd_plugins.fairchem.checkpointing import Checkpoint, read_checkpoint
-from kd_plugins.fairchem.convert import structure_ids, structures
+from kd_plugins.fairchem.convert import EnergyOffsets, structure_ids, structures
 from kd_plugins.fairchem.preflight import check_structure, read
 from kd_plugins.fairchem.settings import Auto, DistillSettings
 from kd_plugins.fairchem.teacher import FrozenEquiformerV2
+from kd_plugins.fairchem.unlabelled import SPLIT, MixedDataset, note_labelled
 from kd_plugins.store import StoreError
 from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
 from kd_plugins.store.structure import Structure
 
+MISSING = "missing"
+"""Name of the error that structures have no target, in ``allow``."""
 SHOWN = 5
 """Missing ids that a message names."""
 _NEVER_STORED = {"force_derivatives": "force derivatives along directions drawn in each step"}
@@ -70,6 +74,9 @@ class TargetProvider(Protocol):
         """Highest degree of the embeddings, or None where there is but l = 0."""
         ...
 
+    energy_offsets: EnergyOffsets | None
+    """Subtracted from the energies, if any."""
+
     def __call__(self, batch: Batch, graph: Any = None) -> TeacherTargets:
         """Return the targets of a batch; a neighbour graph saves a model from building its own."""
         ...
@@ -85,6 +92,7 @@ class StoredTargets:
         quantities: to read of each structure.
         width: of the embeddings, or None where there are none.
         lmax: highest degree of the embeddings, or None where there is but l = 0.
+        allows_missing: whether a structure may have no target, or not all of them.
     """
 
     def __init__(
@@ -93,8 +101,11 @@ class StoredTargets:
         quantities: tuple[str, ...],
         width: int | None = None,
         lmax: int | None = None,
+        allows_missing: bool = False,
     ) -> None:
         self.store, self.quantities, self.width, self.lmax = store, quantities, width, lmax
+        self.allows_missing = allows_missing
+        self.energy_offsets: EnergyOffsets | None = None
 
     @classmethod
     def open(cls, folder: str | Path, terms: Sequence[Term]) -> StoredTargets:
@@ -152,6 +163,8 @@ class StoredTargets:
         try:
             record = self.store.record(structure_id)
         except (KeyError, StoreError) as error:
+            if self.allows_missing and isinstance(error, KeyError):
+                return self._collect(structure_id, structure, {})
             raise ConfigError(f"task.distill.targets: {error.args[0]}") from error
 
         # An id that was given to another structure would teach wrong numbers without any error.
@@ -164,17 +177,37 @@ class StoredTargets:
             )
 
         missing = [name for name in self.quantities if name not in record.values]
-        if missing:
+        if missing and not self.allows_missing:
             raise ConfigError(
                 f"task.distill.targets: structure {structure_id!r} has no {missing[0]!r}"
             )
+        return self._collect(structure_id, structure, record.values)
 
-        values = {}
+    def _collect(
+        self, structure_id: str, structure: Structure, found: Mapping[str, Tensor]
+    ) -> TeacherTargets:
+        """Return the targets found of a structure; zeros stand for those that are missing."""
+        found = {
+            name: found[name][None] if quantity(name).scope == "structure" else found[name]
+            for name in self.quantities
+            if name in found
+        }
+        if self.energy_offsets is not None:
+            numbers = torch.from_numpy(structure.atomic_numbers)
+            found = self.energy_offsets.subtract(found, numbers, torch.zeros_like(numbers).long())
+
+        sizes = {"D": self.width or 0, "M": ((self.lmax or 0) + 1) ** 2}
+        values, present = {}, {}
         for name in self.quantities:
-            # The student computes in float32, whatever precision the store keeps.
-            value = record.values[name].float()
-            values[name] = value[None] if quantity(name).scope == "structure" else value
-        return TeacherTargets((structure_id,), torch.tensor([structure.n_atoms]), values)
+            if name in found:
+                # The student computes in float32, whatever precision the store keeps.
+                values[name] = found[name].float()
+            else:
+                row = quantity(name)
+                shape = [size if isinstance(size, int) else sizes[size] for size in row.shape]
+                values[name] = torch.zeros(row.n_items(1, structure.n_atoms), *shape)
+                present[name] = torch.tensor([False])
+        return TeacherTargets((structure_id,), torch.tensor([structure.n_atoms]), values, present)
 
 
 def _with_cell(record: Record) -> Structure:
@@ -305,10 +338,15 @@ class CheckedDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         """Return a structure as it is, or the reason for which it cannot be used."""
-        where = f"dataset.{self.name}[{index}]"
+        name, place = self.name, index
+        if isinstance(self.dataset, MixedDataset):
+            name, place = self.dataset.place(index)
+        labels = () if name == SPLIT else self.requirements.labels
+
+        where = f"dataset.{name}[{place}]"
         try:
             data = read(self.dataset, index, where)
-            check_structure(data, where, self.requirements.labels, self.requirements.elements)
+            check_structure(data, where, labels, self.requirements.elements)
         except ConfigError as error:
             return UnusableStructure(str(error))
         return data
@@ -331,7 +369,7 @@ class Collater:
             if isinstance(item, UnusableStructure):
                 return item
 
-        batch = self.collate(data)
+        batch = note_labelled(self.collate(data))
         if self.inputs.stored is not None:
             return self.inputs.stored.attach(batch)
 
@@ -372,6 +410,7 @@ class TargetInputs:
             return cls(read_checkpoint(settings.teacher), auto=settings.targets)
 
         stored = StoredTargets.open(settings.targets, terms)
+        stored.allows_missing = MISSING in settings.allow
         if settings.student.initialize == "teacher":
             return cls(read_checkpoint(settings.teacher), stored)
         if settings.teacher is not None:
@@ -405,7 +444,7 @@ class TargetInputs:
         """Label what the store of `targets: auto` lacks, and drop the model.
 
         Args:
-            datasets: "train" and "val" to a data set of fairchem.
+            datasets: "train", "val" and "unlabelled" to a data set of fairchem.
             device: of the run.
 
         Raises:
@@ -450,7 +489,7 @@ class TargetInputs:
         compared with those that were labelled; the others are when their batch is made.
 
         Args:
-            datasets: "train" and "val" to a data set of fairchem.
+            datasets: "train", "val" and "unlabelled" to a data set of fairchem.
             limit: how many of each to compare.
             device: over which ranks communicate.
 
@@ -488,6 +527,12 @@ class TargetInputs:
         count = int(distutils.all_reduce(len(missing), device=device))
         if not count:
             return
+        if self.stored.allows_missing and name != SPLIT:
+            logging.warning(
+                f"dataset.{name}: {count} of {size} structures have no target and learn from their "
+                f"labels alone (overruled by allow: [{MISSING}])"
+            )
+            return
 
         store = self.stored.store
         shown = f": {', '.join(missing[:SHOWN])}" if missing else " (named by another rank)"
@@ -495,6 +540,7 @@ class TargetInputs:
             f"dataset.{name}: {count} of {size} structures have no target in "
             f"{store.folder}{shown}; label this run's data sets by the names that it sees: "
             f"{label_command(store.manifest.teacher, store.folder)}"
+            + (f"; if it is meant so, allow: [{MISSING}] overrules this" if name != SPLIT else "")
         )
 
 

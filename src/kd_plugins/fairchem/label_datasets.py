@@ -42,6 +42,8 @@ from kd_plugins.fairchem.data import (
 )
 from kd_plugins.fairchem.settings import check_sources
 from kd_plugins.fairchem.teacher import GRAPH_SETTINGS, FrozenEquiformerV2
+from kd_plugins.fairchem.unlabelled import SPLIT as UNLABELLED
+from kd_plugins.fairchem.unlabelled import settings_of
 from kd_plugins.store import StoreError
 from kd_plugins.store.manifest import Manifest
 from kd_plugins.store.store import MANIFEST, TargetStore
@@ -50,7 +52,7 @@ from kd_plugins.teachers.labelling import label
 from kd_plugins.teachers.registry import TeacherSpec
 from kd_plugins.teachers.teacher import TeacherError
 
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", UNLABELLED)
 """The splits that a training reads."""
 PLAIN = ("ase_db", "ase_read", "ase_read_multi")
 """Formats of fairchem that hold numbers and text only; the files of all others are pickles."""
@@ -181,6 +183,10 @@ def _splits(dataset: Mapping[str, Any], source: object) -> dict[str, dict[str, A
     for name in SPLITS:
         of_split = dataset.get(name)
         if not isinstance(of_split, Mapping) or "src" not in of_split:
+            continue
+
+        if name == UNLABELLED:
+            chosen[name] = settings_of(dataset)
             continue
 
         # Trust is given to one file, so it is not inherited.
@@ -328,7 +334,7 @@ def label_missing(
     Args:
         store: from `open_automatic_store`.
         model: of the teacher.
-        datasets: "train" and "val" to a data set of fairchem.
+        datasets: "train", "val" and "unlabelled" to a data set of fairchem.
         device: of the model.
 
     Raises:

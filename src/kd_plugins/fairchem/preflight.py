@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from ase.data import chemical_symbols
+from ase.symbols import Symbols
 from fairchem.core.common import distutils
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -16,7 +20,8 @@ from kd_plugins.config import ConfigError
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.core.terms import Term
 from kd_plugins.doctor.examine import PreflightPart, evenly_spaced, preflight
-from kd_plugins.doctor.inputs import DoctorInput
+from kd_plugins.doctor.inputs import DoctorInput, collect_pairs
+from kd_plugins.doctor.references import References, fit_references
 from kd_plugins.fairchem.convert import has_edges, structure_ids, structures
 from kd_plugins.fairchem.teacher import FrozenEquiformerV2
 
@@ -36,6 +41,7 @@ def check_dataset(
     targets: Iterable[str],
     elements: Mapping[str, int],
     limit: int,
+    n_kept: int = EXAMINED,
 ) -> list[Any]:
     """Check evenly spaced structures of a data set.
 
@@ -45,9 +51,10 @@ def check_dataset(
         targets: labels that the loss needs.
         elements: "student" and "teacher" to the number of elements that the model has.
         limit: how many structures to look at.
+        n_kept: how many of them to return.
 
     Returns:
-        `EXAMINED` of the structures at most, for `check_teacher`, so that nothing is read twice.
+        some of the structures, for `check_teacher`, so that nothing is read twice.
 
     Raises:
         ConfigError: for an empty data set, a missing or non-finite label or position, or an element
@@ -58,7 +65,7 @@ def check_dataset(
         raise ConfigError(f"dataset.{name} is empty")
 
     places = evenly_spaced(limit, size)
-    kept = {places[index] for index in evenly_spaced(EXAMINED, len(places))}
+    kept = {places[index] for index in evenly_spaced(n_kept, len(places))}
     sample = []
     bar = tqdm(places, f"checking {name} labels", leave=False, disable=not distutils.is_master())
     for place in bar:
@@ -121,7 +128,8 @@ def check_teacher(
     terms: Iterable[Term],
     device: torch.device,
     allow: Sequence[str] = (),
-) -> None:
+    ignored: Sequence[str] = (),
+) -> list[DoctorInput]:
     """Compare the teacher's energies and forces with the labels of some structures.
 
     What is certainly wrong with a quantity of the loss ends the run; all else is logged. The run's
@@ -133,6 +141,10 @@ def check_teacher(
         terms: of the loss.
         device: of the teacher.
         allow: names of errors that are logged and do not end the run.
+        ignored: codes of findings that are not even logged.
+
+    Returns:
+        the structures with their labels and targets.
 
     Raises:
         ConfigError: with the doctor's findings.
@@ -147,7 +159,61 @@ def check_teacher(
 
     inputs = [item for item in examined if item is not None]
     quantities = {_BELONGS_TO.get(term.quantity, term.quantity) for term in terms}
-    preflight([PreflightPart(inputs, quantities)], allow, ConfigError)
+    part = PreflightPart(inputs, quantities, ignored=ignored, is_measured=True)
+    preflight([part], allow, ConfigError)
+    return inputs
+
+
+def fit_energy_offsets(inputs: Sequence[DoctorInput]) -> References:
+    """Fit how much more energy the teacher gives an atom of each element than the labels do.
+
+    Args:
+        inputs: of training structures; those count that have both energies.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    kept, teachers, labels = collect_pairs(inputs, "energy")
+    if not kept:
+        raise ConfigError(
+            "task.distill.align: no training structure has both a label and a teacher's energy; "
+            "let the teacher label some that have labels, with energies"
+        )
+
+    numbers = [item.structure.atomic_numbers for item in kept]
+    references = fit_references(numbers, np.array(teachers), np.array(labels))
+    offsets = ", ".join(
+        f"{chemical_symbols[z]} {offset:+.4f}" for z, offset in references.offsets.items()
+    )
+    if distutils.is_master():
+        logging.info(
+            f"task.distill.align: teacher's energies minus labels, fitted on {len(kept)} "
+            f"structures: {offsets} eV an atom; they are subtracted, and {references.std:.4f} "
+            "eV/atom remain"
+        )
+    return references
+
+
+def check_covered(dataset: Sequence[Any], name: str, references: References) -> None:
+    """Refuse structures for which the labelled ones do not determine the teacher's zero of energy.
+
+    Args:
+        dataset: structures of fairchem.
+        name: of their data set, for messages.
+        references: from `fit_energy_offsets`.
+
+    Raises:
+        ConfigError: naming the first one.
+    """
+    for data in dataset:
+        numbers = data.atomic_numbers.long().numpy()
+        if not references.covers(numbers):
+            raise ConfigError(
+                f"task.distill.align: the labelled structures do not determine the teacher's zero "
+                f"of energy for {Symbols(numbers)} of dataset.{name} (sid "
+                f"{data.get('sid')}); label a structure of each element, or leave align out and "
+                "give targets with the labels' zero (kd-plugins doctor --fix)"
+            )
 
 
 def _to_input(
@@ -161,9 +227,13 @@ def _to_input(
     if isinstance(teacher, FrozenEquiformerV2) and not has_edges(teacher.backbone, batch):
         return None
 
-    targets = teacher(batch).values
+    (targets,) = teacher(batch).unbatch()  # without quantities that are missing
     labels = {name: _to_array(name, batch[name], batch) for name in _LABELS if name in batch}
-    values = {name: _to_array(name, targets[name], batch) for name in _LABELS if name in targets}
+    values = {
+        name: _to_array(name, targets.values[name], batch)
+        for name in _LABELS
+        if name in targets.values
+    }
     return DoctorInput(structure_ids(batch)[0], structures(batch)[0], labels, values)
 
 

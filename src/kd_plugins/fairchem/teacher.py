@@ -15,6 +15,7 @@ from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.fairchem.checkpointing import Checkpoint
 from kd_plugins.fairchem.convert import (
     EmbeddingHooks,
+    EnergyOffsets,
     Units,
     check_architecture,
     energy_and_forces,
@@ -50,6 +51,7 @@ class FrozenEquiformerV2:
         self.units = Units.from_checkpoint(checkpoint, device)
         self.hooks = EmbeddingHooks(self.model, "teacher")
         self.fingerprint = _fingerprint(self.model, self.units)
+        self.energy_offsets: EnergyOffsets | None = None
 
     @property
     def backbone(self) -> EquiformerV2Backbone:
@@ -89,6 +91,9 @@ class FrozenEquiformerV2:
         if self.hooks.node_energies is not None:
             shares = self.hooks.energy_shares(batch)
             values["atomic_energies"] = self.units.atomic_energies(shares, batch)
+        if self.energy_offsets is not None:
+            shifted = self.energy_offsets.subtract(values, batch.atomic_numbers, batch.batch)
+            values = {name: value.to(values[name].dtype) for name, value in shifted.items()}
 
         # Row 0 is l = 0: the invariant part, which CRACK compares.
         values["equivariant_embeddings"] = self.hooks.embeddings

@@ -31,7 +31,12 @@ from kd_plugins.fairchem.checkpointing import (
     sidecar_path,
     write_state,
 )
-from kd_plugins.fairchem.convert import EmbeddingHooks, Units, naming_lone_atoms
+from kd_plugins.fairchem.convert import (
+    EmbeddingHooks,
+    EnergyOffsets,
+    Units,
+    naming_lone_atoms,
+)
 from kd_plugins.fairchem.data import (
     CheckedDataset,
     Collater,
@@ -40,8 +45,23 @@ from kd_plugins.fairchem.data import (
     UnusableStructure,
 )
 from kd_plugins.fairchem.loss import Distiller, check_pair
-from kd_plugins.fairchem.preflight import check_dataset, check_teacher
+from kd_plugins.fairchem.preflight import (
+    EXAMINED,
+    check_covered,
+    check_dataset,
+    check_teacher,
+    fit_energy_offsets,
+)
 from kd_plugins.fairchem.settings import check_host, read_settings
+from kd_plugins.fairchem.unlabelled import (
+    SPLIT,
+    MixedDataset,
+    is_mixed,
+    labelled_part,
+    loss_of_none,
+    open_unlabelled,
+    settings_of,
+)
 from kd_plugins.store import StoreError
 
 _WHERE = "the same command with --debug shows where"
@@ -67,15 +87,36 @@ class DistillMixin:
 
         # Before fairchem sets anything up, so that a wrong path costs no minutes.
         dataset = kwargs.get("dataset") or {}
+        self._unlabelled = settings_of(dataset)
+        if self._unlabelled is not None and not self._loss.terms:
+            raise ConfigError(
+                f"dataset.{SPLIT}: task.distill.terms is empty, so nothing is learnt of structures "
+                "without labels; give a term, or leave them out"
+            )
         self._inputs = TargetInputs.from_settings(self.settings, self._loss.terms, dataset)
         self._requirements = Requirements()
         with naming_setup():
             super().__init__(task, *args, **kwargs)
 
     def load_datasets(self) -> None:
-        """Load them as fairchem does, then label what `targets: auto` lacks."""
+        """Load them as fairchem does, mix in those without labels, label what `auto` lacks."""
         super().load_datasets()
+        if self._unlabelled is not None and self.train_dataset is not None:
+            self._mix_in(open_unlabelled(self._unlabelled))
         self._inputs.label_missing(self._datasets(), self.device)
+
+    def _mix_in(self, unlabelled: Any) -> None:
+        """Train on unlabelled structures as well, in one sampler and loader of fairchem's."""
+        labelled = self.train_dataset
+        self.train_dataset = MixedDataset(labelled, unlabelled, self.output_targets)
+        logging.info(
+            f"training on {len(labelled)} structures with labels and {len(unlabelled)} that only "
+            "the teacher labels"
+        )
+
+        batch_size = self.config["optim"].get("batch_size", 1)
+        self.train_sampler = self.get_sampler(self.train_dataset, batch_size, shuffle=True)
+        self.train_loader = self.get_dataloader(self.train_dataset, self.train_sampler)
 
     def get_dataloader(self, dataset: Any, sampler: Any, workers: int | None = None) -> Any:
         """Load as fairchem does, with targets from a store; unusable structures are noticed."""
@@ -117,8 +158,10 @@ class DistillMixin:
 
     def _datasets(self) -> dict[str, Any]:
         """Return the data sets whose structures have targets, by their names in the YAML."""
-        both = {"train": self.train_dataset, "val": self.val_dataset}
-        return {name: dataset for name, dataset in both.items() if dataset is not None}
+        train = self.train_dataset
+        parts = train.parts if isinstance(train, MixedDataset) else {"train": train}
+        every = {**parts, "val": self.val_dataset}
+        return {name: dataset for name, dataset in every.items() if dataset is not None}
 
     def _wrap_again(self) -> None:
         """Make DistributedDataParallel forget the parameters that are now frozen."""
@@ -127,7 +170,12 @@ class DistillMixin:
 
     def load_references_and_normalizers(self) -> None:
         """Load them as fairchem does; a student that starts as its teacher takes its units."""
+        # Those that are fitted are fitted to labels.
+        every = self.train_dataset
+        self.train_dataset = self._datasets().get("train")
         super().load_references_and_normalizers()
+        self.train_dataset = every
+
         if self.settings.student.initialize == "teacher":
             _take_over(self.normalizers, self._teacher_units.normalizers, "normalizer")
             _take_over(self.elementrefs, self._teacher_units.elementrefs, "references")
@@ -150,23 +198,46 @@ class DistillMixin:
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Check the labels and the teacher against them, then train as fairchem does."""
+        self._preflight()
+        super().train(*args, **kwargs)
+
+    def validate(self, *args: Any, **kwargs: Any) -> Any:
+        """Validate as fairchem does; on its own, too, with the teacher's zero of energy aligned."""
+        if self.settings.align and self.distiller.teacher.energy_offsets is None:
+            self._preflight()
+        return super().validate(*args, **kwargs)
+
+    def _preflight(self) -> None:
+        """Check labels and targets, and align the teacher's zero of energy where it is to be."""
         if self.train_loader is None or len(self.train_loader) == 0:
             raise ConfigError("dataset.train: no src to train on, or no batch in it")
 
-        limit, datasets = self.settings.preflight, self._datasets()
+        settings, datasets, teacher = self.settings, self._datasets(), self.distiller.teacher
+        limit = settings.preflight
         samples = {
-            name: check_dataset(dataset, name, self._labels, self._requirements.elements, limit)
+            name: check_dataset(
+                dataset,
+                name,
+                () if name == SPLIT else self._labels,
+                self._requirements.elements,
+                limit,
+                limit if settings.align else EXAMINED,
+            )
             for name, dataset in datasets.items()
         }
         self._inputs.check_datasets(datasets, limit, self.device)
-        check_teacher(
-            samples["train"],
-            self.distiller.teacher,
-            self._loss.terms,
-            self.device,
-            self.settings.allow,
+
+        # The offset is what alignment takes away.
+        ignored = ("energy-offset",) if settings.align else ()
+        teacher.energy_offsets = None
+        inputs = check_teacher(
+            samples["train"], teacher, self._loss.terms, self.device, settings.allow, ignored
         )
-        super().train(*args, **kwargs)
+        if settings.align:
+            references = fit_energy_offsets(inputs)
+            for name in samples.keys() - {"train"}:
+                check_covered(samples[name], name, references)
+            teacher.energy_offsets = EnergyOffsets.of(references.offsets)
 
     @property
     def _labels(self) -> list[str]:
@@ -185,7 +256,7 @@ class DistillMixin:
             return super()._forward(batch)
 
     def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
-        loss = super()._compute_loss(out, batch)
+        loss = self._label_loss(out, batch)
 
         # It stays on the device until the metrics are copied, all at once.
         self._task_loss = loss.detach()
@@ -199,6 +270,14 @@ class DistillMixin:
             evaluated=self._evaluated_atoms(batch),
         )
         return loss if distillation is None else loss + distillation
+
+    def _label_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Return fairchem's own loss, of the structures that have labels."""
+        if not is_mixed(batch):
+            return super()._compute_loss(out, batch)
+        if len(batch.kd_labelled_structures) == 0:
+            return loss_of_none(out, batch, self.loss_functions)
+        return super()._compute_loss(*labelled_part(out, batch, self.output_targets))
 
     def _free_atoms(self, batch: Batch) -> dict[str, Tensor]:
         """Return the atoms whose forces count, by the same rule as fairchem's own loss."""
@@ -216,7 +295,14 @@ class DistillMixin:
     def _compute_metrics(
         self, out: dict[str, Tensor], batch: Batch, evaluator: Any, metrics: Any = None
     ) -> dict[str, Any]:
-        metrics = super()._compute_metrics(out, batch, evaluator, metrics)
+        if not is_mixed(batch):
+            metrics = super()._compute_metrics(out, batch, evaluator, metrics)
+        elif len(batch.kd_labelled_structures):
+            part = labelled_part(out, batch, self.output_targets)
+            metrics = super()._compute_metrics(*part, evaluator, metrics)
+        else:
+            metrics = {} if metrics is None else metrics
+
         for name, value in self.distiller.take_metrics(task_loss=self._task_loss).items():
             metrics = evaluator.update(name, value, metrics)
         return metrics
