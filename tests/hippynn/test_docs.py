@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ QUICK = {
     "script": ((", 100\n", ", 6\n"), ("store_every=10", "store_every=2")),
     "resumed": (("checkpoint_epoch_90", "checkpoint_epoch_2"), ("store_every=10", "store_every=2")),
     "schedule": (),
+    "few labels": (),
 }
 """Block to replacements that make it run with few epochs."""
 
@@ -31,10 +33,11 @@ def test_docs_run_and_resumed_training_equals_uninterrupted(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     structures = list(read_structures([shared_file(fixtures.MO)]))
-    write_frames(Path("train.extxyz"), [f for f in structures if len(f.atoms) < 50][:24])
+    small = [f for f in structures if len(f.atoms) < 50]
+    write_frames(Path("train.extxyz"), small[:24])
     text = (ROOT / PAGE).read_text(encoding="utf-8")
     found = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    script, resumed, schedule = (
+    script, resumed, schedule, few_labels = (
         shorten(block, name) for block, name in zip(found, QUICK, strict=True)
     )
 
@@ -60,6 +63,11 @@ def test_docs_run_and_resumed_training_equals_uninterrupted(
     exec(compile(schedule, PAGE, "exec"), names)
     assert names["schedule"].weights == {"atomic_energies": 0.0}
     assert (tmp_path / "fading" / "best_model.pt").is_file()
+
+    write_frames(Path("labelled.extxyz"), small[:6])
+    ase.io.write("pool.extxyz", [f.atoms for f in small[6:24]])
+    exec(compile(few_labels, PAGE, "exec"), names)
+    assert (tmp_path / "few" / "best_model.pt").is_file()
 
 
 def shorten(block: str, name: str) -> str:
