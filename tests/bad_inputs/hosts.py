@@ -199,6 +199,8 @@ ADAPTERS = [
     hippynn("arrays_missing_label", "to_arrays(frames, ['stress'])", "stress"),
     hippynn("arrays_labels_text", "to_arrays(frames, 'energy')", "labels", "energy"),
     hippynn("arrays_dtype", "to_arrays(frames, dtype='int8')", "dtype", "int8"),
+    hippynn("arrays_allow_missing", "to_arrays(frames, allow_missing='yes')", "allow_missing", "yes"),
+    hippynn("energies_of_no_node", "initialize_energies(None, None)", "energy_node", "NoneType"),
     hippynn("arrays_mixed_periodicity", "to_arrays([frames[0], LabelledStructure('water', molecule('H2O'), {'energy': np.array(1.0), 'forces': np.zeros((3, 3))})])", "water", "periodic"),
     hippynn("keys_of_one_text", "structure_keys('abc')", "ids|list|text"),
     hippynn("targets_no_database", "add_teacher_targets({}, 'run')", "database|Database"),
