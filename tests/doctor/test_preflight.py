@@ -91,3 +91,25 @@ def test_evenly_spaced_places_go_from_first_to_last(size: int) -> None:
     places = evenly_spaced(50, size)
     assert len(set(places)) == min(size, 50)
     assert [*places[:1], *places[-1:]] == ([0, size - 1] if size else [])
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.7])
+def test_how_good_the_teacher_is_is_logged_where_it_is_measured(
+    factor: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its numbers as information, advice as a warning; other parts log neither."""
+    inputs = make_inputs(force_sign=factor)
+    with caplog.at_level(logging.INFO):
+        preflight([PreflightPart(inputs), PreflightPart(inputs, is_measured=True)], [])
+    (numbers,) = [one for one in caplog.records if one.levelno == logging.INFO]
+    assert numbers.message.startswith("teacher and labels are apart by")
+    assert f"slope {factor:.3f} ± 0.000, 20 structures" in numbers.message
+
+    warned = [one.message for one in caplog.records if one.levelno == logging.WARNING]
+    assert any("a soft teacher" in text for text in warned) == (factor < 1)
+
+
+def test_nothing_is_measured_of_targets_that_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError, match="forces_sign"):
+        preflight([PreflightPart(make_inputs(force_sign=-1.0), is_measured=True)], [])
+    assert "apart by" not in caplog.text

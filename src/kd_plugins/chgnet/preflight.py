@@ -319,6 +319,7 @@ def _contradiction_parts(
             subject=f"labels and teacher, {name}",
             ignored=("missing",),
             log_level=_INFO,
+            is_measured=name.startswith(TRAINING),
         )
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kd_plugins.doctor.energy_faults import AS_THEY_ARE, EnergyPairs
-from kd_plugins.doctor.force_faults import LARGE_FORCE
 from kd_plugins.doctor.inputs import DoctorInput, Values, collect_pairs
 from kd_plugins.doctor.units import STRESS_UNITS, rms
+from kd_plugins.doctor.vector_faults import LARGE_FORCE
 
 _SHOWN = {
     "forces": (1e3, "meV/Å"),

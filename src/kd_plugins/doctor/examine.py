@@ -9,11 +9,11 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from kd_plugins.doctor.agreement import advise, measure_deviations
 from kd_plugins.doctor.data_faults import structure_faults, value_faults
 from kd_plugins.doctor.energy_faults import EnergyPairs, energy_faults
-from kd_plugins.doctor.force_faults import compare_forces, force_faults
 from kd_plugins.doctor.inputs import DoctorInput, Finding
-from kd_plugins.doctor.stress_faults import stress_faults
+from kd_plugins.doctor.vector_faults import compare_forces, force_faults, stress_faults
 from kd_plugins.names import suggestion
 
 logger = logging.getLogger(__name__)
@@ -157,6 +157,8 @@ class PreflightPart:
         found_by_host: further errors, which only this host can find.
         ignored: codes of findings that this host has already accepted.
         log_level: of findings that do not end the run.
+        is_measured: whether to log how far the teacher is from the labels, and advice; for parts
+            that hold these, not a student's predictions.
     """
 
     inputs: Sequence[DoctorInput]
@@ -166,6 +168,7 @@ class PreflightPart:
     found_by_host: Sequence[Finding] = ()
     ignored: Collection[str] = ()
     log_level: int = logging.WARNING
+    is_measured: bool = False
 
 
 def preflight(
@@ -185,9 +188,24 @@ def preflight(
         Exception: an ``error`` with every finding that ends the run, under the heading of its
             part.
     """
+    parts = list(parts)
     lines = [line for part in parts for line in _examine_part(part, allow)]
     if lines:
         raise error("\n  ".join(lines))
+
+    for part in parts:
+        if part.is_measured:
+            _log_deviations(part)
+
+
+def _log_deviations(part: PreflightPart) -> None:
+    """Log how far the teacher is from the labels, of how much these vary, and advice."""
+    deviations = measure_deviations(part.inputs)
+    if deviations:
+        texts = "; ".join(deviation.text for deviation in deviations)
+        logger.info(f"{part.subject} are apart by, of how much the labels vary: {texts}")
+    for text in advise(deviations):
+        logger.warning(f"{part.subject}: {text}")
 
 
 def evenly_spaced(number: int, size: int) -> list[int]:

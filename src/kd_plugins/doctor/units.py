@@ -43,7 +43,7 @@ STRESS_UNITS: Mapping[str, float] = MappingProxyType(
 """Name to eV/Å³."""
 
 # One structure of six that points the other way leaves a mean cosine of 0.67, which still counts as
-# following (`kd_plugins.doctor.force_faults.FOLLOWS`).
+# following (`kd_plugins.doctor.vector_faults.FORCES_FOLLOW`).
 FEWEST = 6
 """Structures with large enough vectors, below which they are not compared."""
 

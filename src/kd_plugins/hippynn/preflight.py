@@ -100,7 +100,7 @@ def check_targets(
     # All quantities and structures count, since nothing is known yet of a loss. The doctor's
     # warnings are no news here: the table of `TargetsReport` has the differences.
     inputs = list(_to_inputs(splits["train"], predictions["train"], names))
-    preflight([PreflightPart(inputs, log_level=logging.INFO)], allow, DataError)
+    preflight([PreflightPart(inputs, log_level=logging.INFO, is_measured=True)], allow, DataError)
 
 
 def _to_inputs(
