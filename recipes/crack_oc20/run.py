@@ -40,6 +40,7 @@ ARMS = (
     "hessian",
     "crack",
     "crack_n2n",
+    "each",
     "instance",
     "instance_n2n",
 )
@@ -140,6 +141,9 @@ def claim_folder(study: Study, manifest: dict[str, Any]) -> None:
     if not path.is_file():
         write_json(path, ours)
     found = json.loads(path.read_text())
+
+    # A folder of before an arm was added to the recipe goes on, with that arm as it is now.
+    found["arms"] = {**ours["arms"], **found.get("arms", {})}
     differing = " and ".join(key for key in ours if found.get(key) != ours[key])
     if differing:
         raise SystemExit(f"{study.out} holds a study with other {differing}; choose another --out")

@@ -345,3 +345,11 @@ def test_a_study_ends_in_its_table_and_does_nothing_twice(tmp_path: Path) -> Non
     assert files == {file: file.stat().st_mtime_ns for file in (out / "fairchem").rglob("*.pt")}
     with pytest.raises(SystemExit, match="holds a study with other settings; choose another"):
         run.claim_folder(replace(same, teacher_layers=5), manifest)
+    study = json.loads((out / "study.json").read_text())
+    del study["arms"]["each"]
+    (out / "study.json").write_text(json.dumps(study))
+    run.claim_folder(same, manifest)  # as of before that arm was there
+    study["arms"]["crack"] = study["arms"]["n2n"]
+    (out / "study.json").write_text(json.dumps(study))
+    with pytest.raises(SystemExit, match="holds a study with other arms; choose another"):
+        run.claim_folder(same, manifest)
