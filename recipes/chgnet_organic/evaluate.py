@@ -2,9 +2,10 @@
 
     python recipes/chgnet_organic/evaluate.py --out runs/organic
 
-Students as they are after their last epoch, as in the paper. Cells and atoms, L-BFGS to 0.03 eV/Å;
-a record a crystal and model, so that it can be stopped and several may work on one folder
-(--models chooses). Then report.py makes the tables.
+Students as they are after their last epoch, as in the paper. Cells and atoms, L-BFGS to 0.03 eV/Å,
+or to --force-tolerance; a record a crystal and model, so that it can be stopped and several may
+work on one folder (--models chooses, --runs adds the students of a ``kd-plugins compare``). Then
+report.py makes the tables.
 """
 
 from __future__ import annotations
@@ -25,13 +26,32 @@ from tqdm import tqdm
 from kd_plugins.evaluate import relax, rmsd15, volume_error_percent
 from kd_plugins.teachers import load_teacher
 
+LOOSE = 0.03
+"""eV/Å, as in the paper."""
 
-def models(study: Study) -> dict[str, Path | None]:
-    """Return the name of each model, and the checkpoint where it is a student."""
+
+def relaxed_folder(out: Path, force_tolerance: float) -> Path:
+    """Return where the relaxations to some forces are."""
+    return out / ("relaxed" if force_tolerance == LOOSE else f"relaxed_{force_tolerance:g}")
+
+
+def models(study: Study, runs: Path | None = None) -> dict[str, Path | None]:
+    """Return the name of each model, and the checkpoint where it is a student.
+
+    Args:
+        study: with the students of train.py.
+        runs: folder of a comparison, with the students of its arms and seeds.
+    """
     students = sorted((study.out / "students").glob("*/record.json"))
-    return {"teacher": None, "pretrained": None} | {
-        path.parent.name: path.parent / "last.pth.tar" for path in students
-    }
+    compared = [] if runs is None else sorted((runs / "runs").glob("*/seed*/curves.json"))
+    return (
+        {"teacher": None, "pretrained": None}
+        | {path.parent.name: path.parent / "last.pth.tar" for path in students}
+        | {
+            f"{path.parts[-3]}-{path.parent.name}": path.parent / "last.pth.tar"
+            for path in compared
+        }
+    )
 
 
 def calculator(study: Study, name: str, checkpoint: Path | None) -> Any:
@@ -43,9 +63,9 @@ def calculator(study: Study, name: str, checkpoint: Path | None) -> Any:
         return load_teacher(named).calculator
 
 
-def evaluate(start: Atoms, model: Any, reference: float) -> dict[str, Any]:
+def evaluate(start: Atoms, model: Any, reference: float, force_tolerance: float) -> dict[str, Any]:
     """Relax one crystal and return what the tables need."""
-    found = relax(start, model)
+    found = relax(start, model, force_tolerance=force_tolerance)
     return {
         "volume": found.volume,
         "error_percent": volume_error_percent(found.volume, reference),
@@ -65,19 +85,22 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
     parser.add_argument("--models", nargs="+", help="teacher, pretrained, ARM-seedK; default all")
+    parser.add_argument("--runs", type=Path, help="folder of a comparison, with its students")
+    parser.add_argument("--force-tolerance", type=float, default=LOOSE, help="eV/Å")
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = open_study(options.out)
-    known, references = models(study), study.volumes()
+    known, references = models(study, options.runs), study.volumes()
+    folder = relaxed_folder(study.out, options.force_tolerance)
     crystals = list(study.crystals(["test"]))
     todo = [(name, crystal) for name in options.models or known for crystal in crystals]
     for name, crystal in (bar := tqdm(todo, unit=" relaxations")):
         bar.set_description(f"{name}: {crystal.structure_id}")
-        record = study.out / "relaxed" / name / f"{crystal.structure_id}.json"
+        record = folder / name / f"{crystal.structure_id}.json"
         if not record.is_file():
             model = calculator(study, name, known[name])
-            found = evaluate(crystal.atoms, model, references[crystal.structure_id])
-            write_json(record, found)
+            reference = references[crystal.structure_id]
+            write_json(record, evaluate(crystal.atoms, model, reference, options.force_tolerance))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +53,9 @@ def read(folder: Path) -> Records:
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
-def relaxed(out: Path) -> dict[str, Records]:
+def relaxed(out: Path, name: str = "relaxed") -> dict[str, Records]:
     """Return model to crystal to its relaxation, of the models whose crystals are all done."""
-    found = {path.name: read(path) for path in sorted((out / "relaxed").glob("*"))}
+    found = {path.name: read(path) for path in sorted((out / name).glob("*"))}
     most = max((len(one) for one in found.values()), default=0)
     return {name: one for name, one in found.items() if len(one) == most}
 
@@ -86,6 +88,10 @@ def volume_row(name: str, members: list[str], found: dict[str, Records]) -> list
     ]
 
 
+def _place(arm: str) -> tuple[int]:
+    return (ORDER.index(arm) if arm in ORDER else len(ORDER),)
+
+
 def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
     yield f"| {' | '.join(head)} |"
@@ -95,13 +101,16 @@ def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
     yield ""
 
 
-def volume_table(out: Path) -> Iterator[str]:
+ORDER = ("pretrained", "teacher", "pretrained_labels", "paper", "soft", "recommended")
+"""Of the rows of a table; other arms come last."""
+
+
+def volume_table(out: Path, name: str = "relaxed") -> Iterator[str]:
     """Yield the table of relaxed volumes."""
-    found = relaxed(out)
+    found = relaxed(out, name)
     if "teacher" not in found:
         return
-    order = ["pretrained", "teacher", "pretrained_labels", "paper", "soft", "recommended"]
-    arms = sorted(by_arm(found).items(), key=lambda item: order.index(item[0]))
+    arms = sorted(by_arm(found).items(), key=lambda item: (*_place(item[0]), item[0]))
     head = "student|seeds|mean abs dV (%)|mean dV (%)|median abs dV (%)|from the teacher's (%)"
     head += "|RMSD15 (Å)|steps|not converged|paper: dV (%)"
     yield from table(head.split("|"), (volume_row(*arm, found) for arm in arms))
@@ -186,23 +195,76 @@ def size_table(out: Path) -> Iterator[str]:
 
 
 def forgetting_table(out: Path) -> Iterator[str]:
-    """Yield what inorganic crystals become."""
+    """Yield what inorganic crystals become: means, medians, and which broke."""
     found = read(out / "forgetting")
     if "pretrained" not in found:
         return
-    before = found["pretrained"]["energy_per_atom"]
+    before = found["pretrained"]
     rows = []
     for arm, members in by_arm(found).items():
         moved = [
             statistics.mean(
-                1000 * abs(a - b) for a, b in zip(found[m]["energy_per_atom"], before, strict=True)
+                1000 * abs(a - b)
+                for a, b in zip(found[m]["energy_per_atom"], before["energy_per_atom"], strict=True)
             )
             for m in members
         ]
-        forces = [1000 * statistics.mean(found[m]["force_mae"]) for m in members]
-        rows.append([arm, str(len(members)), spread(moved), spread(forces)])
-    head = ["model", "seeds", "energy moved by (meV/atom)", "force MAE against DFT (meV/Å)"]
-    yield from table(head, rows)
+        means = [1000 * statistics.mean(found[m]["force_mae"]) for m in members]
+        medians = [1000 * statistics.median(found[m]["force_mae"]) for m in members]
+        names = [broken(found[m], before) for m in members]
+        which = ", ".join(sorted({name for of_seed in names for name in of_seed}))
+        numbers = spread([float(len(one)) for one in names])
+        row = [arm, str(len(members)), spread(moved), spread(means), spread(medians)]
+        rows.append([*row, f"{numbers} {f'({which})' if which else ''}".rstrip()])
+    head = (
+        "model|seeds|energy moved by (meV/atom)|force MAE against DFT (meV/Å): mean|median|broken"
+    )
+    yield from table(head.split("|"), rows)
+
+
+def broken(after: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Return the crystals whose forces are more than twice and 30 meV/Å worse than untrained."""
+    ids = before.get("ids") or [str(place) for place in range(len(before["force_mae"]))]
+    errors = zip(ids, after["force_mae"], before["force_mae"], strict=True)
+    return [name for name, now, then in errors if now > 2 * then and now > then + 0.03]
+
+
+def error_table(out: Path, runs: Path | None) -> Iterator[str]:
+    """Yield the errors on the selection crystals against the teacher, untrained ones first."""
+    found: dict[str, list[list[float]]] = {"untrained": []}
+    for path in sorted((out / "students").glob("*/record.json")):
+        record = json.loads(path.read_text())
+        found["untrained"].append(_errors(record.get("untrained", {})))
+        found.setdefault(record["arm"], []).append(_errors(record["errors"][-1]))
+    for path in [] if runs is None else sorted((runs / "runs").glob("*/seed*/curves.json")):
+        curves = json.loads(path.read_text())
+        names = [f"valid soft {name}" for name in ("energy", "forces", "stress")]
+        ends = [
+            [curves[name]["values"][place] if name in curves else math.nan for name in names]
+            for place in (0, -1)
+        ]
+        found["untrained"].append(ends[0])
+        found.setdefault(path.parts[-3], []).append(ends[1])
+
+    rows = [
+        [
+            arm,
+            str(len(seeds)),
+            *(
+                spread([factor * one[column] for one in seeds], 2)
+                for column, factor in enumerate((1000, 1000, 1))
+            ),
+        ]
+        for arm, of_arm in found.items()
+        if (seeds := [one for one in of_arm if not all(map(math.isnan, one))])
+    ]
+    if len(rows) > 1:
+        head = "student|runs|energy MAE (meV/atom)|force MAE (meV/Å)|stress MAE (GPa)"
+        yield from table(head.split("|"), rows)
+
+
+def _errors(found: dict[str, float]) -> list[float]:
+    return [found.get(f"val_soft_{letter}", math.nan) for letter in "efs"]
 
 
 def elastic_table(out: Path) -> Iterator[str]:
@@ -229,9 +291,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
-    out = parser.parse_args().out
-    parts = {
+    parser.add_argument("--runs", type=Path, help="folder of a comparison, with its students")
+    options = parser.parse_args()
+    out = options.out
+    parts: dict[str, Callable[[Path], Iterator[str]]] = {
+        "Errors on the selection crystals": partial(error_table, runs=options.runs),
         "Relaxed volumes": volume_table,
+        "Relaxed volumes, 0.005 eV/Å": partial(volume_table, name="relaxed_0.005"),
         "Volumes by scans": scan_table,
         "Hard ratios": ratio_table,
         "N_train": size_table,

@@ -44,7 +44,7 @@ def main() -> None:
             fitted = school.teach(arms[name], seed, run, progress=True)
             seconds = time.perf_counter() - start
             found = {"arm": name, "seed": seed, "seconds": seconds, "steps": fitted.steps}
-            write_json(record, {**found, "errors": fitted.errors})
+            write_json(record, {**found, "errors": fitted.errors, "untrained": fitted.untrained})
 
 
 if __name__ == "__main__":

@@ -260,5 +260,5 @@ def test_bad_weights_are_refused(data: DistillData) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             data.weighted(*arguments[0], **arguments[1])
-    with pytest.raises(ValueError, match="sources: expected data sets, got none"):
+    with pytest.raises(ValueError, match="sources: expected a list of data sets, got none"):
         DistillData.concatenate([])

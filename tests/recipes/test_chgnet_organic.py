@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,27 @@ def test_another_study_is_refused(study: tuple[Path, Path], tmp_path: Path) -> N
     crystals = {**SMALL["crystals"], "test": ["urea"]}  # type: ignore[dict-item]
     other.write_text(yaml.safe_dump({**SMALL, "crystals": crystals}))
     assert "urea stands in two groups" in stopped("label", "--out", tmp_path / "twice", *words)
+
+
+@in_one_environment
+def test_replay_is_of_other_materials_than_what_is_tested(
+    study: tuple[Path, Path], shared_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the table of forgetting names the crystals that broke, which a mean hides."""
+    out, mptrj = study[0], shared_file("mptrj/mptrj_random_1k.extxyz.xz")
+    run("replay", "--out", out, "--mptrj", mptrj, "--count", 2)
+
+    monkeypatch.syspath_prepend(str(RECIPE))
+    forget, made = import_module("forget"), import_module("replay")
+    tested = {made.material(one) for one in forget.frames(mptrj)}
+    everything = {one.structure_id: one for one in forget.small_inorganic(mptrj)}
+    replayed = [one.structure_id for one in forget.read_structures([out / "replay.extxyz"])]
+    assert len(replayed) == 2
+    assert not tested & {made.material(everything[name]) for name in replayed}
+
+    before = {"ids": ["a", "b", "c"], "energy_per_atom": [0.0] * 3, "force_mae": [0.04, 0.01, 0.1]}
+    after = {**before, "force_mae": [0.06, 0.035, 40.0]}
+    (out / "forgetting").mkdir()
+    for name, record in {"pretrained": before, "arm-seed0": after}.items():
+        (out / "forgetting" / f"{name}.json").write_text(json.dumps(record))
+    assert "| arm | 1 | 0.0 | 13365.0 | 60.0 | 1.0 (c) |" in run("report", "--out", out)

@@ -210,8 +210,9 @@ class DistillData(Dataset[tuple[CrystalGraph, dict[str, Tensor]]]):
             DataError: for anything but data sets.
             ValueError: without a source, or if their graphs have different cutoffs.
         """
-        if not sources:
-            raise ValueError("sources: expected data sets, got none")
+        if isinstance(sources, DistillData) or not sources:
+            given = "one alone" if sources else "none"
+            raise ValueError(f"sources: expected a list of data sets, got {given}")
         for place, source in enumerate(sources):
             check_distill_data(f"sources[{place}]", source)
             for name in ("atom_graph_cutoff", "bond_graph_cutoff"):
@@ -435,6 +436,8 @@ def _check_weights(weight: float | Sequence[float], count: int) -> list[float]:
 def _check_factors(
     kind: str, factors: Mapping[str, float], held: Sequence[str]
 ) -> dict[str, float]:
+    if not isinstance(factors, Mapping):
+        raise ValueError(f"{kind}: expected quantities with factors, got {factors!r}")
     _check_names(kind, list(factors), held)
     return {name: check_number(f"{kind}.{name}", one, least=0) for name, one in factors.items()}
 
