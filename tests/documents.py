@@ -256,7 +256,8 @@ def _kd_plugins(words: Sequence[str]) -> list[str]:
             found += _teacher_faults(given.get(name))
     for bar in given.get("require") or ():
         found += _said(lambda bar=bar: Requirement.parse(bar))
-    if given.get("experiment"):
+    # What lies under runs/ was written by a command before.
+    if given.get("experiment") and given["experiment"].parts[0] != "runs":
         found += _said(lambda: read_experiment(ROOT / given["experiment"]))
     return found
 
