@@ -13,6 +13,7 @@ from kd_plugins.doctor.agreement import (
     advise,
     advise_on_atomic_energies,
     measure_deviations,
+    recommend,
 )
 from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.store.structure import Structure
@@ -189,8 +190,10 @@ def test_too_few_structures_or_labels_that_do_not_vary_give_no_slope() -> None:
 def test_poor_and_soft_teachers_are_advised_against(
     rmse: float, spread: float, slope: float, advised: tuple[str, ...]
 ) -> None:
-    found = list(advise([Deviation("forces", 30, rmse, spread, slope, 0.02)]))
+    deviations = [Deviation("forces", 30, rmse, spread, slope, 0.02)]
+    found = list(advise(deviations))
     assert [text.split()[1] for text in found] == list(advised)
+    assert bool(list(recommend(deviations))) == (not advised and spread > 0.1)
     uncertain = advise([Deviation("forces", 3, rmse, spread, slope, 0.2)])
     assert "soft" not in " ".join(uncertain)
 

@@ -13,6 +13,7 @@ from kd_plugins.doctor.agreement import (
     advise,
     advise_on_atomic_energies,
     measure_deviations,
+    recommend,
 )
 from kd_plugins.doctor.data_faults import isolated_atoms
 from kd_plugins.doctor.differences import difference_faults
@@ -157,7 +158,7 @@ def diagnose(
     deviations = measure_deviations(sample)
 
     # Of values in a wrong unit or order, nothing follows for the teacher.
-    advice = [] if refused else list(advise(deviations))
+    advice = [] if refused else [*advise(deviations), *recommend(deviations)]
     if "atomic_energies" in store.manifest.dtypes:
         reach = getattr(teacher, "receptive_field", None) or store.manifest.receptive_field
         advice.append(advise_on_atomic_energies(reach, student_receptive_field))

@@ -59,7 +59,8 @@ def _worth(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield how good the teacher is beside the labels, and the advice that follows."""
     if diagnosis.deviations:
         yield ""
-        yield "will it help? how far the teacher is from the labels, of how much the labels vary:"
+        yield "will it help? how far the teacher is from the labels, of how much the labels vary"
+        yield "(energies after each element's zero was fitted):"
         yield from (f"    {deviation.text}" for deviation in diagnosis.deviations)
 
     for text in diagnosis.advice:
