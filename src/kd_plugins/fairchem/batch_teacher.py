@@ -39,7 +39,7 @@ class EqV2Teacher:
     """
 
     quantities = (
-        *("energy", "energy_per_atom", "forces", "atomic_energies"),
+        *("energy", "energy_per_atom", "forces", "stress", "atomic_energies"),
         *("node_embeddings", "equivariant_embeddings"),
     )
 

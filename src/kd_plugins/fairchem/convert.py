@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fairchem.core.common.utils import cg_change_mat
 from fairchem.core.models.base import GraphData, HydraModel
 from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbone
+from fairchem.core.models.equiformer_v2.heads import Rank2SymmetricTensorHead
 from fairchem.core.modules.normalization.element_references import (
     LinearReferences,
     create_element_references,
@@ -23,6 +25,12 @@ from kd_plugins.config import ConfigError
 from kd_plugins.fairchem.checkpointing import Checkpoint
 from kd_plugins.store.structure import Structure
 
+STRESS_PARTS = ("stress_isotropic", "stress_anisotropic")
+"""fairchem's outputs where a model's head decomposes the stress: of degree l = 0 and l = 2."""
+VOIGT = (0, 4, 8, 5, 2, 1)
+"""Places of xx, yy, zz, yz, xz, xy among the nine numbers of a tensor."""
+FROM_VOIGT = (0, 5, 4, 5, 1, 3, 4, 3, 2)
+"""Places of the nine numbers of a symmetric tensor among those six."""
 EMBEDDINGS = ("node_embeddings", "equivariant_embeddings")
 """Quantities that are node embeddings: of l = 0, and of all degrees l."""
 
@@ -65,6 +73,37 @@ class Units:
         if target in self.elementrefs:
             normalised = self.elementrefs[target](normalised, batch, reshaped=False)
         return normalised
+
+    def physical_stress(self, parts: Tensor) -> Tensor:
+        """Return a model's stress, from its trace and the rest as `stress_parts` gives them.
+
+        Args:
+            parts: (B, 6), normalised.
+
+        Returns:
+            (B, 6) in eV/Å³, as ASE has it.
+        """
+        whole, trace, rest = self._of_stress()
+        full = torch.cat([trace.denorm(parts[:, :1]), rest.denorm(parts[:, 1:])], dim=1)
+        full = whole.denorm(full @ _parts_of_tensor(parts))
+        return full[:, VOIGT]
+
+    def normalised_stress(self, stress: Tensor) -> Tensor:
+        """Return a stress (B, 6) in eV/Å³ as `stress_parts` of this model would be of it."""
+        whole, trace, rest = self._of_stress()
+        parts = whole.norm(stress[:, FROM_VOIGT]) @ _parts_of_tensor(stress).T
+        return torch.cat([trace.norm(parts[:, :1]), rest.norm(parts[:, 1:])], dim=1)
+
+    def _of_stress(self) -> tuple[Normalizer, ...]:
+        """Return the normalizers of the stress as a whole, of its trace and of the rest.
+
+        fairchem has the first, or the others where the stress is decomposed.
+        """
+        parts = [self.normalizers.get(name) for name in STRESS_PARTS]
+        whole = self.normalizers.get("stress") if parts == [None, None] else None
+        device = next((n.mean.device for n in self.normalizers.values()), None)
+        nothing = Normalizer(torch.tensor(0.0, device=device), torch.tensor(1.0, device=device))
+        return tuple(one if one is not None else nothing for one in (whole, *parts))
 
     def normalised(self, target: str, physical: Tensor, batch: Batch) -> Tensor:
         """Return energy (B,) or forces (N, 3) as fairchem's loss compares them with labels."""
@@ -174,6 +213,13 @@ class EmbeddingHooks:
         """Return whether a head predicts forces directly."""
         return any(hasattr(head, "force_block") for head in self.model.output_heads.values())
 
+    def has_stress_head(self) -> bool:
+        """Return whether a head predicts the stress."""
+        return any(
+            isinstance(head, Rank2SymmetricTensorHead) and head.output_name == "stress"
+            for head in self.model.output_heads.values()
+        )
+
     def _keep_backbone_output(
         self, module: nn.Module, inputs: Any, output: Mapping[str, Any]
     ) -> None:
@@ -230,6 +276,33 @@ def energy_and_forces(out: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return those of energy (B,) and forces (N, 3) that a model gives, in these shapes."""
     shapes = {"energy": (-1,), "forces": (-1, 3)}
     return {name: out[name].reshape(shape) for name, shape in shapes.items() if name in out}
+
+
+def stress_parts(out: Mapping[str, Tensor]) -> Tensor | None:
+    """Return a model's normalised stress as its trace and the rest, (B, 6), or None.
+
+    These are the numbers of degree l = 0 and l = 2, in an orthonormal basis, so that the length of
+    a difference does not depend on the orientation of the axes, as it would in Voigt's notation.
+
+    Args:
+        out: of a model, decomposed as `STRESS_PARTS` or whole.
+    """
+    if all(name in out for name in STRESS_PARTS):
+        trace, rest = (out[name] for name in STRESS_PARTS)
+        return torch.cat([trace.reshape(-1, 1), rest.reshape(-1, 5)], dim=1)
+    if "stress" in out:
+        whole = out["stress"].reshape(-1, 9)
+        return whole @ _parts_of_tensor(whole).T
+    return None
+
+
+def _parts_of_tensor(like: Tensor) -> Tensor:
+    """Return the (6, 9) matrix from a tensor's nine numbers to degrees l = 0 and 2.
+
+    fairchem's rows for l = 1 are left out: a stress is symmetric.
+    """
+    every = cg_change_mat(2, like.device).to(like.dtype)
+    return torch.cat([every[:1], every[4:]])
 
 
 def widen_half_precision(value: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from kd_plugins.fairchem.convert import (
     flatten_outputs,
     given_graph,
     naming_lone_atoms,
+    stress_parts,
     widen_half_precision,
     with_graph,
 )
@@ -356,7 +357,7 @@ def check_pair(
         if term.quantity == "equivariant_embeddings":
             _check_degrees(term, student.backbone.lmax_list[0], teacher.lmax)
 
-    for name in ("energy", "forces"):
+    for name in ("energy", "forces", "stress"):
         if name in quantities and name not in outputs:
             raise ConfigError(
                 f"terms.{name} needs an output of that name; the YAML's outputs: {list(outputs)}"
@@ -402,6 +403,11 @@ def _check_heads(hooks: EmbeddingHooks, role: str, quantities: Mapping[str, str]
         raise ConfigError(
             f"terms.{needs_forces[0]} needs a force head; the {role}'s heads: {heads}"
         )
+    if "stress" in quantities and not hooks.has_stress_head():
+        raise ConfigError(
+            f"terms.{quantities['stress']} needs a stress head (rank2_symmetric_head); the "
+            f"{role}'s heads: {heads}"
+        )
 
 
 def student_values(
@@ -412,6 +418,9 @@ def student_values(
     Atomic energies are in eV divided by the energy normalizer's rmsd, references included.
     """
     values = {"equivariant_embeddings": hooks.embeddings, **energy_and_forces(out)}
+    stress = stress_parts(out)
+    if stress is not None:
+        values["stress"] = stress
     if hooks.node_energies is not None:
         energies = units.atomic_energies(hooks.energy_shares(batch), batch)
         values["atomic_energies"] = energies / units.rmsd("energy")
@@ -450,6 +459,8 @@ def teacher_in_student_units(
     for name in ("energy", "forces"):
         if name in values:
             values[name] = units.normalised(name, values[name], batch)
+    if "stress" in values:
+        values["stress"] = units.normalised_stress(values["stress"])
     if "atomic_energies" in values:
         values["atomic_energies"] = values["atomic_energies"] / units.rmsd("energy")
     if "force_derivatives" in values:

@@ -22,14 +22,14 @@ from kd_plugins.core.terms import Term
 from kd_plugins.doctor.examine import PreflightPart, evenly_spaced, preflight
 from kd_plugins.doctor.inputs import DoctorInput, collect_pairs
 from kd_plugins.doctor.references import References, fit_references
-from kd_plugins.fairchem.convert import has_edges, structure_ids, structures
+from kd_plugins.fairchem.convert import VOIGT, has_edges, structure_ids, structures
 from kd_plugins.fairchem.teacher import FrozenEquiformerV2
 
 # Enough for the doctor, which needs eight more than elements, and a minute for a large teacher.
 EXAMINED = 64
 """Structures of which the teacher's targets are compared with the labels, at most."""
 
-_LABELS = ("energy", "forces")
+_LABELS = ("energy", "forces", "stress")
 
 # These have no labels; they are wrong where the energies or forces that they belong to are.
 _BELONGS_TO = {"atomic_energies": "energy", "force_derivatives": "forces"}
@@ -246,6 +246,9 @@ def _to_array(name: str, value: Tensor, batch: Batch) -> Any:
     value = value.double()
     if name == "energy":
         return value.flatten()[0].cpu().numpy()
+    if name == "stress":
+        value = value.cpu().numpy()
+        return value.reshape(-1)[list(VOIGT)] if value.size == 9 else value.reshape(-1)
     if "fixed" in batch:
         value = value * (batch.fixed == 0)[:, None]
     return value.cpu().numpy()

@@ -210,6 +210,7 @@ class TermsSettings:
     atomic_energies: SoftTargetSettings | None = None
     energy: SoftTargetSettings | None = None
     forces: SoftTargetSettings | None = None
+    stress: SoftTargetSettings | None = None
     hessian: HessianSettings | None = None
 
     def loss(self) -> DistillationLoss:

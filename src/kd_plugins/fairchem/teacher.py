@@ -21,6 +21,7 @@ from kd_plugins.fairchem.convert import (
     energy_and_forces,
     flatten_outputs,
     given_graph,
+    stress_parts,
     structure_ids,
     widen_half_precision,
     with_graph,
@@ -73,11 +74,12 @@ class FrozenEquiformerV2:
         """The quantities that it predicts, by its heads."""
         energies = ("energy", "atomic_energies") if self.hooks.energy_head is not None else ()
         forces = ("forces",) if self.hooks.has_force_head() else ()
-        return (*energies, *forces, "node_embeddings", "equivariant_embeddings")
+        stress = ("stress",) if self.hooks.has_stress_head() else ()
+        return (*energies, *forces, *stress, "node_embeddings", "equivariant_embeddings")
 
     @torch.no_grad()
     def __call__(self, batch: Batch, graph: GraphData | None = None) -> TeacherTargets:
-        """Return the targets of a batch: energies, forces, atomic energies and embeddings.
+        """Return the targets of a batch: energies, forces, stress, atomic energies, embeddings.
 
         Args:
             batch: of fairchem's data loader.
@@ -88,6 +90,9 @@ class FrozenEquiformerV2:
             name: self.units.physical(name, output, batch)
             for name, output in energy_and_forces(out).items()
         }
+        parts = stress_parts(out)
+        if parts is not None:
+            values["stress"] = self.units.physical_stress(parts)
         if self.hooks.node_energies is not None:
             shares = self.hooks.energy_shares(batch)
             values["atomic_energies"] = self.units.atomic_energies(shares, batch)

@@ -32,6 +32,7 @@ from kd_plugins.fairchem.checkpointing import (
     write_state,
 )
 from kd_plugins.fairchem.convert import (
+    STRESS_PARTS,
     EmbeddingHooks,
     EnergyOffsets,
     Units,
@@ -463,8 +464,8 @@ def freeze(student: nn.Module, patterns: Sequence[str]) -> int:
 
 
 def _take_over(ours: dict[str, Any], theirs: dict[str, Any], kind: str) -> None:
-    """Replace the student's units of energy and forces by copies of its teacher's, and log it."""
-    for name in ("energy", "forces"):
+    """Replace the student's units by copies of its teacher's, and log it."""
+    for name in ("energy", "forces", "stress", *STRESS_PARTS):
         here, there = ours.pop(name, None), theirs.get(name)
         if here is not None and (there is None or _numbers(here) != _numbers(there)):
             logging.warning(
