@@ -247,8 +247,11 @@ def test_labels_that_the_training_lacks_are_refused_if_they_have_a_weight(
     structures: list[LabelledStructure], teacher: fixtures.Hipnn
 ) -> None:
     data, model = make_database(without_labels(structures, range(6))), fixtures.make_hipnn(3)
-    add_teacher_targets(data, teacher.energy, EVERYTHING)
     settings: dict[str, Any] = {"energies": "total", "database": data}
+    with pytest.raises(ValueError, match=r"call add_teacher_targets\(database, teacher, .* before"):
+        distillation_loss(model.energy, model.forces, weights=TEACHER, **settings)
+
+    add_teacher_targets(data, teacher.energy, EVERYTHING)
     with pytest.raises(ValueError, match="no structure of the training split has 'energy'"):
         distillation_loss(model.energy, model.forces, weights=LABELS, **settings)
 

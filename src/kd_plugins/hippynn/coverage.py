@@ -26,10 +26,12 @@ class Coverage:
         partial: name of an array, of which some split lacks some, to its mean weight over the
             structures or atoms of the training split.
         validated: arrays of which the validation split has some.
+        weighted: arrays that have weights.
     """
 
     partial: Mapping[str, float]
     validated: Collection[str]
+    weighted: Collection[str]
 
 
 def read_coverage(database: Any, species: str) -> Coverage:
@@ -66,6 +68,7 @@ def read_coverage(database: Any, species: str) -> Coverage:
             if any(mean != 1 for mean in by_split.values())
         },
         validated={name for name, by_split in means.items() if by_split.get("valid")},
+        weighted=frozenset(means),
     )
 
 

@@ -121,7 +121,7 @@ def distillation_loss(
         KeyError: for a term that does not exist.
         ValueError: for weights that are negative or all 0, a term that its node does not have, or
             forces of another model or the wrong sign; for a term of which no training structure
-            has a label or target.
+            has a label or target, or whose targets ``database`` does not have yet.
 
     >>> from hippynn.graphs import inputs, networks, physics, targets
     >>> species, positions = inputs.SpeciesNode(db_name="Z"), inputs.PositionsNode(db_name="R")
@@ -258,6 +258,12 @@ class _Student:
             "forces": lambda: self._force_node("teacher_forces"),
         }
         node, array = nodes[name](), f"{TEACHER}{name}"
+        if self.coverage is not None and array not in self.coverage.weighted:
+            raise ValueError(
+                f"the database has no array {array!r}, which the loss reads; call "
+                f"add_teacher_targets(database, teacher, [..., {name!r}]) before "
+                "distillation_loss(..., database=database)"
+            )
         target = _read(node, array).true
         # The target's sign is turned, as hippynn finds no layout for the negative of a prediction.
         is_opposite = name == "forces" and sign_of(node) == 1

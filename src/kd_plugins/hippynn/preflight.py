@@ -272,8 +272,15 @@ def _check_finite_targets(
 
 
 def _check_label_weights(arrays: Mapping[str, Any], targets: Collection[str], where: str) -> None:
-    """Refuse a loss that would take the zeros of structures without a label for labels."""
+    """Refuse a loss that would take the zeros of structures without a label for labels.
+
+    Warn where no structure of a split has a label that is compared there.
+    """
     for name in targets:
+        label = name.removesuffix(WEIGHT)
+        if label != name and not name.startswith(TEACHER) and not bool(arrays[name].any()):
+            logger.warning(f"{where}no structure has {label!r}; its errors there will read 0")
+
         is_label = name in arrays and not name.startswith(TEACHER) and not name.endswith(WEIGHT)
         if is_label and name + WEIGHT not in targets:
             refuse_rows(
