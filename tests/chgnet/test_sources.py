@@ -22,7 +22,7 @@ from kd_plugins.chgnet import (
 )
 from kd_plugins.chgnet.__main__ import main
 from kd_plugins.chgnet.fitting import _collate
-from kd_plugins.chgnet.preflight import check_student
+from kd_plugins.chgnet.preflight import check_data, check_student
 from tests.chgnet import fixtures
 from tests.chgnet.fixtures import Labelled, differs
 from tests.chgnet.test_distill import LOADS, prefer, run
@@ -249,6 +249,16 @@ def test_bad_sources_are_refused(
         assert main([str(config), change]) == 2, change
         printed = capsys.readouterr().err
         assert message in printed, printed
+
+
+def test_weights_that_cancel_are_named(data: DistillData, caplog: pytest.LogCaptureFixture) -> None:
+    loss = DistillLoss(Ratios(soft={"energy": 1}, hard={"forces": 1}))
+    mixed = DistillData.concatenate([data.part([0, 1]).weighted(2), data.part([2, 3])])
+    for train, warned in ((data, 0), (mixed, 0), (data.weighted(2), 2)):
+        caplog.clear()
+        check_data(loss, train, data, batch_size=2)
+        assert len(caplog.records) == warned
+    assert "all structures with soft energy have the weight 2, which changes" in caplog.text
 
 
 def test_bad_weights_are_refused(data: DistillData) -> None:

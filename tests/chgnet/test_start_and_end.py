@@ -18,6 +18,45 @@ from tests.chgnet.test_distill import LOADS, prefer, run
 SHORT = FitSettings(epochs=2, batch_size=2, seed=3)
 
 
+class Killed(BaseException):
+    """Not an Exception, so that nothing on the way can handle it."""
+
+
+@pytest.mark.filterwarnings(LOADS)
+@pytest.mark.parametrize("way", ["plain", "cached"])
+def test_resumed_training_equals_uninterrupted(
+    data: DistillData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Killed in the second epoch, with weights, the distance to the start, and patience."""
+    prefer(monkeypatch, way)
+    monkeypatch.setattr("kd_plugins.chgnet.fitting.SECONDS", 0.0)
+    joined = DistillData.concatenate([data.part([0, 1]), data.part([2, 3]).weighted(0.5)])
+    settings: dict[str, Any] = {
+        "settings": FitSettings(epochs=3, batch_size=2, seed=3, patience=2),
+        "l2_to_start": 10.0,
+    }
+    whole, model = run(joined, tmp_path / "whole", **settings)
+
+    forward = DistillLoss.forward
+
+    def die(self: DistillLoss, *arguments: Any) -> Any:
+        if self.training and self.step == 3:
+            raise Killed
+        return forward(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillLoss, "forward", die)
+        with pytest.raises(Killed):
+            run(joined, tmp_path / "killed", **settings)
+
+    torch.manual_seed(99)
+    resumed, other = run(joined, tmp_path / "killed", **settings)
+    assert "goes on from" in resumed.reason
+    assert differs(model, other) == differs(whole.fitted.best, resumed.fitted.best) == 0.0
+    assert resumed.fitted.errors == whole.fitted.errors
+    assert resumed.fitted.untrained == whole.fitted.untrained
+
+
 def moved_by(model: Any) -> float:
     """Return how far the readout is from where it began."""
     before = dict(fixtures.student().mlp.named_parameters())

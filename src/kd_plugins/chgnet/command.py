@@ -187,8 +187,8 @@ def _convert_source(
             for quantity in settings.loss.weighted["hard"]
             if source.hard.get(quantity, 1.0) != 0
         )
-        # Of several sources one may have labels and another none; one alone must have them.
-        if hard and name.endswith("]"):
+        # In a list of sources one may have labels and another none; one alone must have them.
+        if hard and name not in settings.sources:
             chosen = list(chosen)
             hard = tuple(one for one in hard if any(one in made.labels for made in chosen))
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from kd_plugins.chgnet.convert import LETTERS, from_host
 from kd_plugins.chgnet.data import DataError, DistillData, GraphSample, check_distill_data
-from kd_plugins.chgnet.loss import PREFIX, DistillLoss, Ratios
+from kd_plugins.chgnet.loss import PREFIX, WEIGHT, DistillLoss, Ratios
 from kd_plugins.chgnet.student import HEAD, count_trainable
 from kd_plugins.chgnet.validation import other_zero
 from kd_plugins.doctor.examine import PreflightPart, check_allow, evenly_spaced, preflight
@@ -32,6 +32,8 @@ OFFSET = 0.5
 
 OWN = ("energy_zero", "same_validation", "source_zero", "validation_zero")
 """Names of errors that are found here, beside the doctor's."""
+
+logger = logging.getLogger(__name__)
 
 _INFO = logging.INFO
 
@@ -90,6 +92,25 @@ def check_data(
 
     _check_batch(len(train), batch_size)
     _check_selection(validation, loss)
+    _warn_of_idle_weights(train, loss.ratios)
+
+
+def _warn_of_idle_weights(data: DistillData, ratios: Ratios) -> None:
+    """Warn of weights that all rows of a quantity share, and which so cancel in its mean."""
+    for source, names in ratios.weighted.items():
+        for name in names:
+            key = PREFIX[source] + LETTERS[name]
+            weights = {
+                float(sample.targets[WEIGHT + key].flatten()[0])
+                for sample in data.samples
+                if WEIGHT + key in sample.targets and sample.targets[key].isfinite().any()
+            }
+            if len(weights) == 1 and weights != {1.0}:
+                logger.warning(
+                    f"all structures with {source} {name} have the weight {weights.pop():g}, which "
+                    "changes nothing: weights act between structures; how much a quantity counts "
+                    f"is the loss's {source}.{name}"
+                )
 
 
 def _check_batch(n_structures: int, batch_size: int) -> None:
