@@ -224,6 +224,14 @@ DOCTORS = [
     Case("doctor_unknown_ids", f"{DOCTOR} --ids mp_id", ("mp_id", "metal/0|train:0")),
     Case("doctor_allows_nothing_known", f"{DOCTOR} --allow energy_unti", ("energy_unti", "did you mean", "energy_unit")),
     Case("doctor_allows_empty", f"{DOCTOR} --allow ''", ("allow",)),
+    Case("doctor_half_a_student", f"{DOCTOR} --student-cutoff 5.5", ("--student-cutoff", "--student-layers", "together")),
+    Case("doctor_student_minus_cutoff", f"{DOCTOR} --student-cutoff -5 --student-layers 1", ("--student-cutoff", "above 0 Å", "-5")),
+    Case("doctor_student_huge_cutoff", f"{DOCTOR} --student-cutoff 1e400 --student-layers 1", ("--student-cutoff", "inf")),
+    Case("doctor_student_no_layers", f"{DOCTOR} --student-cutoff 5 --student-layers 0", ("--student-layers", "1 or more", "0")),
+    Case("doctor_student_word", f"{DOCTOR} --student-layers two", ("--student-layers", "two")),
+    Case("doctor_two_students", f"{DOCTOR} --student emt --student-cutoff 5", ("--student", "not both")),
+    Case("doctor_student_of_no_reach", f"{DOCTOR} --student emt", ("--student emt", "--student-cutoff")),
+    Case("doctor_student_misspelled", f"{DOCTOR} --student emtt", ("emtt", "did you mean", "emt")),
 ]
 
 EVALUATIONS = [
