@@ -57,7 +57,14 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=float,
         nargs="+",
         metavar="K",
-        help="of --md, from the first to the last snapshot: 2500 1000 melts and cools",
+        help="of --md, from the first to the last snapshot: 4000 1500 starts hot and cools",
+    )
+    command.add_argument(
+        "--length-scales",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help="of the cell of --md, likewise (1): 1.03 gives a melt room",
     )
     command.add_argument(
         "--min-distance", type=float, metavar="Å", help="the least (0.6 x the covalent radii)"
@@ -128,6 +135,7 @@ def _settings(arguments: argparse.Namespace) -> Sampling:
         "min_distance": arguments.min_distance,
         "max_force": arguments.max_force,
         "md.temperatures": arguments.temperatures,
+        "md.length_scales": arguments.length_scales,
         **{f"{method}.count": getattr(arguments, method) for method in COUNTS},
     }
     for name, value in given.items():

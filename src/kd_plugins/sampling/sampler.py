@@ -53,8 +53,8 @@ def sample(
     Each depends on the seed, its seed structure and its own number alone; snapshots of molecular
     dynamics on those before them. The ``info`` of its atoms tells where it comes from:
     ``method``, ``seed_structure``, ``random_seed``, and where they apply ``strain`` (xx, yy, zz,
-    yz, xz, xy), ``rattle`` (Å), ``temperature`` (K), ``length_scale``, ``miller``, ``potential``
-    and ``potential_fingerprint``.
+    yz, xz, xy), ``rattle`` (Å), ``temperature`` (K), ``length_scale``, ``displacement``
+    (from the seed, Å), ``miller``, ``potential`` and ``potential_fingerprint``.
 
     Args:
         structures: the seed structures; their labels and constraints are left out.
@@ -212,7 +212,11 @@ class Sampler:
         for snapshot in trajectory.snapshots(first):
             rejected.update(one.guard for one in trajectory.rejections)
             trajectory.rejections.clear()
-            info = {"temperature": snapshot.temperature, "length_scale": snapshot.length_scale}
+            info = {
+                "temperature": snapshot.temperature,
+                "length_scale": snapshot.length_scale,
+                "displacement": snapshot.displacement,
+            }
             yield snapshot.atoms, info, snapshot.state
 
     def _named(

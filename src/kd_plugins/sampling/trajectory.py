@@ -33,6 +33,8 @@ class Snapshot:
         atoms: wrapped into its cell, without calculator.
         temperature: of the thermostat, K.
         length_scale: of the cell, relative to the seed.
+        displacement: of the atoms from the seed structure, root mean square, Å; a crystal whose
+            atoms have moved by more than a third of a bond has melted.
         state: from which the trajectory goes on, in JSON's types.
     """
 
@@ -40,6 +42,7 @@ class Snapshot:
     atoms: Atoms
     temperature: float
     length_scale: float
+    displacement: float
     state: Mapping[str, Any]
 
 
@@ -108,7 +111,8 @@ class Trajectory:
                 atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc
             )
             wrapped.wrap()
-            yield Snapshot(number, wrapped, temperature, scale, self._state())
+            moved = self._displacement(atoms)
+            yield Snapshot(number, wrapped, temperature, scale, moved, self._state())
 
     def _advance(self, temperature: float, scale: float) -> None:
         """Run to the next snapshot that no guard refuses."""
@@ -183,6 +187,16 @@ class Trajectory:
             return Rejection("md", f"the potential fails: {type(error).__name__}: {error}")
         finally:
             atoms.calc = None
+
+    def _displacement(self, atoms: Atoms) -> float:
+        """Return how far the atoms are from the seed structure, without drift, Å."""
+        # Positions are not wrapped, so an atom that has left the cell is far away.
+        start = self.cell.positions
+        if atoms.cell.rank == 3:
+            start = self.cell.get_scaled_positions(wrap=False) @ atoms.cell.array
+        moves = atoms.positions - start
+        moves -= moves.mean(axis=0)
+        return float(np.sqrt((moves**2).sum(axis=1).mean()))
 
     def _state(self) -> dict[str, Any]:
         atoms = self._required()
