@@ -38,8 +38,8 @@ class EqV2Teacher:
         device: of the model.
     """
 
-    quantities = (
-        *("energy", "energy_per_atom", "forces", "stress", "atomic_energies"),
+    quantities: tuple[str, ...] = (
+        *("energy", "energy_per_atom", "forces", "atomic_energies"),
         *("node_embeddings", "equivariant_embeddings"),
     )
 
@@ -48,6 +48,8 @@ class EqV2Teacher:
         self.device = str(device)
         self.name = "eqv2"
         self.fingerprint = f"EquiformerV2 {model.fingerprint}"
+        if "stress" in model.quantities:
+            self.quantities = (*self.quantities, "stress")
         self.receptive_field = float(model.backbone.cutoff * model.backbone.num_layers)
         self._to_graph = AtomsToGraphs(r_edges=False, r_pbc=True)
 
