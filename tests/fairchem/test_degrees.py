@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from kd_plugins.core import Degrees, crack_loss, squared_mean
 from kd_plugins.fairchem.loss import compared_embeddings
+from kd_plugins.structures import read_structures
+from kd_plugins.teachers import label
 from tests.fairchem import tiny
 from tests.fairchem.test_laws import EQV2, equal, first_batch, losses, student_equal_to_teacher
 from tests.fairchem.test_stored_targets import losses_of_first_batch, stored
@@ -108,3 +112,47 @@ def test_a_student_equal_to_its_teacher_has_no_distance(make_config, teacher: Pa
     for degree in range(LMAX + 1):
         assert found[f"kd_n2n_l{degree}"] < 1e-6
         assert abs(found[f"kd_crack_l{degree}_excess"]) < 1e-3
+
+
+def test_a_store_of_the_first_degrees_is_enough(
+    make_config: Callable[..., Settings],
+    teacher: Path,
+    labelled: Path,
+    databases: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    """Labelled with lmax=1 it has less than half the rows, and the very losses of the whole one."""
+    name, folder = f"{tiny.teacher_name(teacher)} lmax=1", tmp_path / "first"
+    dtypes = dict.fromkeys(("energy", "forces", "equivariant_embeddings"), "float32")
+    label(read_structures(databases), name, folder, dtypes, progress=False)
+    chosen = terms(features="each", lmax=1)
+    settings = make_config(trainer=EQV2, task=stored(labelled, chosen))
+    settings["optim"]["max_epochs"] = 0
+    whole, metrics, _ = tiny.run(settings, losses_of_first_batch)
+    settings.update(task=stored(folder, terms(features="each")), timestamp_id="first")
+    found, of_first, (targets, _) = tiny.run(settings, losses_of_first_batch)
+    assert targets.values["equivariant_embeddings"].shape[1] == 4
+    assert found == whole
+    assert {key for key in metrics if key.startswith("kd_")} <= set(of_first)
+
+
+def test_a_turned_structure_has_the_same_values(make_config, teacher: Path) -> None:
+    """To the rounding of EquiformerV2's own grid, which is coarse in so small a model."""
+    settings = set_up(make_config(trainer=EQV2, task=tiny.distill(teacher, terms(features="each"))))
+    turn = torch.tensor(Rotation.random(random_state=1).as_matrix(), dtype=torch.float32)
+
+    def both(trainer: Any) -> list[dict[str, float]]:
+        trainer.model.eval()
+        batch, found = first_batch(trainer), []
+        for matrix in (torch.eye(3), turn):
+            turned = copy.copy(batch)
+            turned.pos, turned.cell = batch.pos @ matrix.T, batch.cell @ matrix.T
+            torch.manual_seed(3)
+            trainer._compute_loss(trainer._forward(turned), turned)
+            metrics = trainer.distiller.take_metrics()
+            names = [f"kd_{term}_l{degree}" for term in WEIGHTS for degree in range(LMAX + 1)]
+            found.append({name: float(metrics[name]["metric"]) for name in names})
+        return found
+
+    as_it_is, turned = tiny.run(settings, both)
+    assert turned == pytest.approx(as_it_is, rel=5e-3)

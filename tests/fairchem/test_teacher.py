@@ -196,6 +196,8 @@ FAULTS = {
     "open choice": (lambda raw: None, "", "weights: ema .what fairchem validates with. or raw"),
     "wrong choice": (lambda raw: None, "weights=EMA", "unknown choice 'EMA'; known: ema, raw"),
     "a word for a boolean": (lambda raw: None, "trust_pickle=no", "expected true or false"),
+    "no such degree": (lambda raw: None, "weights=raw lmax=3", "lmax: expected at most 2, .*got 3"),
+    "a word for a degree": (lambda raw: None, "weights=raw lmax=two", "lmax: .*'?two'?"),
     "no checkpoint": (lambda raw: raw.pop("config"), "", "not a fairchem checkpoint"),
     "another model": (
         lambda raw: raw["config"]["model"].update(name="gemnet_oc"),

@@ -20,6 +20,7 @@ from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.fairchem.checkpointing import drawing_from, read_checkpoint
 from kd_plugins.fairchem.settings import TeacherSettings
 from kd_plugins.fairchem.teacher import FrozenEquiformerV2
+from kd_plugins.numbers import check_whole
 from kd_plugins.teachers.teacher import TeacherError, resolve_device
 
 BATCH_SIZES = {"cpu": 1, "cuda": 8}
@@ -36,6 +37,10 @@ class EqV2Teacher:
     Args:
         model: the frozen model, which from now on draws its rolls so.
         device: of the model.
+        lmax: highest degree of the equivariant embeddings that are given; all if left out.
+
+    Raises:
+        TeacherError: if the model has no such degree.
     """
 
     quantities: tuple[str, ...] = (
@@ -43,13 +48,20 @@ class EqV2Teacher:
         *("node_embeddings", "equivariant_embeddings"),
     )
 
-    def __init__(self, model: FrozenEquiformerV2, device: torch.device) -> None:
+    def __init__(
+        self, model: FrozenEquiformerV2, device: torch.device, lmax: int | None = None
+    ) -> None:
         self.model = model
         self.device = str(device)
         self.name = "eqv2"
         self.fingerprint = f"EquiformerV2 {model.fingerprint}"
         if "stress" in model.quantities:
             self.quantities = (*self.quantities, "stress")
+
+        self.lmax = model.lmax if lmax is None else lmax
+        if lmax is not None:
+            _check_lmax(lmax, model.lmax)
+            self.fingerprint += f" lmax={lmax}"  # not the targets of a store with all degrees
         self.receptive_field = float(model.backbone.cutoff * model.backbone.num_layers)
         self._to_graph = AtomsToGraphs(r_edges=False, r_pbc=True)
 
@@ -90,6 +102,8 @@ class EqV2Teacher:
             with drawing_from(None, torch.device(self.device)):
                 targets = self.model(batch).to("cpu")
 
+            embeddings = targets.values["equivariant_embeddings"][:, : (self.lmax + 1) ** 2]
+            targets = targets.with_values({**targets.values, "equivariant_embeddings": embeddings})
             for place, alone in zip(places, targets.unbatch(), strict=True):
                 predicted[place] = _without_batch_axis(alone, quantities)
         return [predicted[place] for place in range(len(structures))]
@@ -138,6 +152,17 @@ def frames_by_structure(batch: Batch, edge_index: Tensor, edge_vectors: Tensor) 
     return torch.cat(frames)
 
 
+def _check_lmax(lmax: int, highest: int) -> None:
+    try:
+        check_whole("lmax", lmax, least=0)
+    except ValueError as error:
+        raise TeacherError(str(error)) from None
+    if lmax > highest:
+        raise TeacherError(
+            f"lmax: expected at most {highest}, the highest degree of this model, got {lmax}"
+        )
+
+
 def _without_batch_axis(
     targets: TeacherTargets, quantities: Sequence[str]
 ) -> dict[str, np.ndarray]:
@@ -156,6 +181,7 @@ def eqv2(
     weights: Literal["ema", "raw"] | None = None,
     trust_pickle: bool = False,
     device: str | None = None,
+    lmax: int | None = None,
 ) -> EqV2Teacher:
     """Return the teacher ``eqv2``.
 
@@ -164,6 +190,7 @@ def eqv2(
         weights: ``ema`` or ``raw``, where the file holds both.
         trust_pickle: read a file that holds pickled code, which may do anything.
         device: such as ``cpu`` or ``cuda``; ``auto``, or left out, is a GPU where there is one.
+        lmax: highest degree of the equivariant embeddings, for a store that takes less space.
 
     Raises:
         TeacherError: if the file is no EquiformerV2 checkpoint, or an argument is not valid.
@@ -173,6 +200,6 @@ def eqv2(
     given = {name: value for name, value in given.items() if value is not None}
     try:
         settings = read_config(TeacherSettings, given, "teacher eqv2")
-        return EqV2Teacher(FrozenEquiformerV2(read_checkpoint(settings), where), where)
+        return EqV2Teacher(FrozenEquiformerV2(read_checkpoint(settings), where), where, lmax)
     except (ConfigError, FileNotFoundError) as error:
         raise TeacherError(str(error).replace("task.distill.teacher.", "")) from error
