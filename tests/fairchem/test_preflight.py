@@ -93,11 +93,13 @@ def test_a_wrong_sign_of_another_quantity_is_logged(
 def test_nothing_is_logged_of_a_teacher_that_agrees(
     tmp_path: Path, strong_teacher: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Labels that are the teacher's own targets are in order."""
+    """Labels that are the teacher's own targets are in order, but for how near they are."""
     train = labelled_by(strong_teacher, lambda e, f, n: (e, f), tmp_path / "data")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         tiny.run(settings(train, strong_teacher, tmp_path / "run", "forces"))
     assert "teacher and labels:" not in caplog.text
+    assert caplog.text.count("teacher and labels are apart by") == 1
+    assert "R² 1.000, slope 1.000 ± 0.000" in caplog.text
 
 
 class Numbered:
