@@ -313,6 +313,7 @@ def test_quantities_of_both_teachers(teachers: dict[str, CHGNetTeacher]) -> None
 
     assert teachers["chgnet"].quantities == (*common, *more)
     assert teachers["chgnet+d3"].quantities == common
+    assert teachers["chgnet"].receptive_field == 4 * 6.0
 
 
 def test_fingerprint_depends_on_the_weights_alone(

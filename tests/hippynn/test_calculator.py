@@ -111,6 +111,7 @@ def test_fingerprint_is_that_of_version_0_1_0(run: Path) -> None:
     """So that a store which that version began to label goes on."""
     teacher = load_teacher(f"hippynn folder={run}")
     assert teacher.fingerprint == describe(teacher.calculator)
+    assert teacher.receptive_field == 4.0
     assert teacher.fingerprint.startswith("kd_plugins.hippynn.calculator.ElementsCalculator(weig")
     assert HippynnTeacher(str(run)).fingerprint == HippynnTeacher(str(run), 2).fingerprint
 
