@@ -864,6 +864,25 @@ NUMBERS: dict[str, tuple[str, str]] = {
     "relax_tolerance": ("relax(copper, EMT(), VALUE)", "force_tolerance"),
     "relax_steps": ("relax(copper, EMT(), 0.03, VALUE)", "max_steps"),
     "volume_relaxed": ("volume_error_percent(VALUE, 1.0)", "relaxed|volume"),
+    "strain_count": ("Strain(VALUE)", "count"),
+    "strain_shear": ("Strain(shear=VALUE)", "shear"),
+    "strain_rattle": ("Strain(rattle=(0, VALUE))", "rattle"),
+    "rattle_std": ("Rattle(std=(0, VALUE))", "std"),
+    "md_temperature": ("MolecularDynamics(1, (VALUE,))", "temperatures"),
+    "md_timestep": ("MolecularDynamics(timestep=VALUE)", "timestep"),
+    "md_interval": ("MolecularDynamics(interval=VALUE)", "interval"),
+    "md_equilibration": ("MolecularDynamics(equilibration=VALUE)", "equilibration"),
+    "md_friction": ("MolecularDynamics(friction=VALUE)", "friction"),
+    "md_scale": ("MolecularDynamics(length_scales=(1.0, VALUE))", "length_scales"),
+    "vacancy_missing": ("Vacancies(missing=VALUE)", "missing"),
+    "surface_layers": ("Surfaces(layers=VALUE)", "layers"),
+    "surface_vacuum": ("Surfaces(vacuum=VALUE)", "vacuum"),
+    "sampling_atoms": ("Sampling(atoms=VALUE)", "atoms"),
+    "sampling_distance": ("Sampling(min_distance=VALUE)", "min_distance"),
+    "sampling_force": ("Sampling(max_force=VALUE)", "max_force"),
+    "sample_seed": ("sample([frame], Sampling(strain=Strain(1)), VALUE)", "seed"),
+    "select_count": ("select([frame], VALUE, 'random')", "count"),
+    "select_seed": ("select([frame], 1, 'random', seed=VALUE)", "seed"),
     "deformation_shear": ("Deformation(shear_std=VALUE)", "shear_std"),
     "deformation_rotation": ("Deformation(rotation_degrees=VALUE)", "rotation_degrees"),
     "deformation_rattle": ("Deformation(rattle=VALUE)", "rattle"),
@@ -877,8 +896,10 @@ NUMBERS: dict[str, tuple[str, str]] = {
 
 NEVER = {"nan": "nan", "inf": "inf", "minus": "-1", "true": "True", "text": "'3'", "null": "None"}
 """What none of these numbers may be, as it is written."""
-UNLIKE = {("nve_temperature", "null"), ("piecewise_step", "minus")}
-"""Without a temperature `nve` goes on with the velocities that there are; a step may lie before 0."""
+UNLIKE = {("md_timestep", "null"), ("sampling_atoms", "null"), ("sampling_distance", "null")}
+UNLIKE |= {("nve_temperature", "null"), ("piecewise_step", "minus")}
+"""None leaves a default of sampling; without a temperature `nve` goes on with the velocities that
+there are; a step may lie before 0."""
 
 HOSTILE = [
     python(f"number_{name}_{tag}", call.replace("VALUE", value), named, value)

@@ -43,6 +43,11 @@ class ElementsCalculator(HippynnCalculator):
     make_batches: Callable[[], HippynnTeacher] | None = None
     receptive_field: float | None = None
 
+    def reset(self) -> None:
+        """Forget the last structure and its neighbour list, in whose order forces are summed."""
+        super().reset()
+        self.rebuild_neighbors()
+
     def calculate(self, atoms: Atoms | None = None, *args: Any, **kwargs: Any) -> None:
         """Compute all properties; see ASE.
 
