@@ -150,6 +150,7 @@ def test_a_training_ends_without_a_gain(
     assert again.fitted.stopped == sentence
 
 
+@pytest.mark.filterwarnings(LOADS)
 def test_a_trainer_that_ends_early_is_still_tested(data: DistillData, tmp_path: Path) -> None:
     """As CHGNet's is after its last epoch."""
     trainer = fixtures.trainer(epochs=30, learning_rate=0.3, patience=1)
