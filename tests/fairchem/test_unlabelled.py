@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import lzma
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
 import torch
+import yaml
 from fairchem.core.trainers import OCPTrainer
 from torch_geometric.data import Batch
 
+from kd_plugins.cli import main
 from kd_plugins.config import ConfigError
 from kd_plugins.fairchem.unlabelled import note_labelled
 from kd_plugins.store.store import TargetStore
@@ -65,6 +69,10 @@ def test_fairchems_loss_and_metrics_are_of_the_labelled_structures(
     settings["optim"]["max_epochs"] = 0
 
     def look(trainer: Any) -> None:
+        # By these fairchem balances the batches of several ranks.
+        assert trainer.train_dataset.metadata_hasattr("natoms")
+        assert trainer.train_dataset.get_metadata("natoms", indices).tolist() == [5] * len(indices)
+
         batch = chosen_batch(trainer, indices)
         out = {name: o.detach().requires_grad_() for name, o in trainer._forward(batch).items()}
         loss = trainer._label_loss(out, batch)
@@ -91,9 +99,11 @@ def test_fairchems_loss_and_metrics_are_of_the_labelled_structures(
     tiny.run(settings, look)
 
 
-def test_resumed_training_equals_uninterrupted(mixed: Callable[..., Settings]) -> None:
-    """One batch or more of each epoch has no label."""
-    settings = mixed()
+def test_resumed_training_equals_uninterrupted(
+    mixed: Callable[..., Settings], teacher: Path
+) -> None:
+    """With a teacher in memory; one batch or more of each epoch has no label."""
+    settings = mixed(task=tiny.distill(teacher, TERMS, align=True))
     settings["optim"].update(checkpoint_every=2, max_epochs=2)
     steps, ids = tiny.run(settings, lambda t: (t.step, [s for b in t.train_loader for s in b.sid]))
     assert steps == 6
@@ -203,6 +213,60 @@ def test_an_aligned_teacher_has_the_labels_zero(
     assert theirs == pytest.approx(ours, rel=1e-3)
     assert ours[1] < 1.0
     assert "fitted on 2 structures: O " in caplog.text
+
+
+def test_oc20_frames_whose_labels_were_taken_away(
+    make_config: Callable[..., Settings],
+    teacher: Path,
+    shared_file: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """From the command that labels to the last step: two frames keep their labels, four do not."""
+    with lzma.open(shared_file("oc20/s2ef_Ostar_all.extxyz.xz"), "rt") as file:
+        frames = ase.io.read(file, ":6", format="extxyz")
+    for number, frame in enumerate(frames):
+        frame.info = {"sid": str(frame.info["sid"]), "fid": int(frame.info["fid"])}
+        frame.calc = frame.calc if number < LABELLED else None
+    settings = make_config(trainer=EQV2)
+    databases = {}
+    for name, part in {"train": frames[:LABELLED], "unlabelled": frames[LABELLED:]}.items():
+        (tmp_path / name).mkdir()
+        databases[name] = str(tiny.write_database(tmp_path / name / "frames.db", part))
+    settings["dataset"]["train"]["src"] = databases["train"]
+    settings["dataset"]["unlabelled"] = {"src": databases["unlabelled"]}
+    settings["dataset"].pop("val")
+
+    (tmp_path / "train.yml").write_text(yaml.safe_dump({"dataset": settings["dataset"]}))
+    words = ["--quantities", "energy", "forces", "node_embeddings", "--store", str(tmp_path / "s")]
+    source = ["label", "--fairchem", str(tmp_path / "train.yml")]
+    named = ["--teacher", *tiny.teacher_name(teacher).split()]
+    assert main([*source, *named, *words]) == 0
+
+    terms = {"energy": TERMS["energy"], "forces": TERMS["forces"], "crack": {"weight": 1.0}}
+    settings["task"] = stored(tmp_path / "s", terms, align=True, allow=["energy_unrelated"])
+    steps, weights = tiny.run(settings, lambda t: (t.step, t.model.state_dict()))
+    assert steps == 3
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_targets_without_labels_are_examined(
+    mixed: Callable[..., Settings],
+    labelled: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By themselves, such as for placeholders."""
+
+    def spoil(record: Any) -> Any:
+        if record.structure_id not in ("slab2/0", "slab3/0"):
+            return record
+        return replace(record, values={**record.values, "energy": torch.zeros(())})
+
+    settings = mixed(task=stored(copied(labelled, tmp_path / "s", spoil), TERMS))
+    settings["optim"]["max_epochs"] = 0
+    tiny.run(settings)
+    text = "the teacher's targets without labels: teacher energy of 2 of 4 structures"
+    assert text in caplog.text
 
 
 REFUSED: dict[str, tuple[Callable[[Settings], Any], str]] = {

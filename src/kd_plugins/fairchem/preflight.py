@@ -129,6 +129,7 @@ def check_teacher(
     device: torch.device,
     allow: Sequence[str] = (),
     ignored: Sequence[str] = (),
+    unlabelled: Sequence[Any] = (),
 ) -> list[DoctorInput]:
     """Compare the teacher's energies and forces with the labels of some structures.
 
@@ -142,26 +143,39 @@ def check_teacher(
         device: of the teacher.
         allow: names of errors that are logged and do not end the run.
         ignored: codes of findings that are not even logged.
+        unlabelled: structures of which the targets are examined by themselves.
 
     Returns:
-        the structures with their labels and targets.
+        the training structures with their labels and targets.
 
     Raises:
         ConfigError: with the doctor's findings.
     """
-    bar = tqdm(sample, "examining targets", leave=False, disable=not distutils.is_master())
-
     # EquiformerV2 draws random rotations about each edge.
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
-        examined = [_to_input(Batch.from_data_list([data]), teacher, device) for data in bar]
+        inputs = _to_inputs(sample, _LABELS, teacher, device)
+        alone = _to_inputs(unlabelled, (), teacher, device)
 
-    inputs = [item for item in examined if item is not None]
     quantities = {_BELONGS_TO.get(term.quantity, term.quantity) for term in terms}
-    part = PreflightPart(inputs, quantities, ignored=ignored, is_measured=True)
-    preflight([part], allow, ConfigError)
+    parts = [
+        PreflightPart(inputs, quantities, ignored=ignored, is_measured=True),
+        PreflightPart(alone, quantities, subject="the teacher's targets without labels"),
+    ]
+    preflight(parts, allow, ConfigError)
     return inputs
+
+
+def _to_inputs(
+    sample: Sequence[Any],
+    labels: Sequence[str],
+    teacher: Callable[[Batch], TeacherTargets],
+    device: torch.device,
+) -> list[DoctorInput]:
+    bar = tqdm(sample, "examining targets", leave=False, disable=not distutils.is_master())
+    found = [_to_input(Batch.from_data_list([data]), labels, teacher, device) for data in bar]
+    return [item for item in found if item is not None]
 
 
 def fit_energy_offsets(inputs: Sequence[DoctorInput]) -> References:
@@ -217,7 +231,10 @@ def check_covered(dataset: Sequence[Any], name: str, references: References) -> 
 
 
 def _to_input(
-    batch: Batch, teacher: Callable[[Batch], TeacherTargets], device: torch.device
+    batch: Batch,
+    labels: Sequence[str],
+    teacher: Callable[[Batch], TeacherTargets],
+    device: torch.device,
 ) -> DoctorInput | None:
     """Return one structure's labels and targets.
 
@@ -228,13 +245,13 @@ def _to_input(
         return None
 
     (targets,) = teacher(batch).unbatch()  # without quantities that are missing
-    labels = {name: _to_array(name, batch[name], batch) for name in _LABELS if name in batch}
+    known = {name: _to_array(name, batch[name], batch) for name in labels if name in batch}
     values = {
         name: _to_array(name, targets.values[name], batch)
         for name in _LABELS
         if name in targets.values
     }
-    return DoctorInput(structure_ids(batch)[0], structures(batch)[0], labels, values)
+    return DoctorInput(structure_ids(batch)[0], structures(batch)[0], known, values)
 
 
 def _to_array(name: str, value: Tensor, batch: Batch) -> Any:

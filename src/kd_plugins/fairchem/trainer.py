@@ -232,7 +232,13 @@ class DistillMixin:
         ignored = ("energy-offset",) if settings.align else ()
         teacher.energy_offsets = None
         inputs = check_teacher(
-            samples["train"], teacher, self._loss.terms, self.device, settings.allow, ignored
+            samples["train"],
+            teacher,
+            self._loss.terms,
+            self.device,
+            settings.allow,
+            ignored,
+            unlabelled=samples.get(SPLIT, ())[:EXAMINED],
         )
         if settings.align:
             references = fit_energy_offsets(inputs)

@@ -155,7 +155,7 @@ class MixedDataset(Dataset[Any]):
 
     def metadata_hasattr(self, name: str) -> bool:
         """Return whether both data sets know a property of each structure without reading it."""
-        return all(part.dataset.metadata_hasattr(name) for part in self.parts.values())  # type: ignore[attr-defined]
+        return all(part.metadata_hasattr(name) for part in self.parts.values())  # type: ignore[attr-defined]
 
     def get_metadata(self, name: str, index: int | Iterable[int]) -> Any:
         """Return that property of one structure or several."""
