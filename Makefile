@@ -21,15 +21,19 @@ check: lint
 
 QUICK = runs/quickstart
 KD = .venv-latest/bin/kd-plugins
+SAMPLE = $(KD) sample $(QUICK)/al.extxyz --atoms 32 --potential emt --min-distance 2.1
 quickstart: export OMP_NUM_THREADS = 1
 quickstart: export HIPPYNN_USE_CUSTOM_KERNELS = _pytorch_raw
 quickstart: export HIPPYNN_WARN_LOW_DISTANCES = False
 quickstart: export PYTHONWARNINGS = ignore
 quickstart: .venv-latest/.installed
-	.venv-latest/bin/python recipes/quickstart/structures.py --out $(QUICK)/data
-	$(KD) label $(QUICK)/data/train.extxyz --teacher chgnet --store $(QUICK)/targets \
+	@mkdir -p $(QUICK)
+	.venv-latest/bin/ase build -x fcc -a 4.04 --cubic Al $(QUICK)/al.extxyz
+	$(SAMPLE) --strain 80 --md 80 --temperatures 2500 1000 --seed 0 --out $(QUICK)/train.extxyz
+	$(SAMPLE) --strain 20 --md 20 --temperatures 2500 1000 --seed 1 --out $(QUICK)/test.extxyz
+	$(SAMPLE) --md 1 --temperatures 1500 --seed 2 --out $(QUICK)/liquid.extxyz
+	$(KD) label $(QUICK)/train.extxyz --teacher chgnet --store $(QUICK)/targets \
 	    --quantities energy forces atomic_energies --engine process --workers 2
-	$(KD) export $(QUICK)/targets $(QUICK)/data/labelled.extxyz
 	$(KD) compare recipes/quickstart/experiment.yml --out $(QUICK)/compare --workers 2
 	$(KD) report $(QUICK)/compare -o $(QUICK)/report.html
 

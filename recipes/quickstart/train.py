@@ -3,7 +3,7 @@
     python recipes/quickstart/train.py SETTINGS.yml
 
 The script that `kd-plugins compare` calls for every arm and seed; it is also a pattern for your
-own: read settings, build hippynn's graph, `add_teacher_targets`, `distillation_loss`, train.
+own: build hippynn's graph, `add_teacher_targets`, `distillation_loss`, train.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from hippynn.databases import Database
 from hippynn.experiment import SetupParams, assemble_for_training, setup_training, train_model
 from hippynn.experiment.controllers import Controller
 from hippynn.graphs import inputs, networks, physics, targets
-from hippynn.pretraining import hierarchical_energy_initialization
 from hippynn.tools import active_directory
 
 from kd_plugins import TargetStore
@@ -26,10 +25,14 @@ from kd_plugins.hippynn import (
     add_teacher_targets,
     cache_pairs,
     distillation_loss,
+    initialize_energies,
     to_arrays,
     write_curves,
 )
 from kd_plugins.structures import read_structures
+
+SCORE = {"teacher_energy": 1, "teacher_forces": 10}
+"""All arms keep the model with the lowest of these errors in validation."""
 
 
 def hipnn(model: dict[str, Any], elements: list[int]) -> tuple[Any, Any]:
@@ -45,24 +48,20 @@ def hipnn(model: dict[str, Any], elements: list[int]) -> tuple[Any, Any]:
 def train(settings: dict[str, Any]) -> None:
     """Train in hippynn's own way."""
     torch.manual_seed(settings["seed"])
-    arrays = to_arrays(read_structures([settings["structures"]]))
+    arrays = to_arrays(read_structures(settings["structures"]), allow_missing=True)
     database = Database(arrays, None, None, seed=0, test_size=0.05, valid_size=0.15, quiet=True)
+    store = TargetStore.open(settings["store"])
+    add_teacher_targets(database, store, ("energy", "forces", "atomic_energies"))
+
     elements = sorted(set(arrays["numbers"].ravel().tolist()) - {0})
     energy, forces = hipnn(settings["model"], elements)
-    weights = {name: weight for name, weight in settings["loss"].items() if weight}
-    loss = distillation_loss(energy, forces, weights=weights, energies="total")
-    add_teacher_targets(database, TargetStore.open(settings["store"]))
-    hierarchical_energy_initialization(energy, database)
-
-    # All arms keep their best model by the same score, errors from the labels alone.
-    label_weights = {"energy": 1, "forces": 10}
-    labels = distillation_loss(energy, forces, weights=label_weights, energies="total")
-    validation = {"score": labels.train, **labels.validation}
-
-    modules, _ = assemble_for_training(loss.train, validation)
-    cache_pairs(modules.model, database)
-    modules, info = assemble_for_training(loss.train, validation)
-    database.inputs, database.targets = info["inputs"], info["targets"]
+    initialize_energies(energy, database)
+    loss, score = (
+        distillation_loss(energy, forces, weights=weights, energies="total", database=database)
+        for weights in (settings["loss"], SCORE)
+    )
+    modules, _ = assemble_for_training(loss.train, {"score": score.train, **score.validation})
+    cache_pairs(modules, database)
 
     optimizer = torch.optim.Adam(modules.model.parameters(), lr=settings["learning_rate"])
     epochs = settings["epochs"]
@@ -74,7 +73,6 @@ def train(settings: dict[str, Any]) -> None:
         stopping_key="score",
         fraction_train_eval=0.1,
     )
-
     setup = SetupParams(controller=controller, device="cpu")
     modules, controller, metrics = setup_training(modules, setup)
     out = Path(settings["out"])

@@ -38,21 +38,20 @@ def write_aluminium(folder: Path, count: int = 26) -> None:
     write(folder / "cell.extxyz", bulk("Al", cubic=True) * (2, 2, 2))
 
 
-def write_labelled(folder: Path) -> None:
-    """Write the structures of the quickstart's experiment, with labels and targets of EMT."""
+def write_taught(folder: Path) -> None:
+    """Write the structures of the quickstart's experiment, and their targets by EMT."""
     write_aluminium(folder)
     targets = str(folder / "targets")
     words = ["label", str(folder / "train.extxyz"), "--teacher", "emt", "--store", targets]
     assert main([*words, "--quantities", "energy", "forces", "atomic_energies"]) == 0
-    assert main(["export", targets, str(folder / "labelled.extxyz")]) == 0
 
 
 def experiment_settings(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Return the quickstart's experiment on a few cells, with EMT as its teacher."""
+    """Return the quickstart's experiment on a few cells: two arms, and EMT as its teacher."""
     settings = yaml.safe_load((QUICKSTART / "experiment.yml").read_text())
 
     settings["settings"] |= {
-        "structures": str(folder / "labelled.extxyz"),
+        "structures": [str(folder / "train.extxyz")],
         "store": str(folder / "targets"),
         "epochs": 2,
     }
@@ -61,6 +60,8 @@ def experiment_settings(folder: Path, **changes: Any) -> dict[str, Any]:
         "structures": [str(folder / "test.extxyz")],
         "dynamics": {**dynamics, "repeats": [1], "cutoff": CUTOFF, "seeds": [0, 1]},
     }
+    arms = {"control": {}, "student": {"loss.atomic_energies": 100}}
+    settings |= {"arms": arms, "control": "control"}
     base = str(QUICKSTART / settings["base"])
     small = {"base": base, "teacher": "emt", "measure": measure, "seeds": [0]}
     return {**settings, **small, **changes}
