@@ -115,6 +115,15 @@ def test_folders_of_earlier_versions_have_what_they_measured() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("teacher", "name"),
+    [("hippynn folder=a/b", " hippynn"), ("a large potential", " a large potential"), (None, "")],
+)
+def test_the_teacher_has_its_name(teacher: str | None, name: str) -> None:
+    found = worth_of_best(results({"control": CONTROL}, provenance={"teacher": teacher}))
+    assert found is not None and f"beside its teacher{name} (3 seeds" in found.sentence
+
+
 def test_without_a_teacher_there_is_no_sentence() -> None:
     assert (
         worth_of_best(results({"control": {"force_rmse": (0.1,)}}, metrics=("force_rmse",))) is None

@@ -16,7 +16,7 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -28,11 +28,13 @@ from kd_plugins.compare.experiment import (
     SETTINGS,
     TRAINED,
     Experiment,
+    Settings,
     fill_fields,
     settings_with_folder,
 )
 from kd_plugins.compare.hosts import HOSTS
-from kd_plugins.compare.trainings import LOG, TRAINING, Trainings, end_of_log
+from kd_plugins.compare.rounds import read_grown, take_rounds, write_call
+from kd_plugins.compare.trainings import LOG, TRAINING, Finished, Trainings, end_of_log
 from kd_plugins.config import ConfigError, read_config
 from kd_plugins.evaluate.evaluation import evaluation, provenance
 from kd_plugins.evaluate.evaluator import Evaluator
@@ -172,6 +174,7 @@ class Comparison:
             merged = {**experiment.settings, **changes}
             filled = fill_fields(merged, self._fields(first_run))
             try:
+                take_rounds(filled, experiment.host, experiment.teacher)
                 HOSTS[experiment.host].settings(Path(experiment.base), filled)
             except ValueError as error:
                 raise ValueError(f"arm {arm!r}: {error}") from None
@@ -229,14 +232,36 @@ class Comparison:
                 raise
 
     def _train(self, run: Run, threads: int, trainings: Trainings) -> None:
-        """Train a run by its host's own command, unless it is trained already."""
+        """Train a run by its host's own command, unless it is trained already.
+
+        An arm with ``rounds`` is trained in ``round1``, ``round2`` and so on first, each time on
+        more structures.
+        """
+        if (run.folder / TRAINED).exists():
+            return
+
+        experiment = self.experiment
+        merged = {**experiment.settings, **experiment.arms[run.arm]}
+        changes = fill_fields(merged, self._fields(run))
+        rounds = take_rounds(changes, experiment.host, experiment.teacher)
+        for number in range(1, 1 + (rounds.count if rounds else 0)):
+            one = replace(run, folder=run.folder / f"round{number}")
+            self._train_in(one, changes, threads, trainings)
+            if rounds and (one.folder / TRAINED).exists() and not read_grown(one.folder):
+                call = write_call(one.folder, rounds, number, run.seed, changes, *self._pair(one))
+                _run(call, one, "sampling", threads, trainings)
+            if trainings.stopped:
+                return
+            changes |= read_grown(one.folder)
+        self._train_in(run, changes, threads, trainings)
+
+    def _train_in(self, run: Run, changes: Settings, threads: int, trainings: Trainings) -> None:
+        """Train in the folder of a run or of one of its rounds, and write what it cost."""
         if (run.folder / TRAINED).exists():
             return
         run.folder.mkdir(parents=True, exist_ok=True)
 
         experiment = self.experiment
-        merged = {**experiment.settings, **experiment.arms[run.arm]}
-        changes = fill_fields(merged, self._fields(run))
         command = HOSTS[experiment.host].command(
             Path(experiment.base), run.folder, run.seed, changes, experiment.options
         )
@@ -244,18 +269,17 @@ class Comparison:
         # A lock that is there was left by a training that was stopped, whose time is not known.
         is_fresh = not (run.folder / f"{TRAINING}.writer").exists()
         start = time.perf_counter()
-        finished = trainings.run(command, run.folder, threads)
+        finished = _run(command, run, "training", threads, trainings)
         seconds = time.perf_counter() - start
         if finished is None:
             return
-        if finished.code:
-            raise ValueError(
-                f"{run.arm}, seed {run.seed}: the training ended with exit code {finished.code}; "
-                f"the end of {run.folder / LOG}:\n{end_of_log(run.folder)}"
-            )
 
         costs = Costs(seconds, finished.cpu_seconds or None) if is_fresh else Costs()
         write_json(run.folder / TRAINED, asdict(costs))
+
+    def _pair(self, run: Run) -> tuple[str, str]:
+        """Return the student of a run or round, and the teacher, by name."""
+        return self._student(run)[0], fill_fields(self.experiment.teacher, self._fields(run))
 
     def _fields(self, run: Run) -> Mapping[str, object]:
         """Return what replaces ``{run}``, ``{runs}`` and ``{seed}`` in settings."""
@@ -312,6 +336,23 @@ class Comparison:
         return {**origin, **experiment.provenance}
 
 
+def _run(
+    command: Sequence[str], run: Run, what: str, threads: int, trainings: Trainings
+) -> Finished | None:
+    """Run a command in a folder; None if no further one may start.
+
+    Raises:
+        ValueError: with the end of its output, if it fails.
+    """
+    finished = trainings.run(command, run.folder, threads)
+    if finished is not None and finished.code:
+        raise ValueError(
+            f"{run.arm}, seed {run.seed}: the {what} ended with exit code {finished.code}; "
+            f"the end of {run.folder / LOG}:\n{end_of_log(run.folder)}"
+        )
+    return finished
+
+
 def _as_done(futures: Sequence[Future[None]]) -> Iterator[Future[None]]:
     """Yield futures as they finish.
 
@@ -324,8 +365,23 @@ def _as_done(futures: Sequence[Future[None]]) -> Iterator[Future[None]]:
 
 
 def _read_costs(run: Path) -> Costs:
+    """Return what the trainings of a run cost: all rounds; None if one is not known."""
+    rounds = sorted(path.parent for path in run.glob(f"round*/{TRAINED}"))
+    costs = [_read_cost(folder) for folder in (*rounds, run)]
+    return Costs(
+        _total([one.train_seconds for one in costs]),
+        _total([one.train_cpu_seconds for one in costs]),
+    )
+
+
+def _total(seconds: Sequence[float | None]) -> float | None:
+    known = [one for one in seconds if one is not None]
+    return sum(known) if len(known) == len(seconds) else None
+
+
+def _read_cost(folder: Path) -> Costs:
     """Return what a training cost: its own ``costs.json`` if there is one, else its call's time."""
-    path = run / COSTS if (run / COSTS).exists() else run / TRAINED
+    path = folder / COSTS if (folder / COSTS).exists() else folder / TRAINED
     try:
         return read_config(Costs, read_json(path), path.name)
     except ConfigError as error:

@@ -77,8 +77,8 @@ def draw_rdf(results: Mapping[str, RdfResults], styles: ArmStyles) -> Plot:
         rows += [[arm, *line] for line in lines]
 
     caption = (
-        "The first seed of each arm. The noise floor is how far apart two runs of the same "
-        "potential are; a student within it cannot be distinguished from its teacher."
+        "The first seed of each arm, averaged over its runs. The noise floor is how far apart two "
+        "runs of the teacher are; a student within it cannot be distinguished from its teacher."
     )
     return Plot("rdf", "Radial distribution function", caption, figure, rows)
 

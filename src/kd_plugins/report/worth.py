@@ -108,8 +108,9 @@ def _estimate(values: list[float]) -> Estimate:
 
 
 def _beginning(experiment: ExperimentResults, arm: str, numbers: Mapping[str, Estimate]) -> str:
-    teacher = experiment.provenance.get("teacher")
-    name = f" {teacher.split()[0]}" if isinstance(teacher, str) and teacher.strip() else ""
+    words = str(experiment.provenance.get("teacher") or "").split()
+    # Of `chgnet model=...` the name; words of a user's own as they are.
+    name = " ".join(["", *(words[:1] if any("=" in word for word in words) else words)])
     who = f"best student {arm}" if experiment.control is not None else arm
 
     n_seeds = max(estimate.seeds for estimate in numbers.values())
