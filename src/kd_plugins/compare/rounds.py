@@ -121,7 +121,7 @@ def grow(folder: Path) -> None:
     from kd_plugins.structures.readers import read_structures
     from kd_plugins.teachers.labelling import label
 
-    call = dict(read_json(folder / CALL))
+    call: dict[str, Any] = dict(read_json(folder / CALL))
     # Each round starts from the same structures, whose samples would have the same ids.
     seeds = [
         replace(one, structure_id=f"round{call['number']}/{one.structure_id}")
