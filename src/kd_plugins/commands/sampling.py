@@ -57,14 +57,14 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=float,
         nargs="+",
         metavar="K",
-        help="of --md, from the first to the last snapshot: 4000 1500 starts hot and cools",
+        help="of --md, from the first to the last snapshot: 5000 1500 starts hot and cools",
     )
     command.add_argument(
         "--length-scales",
         type=float,
         nargs="+",
         metavar="X",
-        help="of the cell of --md, likewise (1): 1.03 gives a melt room",
+        help="of the cell of --md, likewise (1): 1.05 1.02 gives a melt room",
     )
     command.add_argument(
         "--min-distance", type=float, metavar="Å", help="the least (0.6 x the covalent radii)"

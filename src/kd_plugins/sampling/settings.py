@@ -94,7 +94,7 @@ class MolecularDynamics:
     """Snapshots of one Langevin trajectory at constant volume for each seed structure.
 
     Temperature and density go linearly from one value of their ladder to the next, so that
-    ``temperatures=(4000, 1500)`` starts hot and cools down. A perfect crystal in a small cell
+    ``temperatures=(5000, 1500)`` starts hot and cools down. A perfect crystal in a small cell
     superheats: at the seed's own density, EMT's nickel does not melt in 3 ps at 5000 K.
 
     Args:
