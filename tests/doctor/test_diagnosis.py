@@ -416,4 +416,7 @@ def test_diagnosis_fits_a_terminal_and_names_elements(
     assert "energy                        29       29   4.098 eV/atom" in text
     assert "by element, eV: Cu +4.098" in text
     assert text.index("error forces-sign") < text.index("warning energy-offset")
-    assert lines[-1] == "1 error, 2 warnings: correct the errors before training"
+    (end,) = [row for row, line in enumerate(lines) if line.startswith("1 error, 2 warnings")]
+    assert lines[end] == "1 error, 2 warnings: correct the errors before training"
+    assert lines[end + 2].startswith("will it help? ")
+    assert "advice" not in text  # nothing follows from forces of the wrong sign
