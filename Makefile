@@ -69,7 +69,7 @@ check-latest: .venv-latest/.installed
 .venv-latest/.installed: pyproject.toml requirements-latest.txt
 	@echo "== setting up .venv-latest: some minutes the first time"
 	@$(PYTHON) -m venv .venv-latest
-	@.venv-latest/bin/$(PIP_INSTALL) --editable '.[hippynn,chgnet,sevenn,ray,report,test]' -r requirements-latest.txt
+	@.venv-latest/bin/$(PIP_INSTALL) --editable '.[hippynn,chgnet,sevenn,ray,report,select,test]' -r requirements-latest.txt
 	@touch $@
 
 clean:

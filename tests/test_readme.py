@@ -101,7 +101,7 @@ def test_python_of_hippynn_runs(
     assert (tmp_path / "my-student" / "best_model.pt").is_file()
     assert all((tmp_path / name / "best_model.pt").is_file() for name in ("teacher", "control"))
     (block,) = blocks("python", "atoms.calc = hippynn(")
-    block = block.replace("runs/quickstart/compare/runs/student/seed0", "my-student")
+    block = block.replace("runs/quickstart/compare/runs/energies_forces/seed0", "my-student")
     names = {"atoms": bulk("Mo", cubic=True) * (3, 3, 3)}
     exec(compile(block, "README.md", "exec"), names)
     assert np.isfinite(names["atoms"].get_potential_energy())

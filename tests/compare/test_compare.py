@@ -56,7 +56,7 @@ def test_quickstart_from_targets_to_a_page(
     assert len(runs) == 2
     one = json.loads(runs[Path("runs/student/seed0/evaluation.json")])
     assert one["metrics"]["speedup"] > 0 and one["train_seconds"] > 0
-    assert len(one["curves"]["valid forces_rmse"]["epochs"]) >= 2
+    assert len(one["curves"]["valid teacher_forces_rmse"]["epochs"]) >= 2
 
     bars = ["--arm", "student", "--require", "teacher_force_rmse<1e-9"]
     assert main([*compare, *bars]) == 1
