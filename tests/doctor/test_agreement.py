@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_plugins.doctor.agreement import (
-    Deviation,
+    LabelAgreement,
     advise,
     advise_on_atomic_energies,
     measure_deviations,
@@ -44,11 +44,11 @@ def make_inputs(number: int = 12, noise: float = 0.0, seed: int = 0) -> list[Doc
     return inputs
 
 
-def by_quantity(inputs: Sequence[DoctorInput]) -> dict[str, Deviation]:
+def by_quantity(inputs: Sequence[DoctorInput]) -> dict[str, LabelAgreement]:
     return {one.quantity: one for one in measure_deviations(inputs)}
 
 
-def same(one: Deviation, other: Deviation) -> bool:
+def same(one: LabelAgreement, other: LabelAgreement) -> bool:
     """Compare all numbers, to rounding."""
     numbers = ([d.rmse, d.spread, d.slope, d.slope_error] for d in (one, other))
     return one.n_structures == other.n_structures and np.allclose(*numbers, rtol=1e-9, atol=1e-12)
@@ -190,11 +190,11 @@ def test_too_few_structures_or_labels_that_do_not_vary_give_no_slope() -> None:
 def test_poor_and_soft_teachers_are_advised_against(
     rmse: float, spread: float, slope: float, advised: tuple[str, ...]
 ) -> None:
-    deviations = [Deviation("forces", 30, rmse, spread, slope, 0.02)]
+    deviations = [LabelAgreement("forces", 30, rmse, spread, slope, 0.02)]
     found = list(advise(deviations))
     assert [text.split()[1] for text in found] == list(advised)
     assert bool(list(recommend(deviations))) == (not advised and spread > 0.1)
-    uncertain = advise([Deviation("forces", 3, rmse, spread, slope, 0.2)])
+    uncertain = advise([LabelAgreement("forces", 3, rmse, spread, slope, 0.2)])
     assert "soft" not in " ".join(uncertain)
 
 

@@ -32,7 +32,7 @@ FEWEST = 2
 
 
 @dataclass(frozen=True)
-class Deviation:
+class LabelAgreement:
     """How far a teacher is from the labels in one quantity, beside how much the labels vary.
 
     Args:
@@ -69,7 +69,7 @@ class Deviation:
     def text(self) -> str:
         """All numbers on one line.
 
-        >>> Deviation("forces", 60, 0.118, 0.879, 0.99, 0.004).text
+        >>> LabelAgreement("forces", 60, 0.118, 0.879, 0.99, 0.004).text
         'forces 118 of 879 meV/Å (13 %, R² 0.982, slope 0.990 ± 0.004, 60 structures)'
         """
         factor, unit = _SHOWN[self.quantity]
@@ -83,7 +83,7 @@ class Deviation:
         )
 
 
-def measure_deviations(inputs: Sequence[DoctorInput]) -> tuple[Deviation, ...]:
+def measure_deviations(inputs: Sequence[DoctorInput]) -> tuple[LabelAgreement, ...]:
     """Return how far a teacher is from the labels, for each quantity that both have.
 
     Values that are missing or not finite are left out with their structure. Atoms on which both
@@ -93,7 +93,7 @@ def measure_deviations(inputs: Sequence[DoctorInput]) -> tuple[Deviation, ...]:
     return tuple(one for one in found if one is not None)
 
 
-def advise(deviations: Sequence[Deviation]) -> Iterator[str]:
+def advise(deviations: Sequence[LabelAgreement]) -> Iterator[str]:
     """Yield what speaks against a teacher; nothing where too little is known.
 
     Labels with forces that are small everywhere, as those of relaxed structures are, say nothing.
@@ -117,7 +117,7 @@ def advise(deviations: Sequence[Deviation]) -> Iterator[str]:
         )
 
 
-def recommend(deviations: Sequence[Deviation]) -> Iterator[str]:
+def recommend(deviations: Sequence[LabelAgreement]) -> Iterator[str]:
     """Yield what speaks for a teacher that `advise` has nothing against."""
     forces = _telling_forces(deviations)
     if forces is not None and not list(advise(deviations)):
@@ -129,7 +129,7 @@ def recommend(deviations: Sequence[Deviation]) -> Iterator[str]:
         )
 
 
-def _telling_forces(deviations: Sequence[Deviation]) -> Deviation | None:
+def _telling_forces(deviations: Sequence[LabelAgreement]) -> LabelAgreement | None:
     forces = [one for one in deviations if one.quantity == "forces"]
     return forces[0] if forces and forces[0].spread >= LARGE_FORCE else None
 
@@ -182,7 +182,7 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
-def _forces(inputs: Sequence[DoctorInput]) -> Deviation | None:
+def _forces(inputs: Sequence[DoctorInput]) -> LabelAgreement | None:
     _, teachers, labels = collect_pairs(inputs, "forces")
     is_free = [
         (teacher != 0).any(axis=1) | (label != 0).any(axis=1)
@@ -197,7 +197,7 @@ def _forces(inputs: Sequence[DoctorInput]) -> Deviation | None:
     return _compare("forces", kept, errors)
 
 
-def _energies(inputs: Sequence[DoctorInput]) -> Deviation | None:
+def _energies(inputs: Sequence[DoctorInput]) -> LabelAgreement | None:
     energies = EnergyPairs.collect(inputs)
     if not energies.inputs:
         return None
@@ -207,7 +207,7 @@ def _energies(inputs: Sequence[DoctorInput]) -> Deviation | None:
     return _compare("energy", list(zip(teachers, labels, strict=True)), list(teachers - labels))
 
 
-def _stresses(inputs: Sequence[DoctorInput]) -> Deviation | None:
+def _stresses(inputs: Sequence[DoctorInput]) -> LabelAgreement | None:
     periodic = [item for item in inputs if item.structure.pbc.all()]
     _, teachers, labels = collect_pairs(periodic, "stress")
     if not labels:
@@ -222,7 +222,7 @@ def _stresses(inputs: Sequence[DoctorInput]) -> Deviation | None:
 
 def _compare(
     quantity: str, pairs: Sequence[tuple[Values, Values]], errors: Sequence[Values]
-) -> Deviation | None:
+) -> LabelAgreement | None:
     """Return the numbers of teacher and label of each structure, both without what is no spread."""
     if len(pairs) < FEWEST:
         return None
@@ -231,7 +231,7 @@ def _compare(
     rmse = rms(np.concatenate([np.ravel(error) for error in errors]))
     squared = float(np.square(labels).sum())
     if not squared > 0:
-        return Deviation(quantity, len(pairs), rmse, 0.0, np.nan, np.nan)
+        return LabelAgreement(quantity, len(pairs), rmse, 0.0, np.nan, np.nan)
 
     slope = sum(float(np.vdot(teacher, label)) for teacher, label in pairs) / squared
 
@@ -240,4 +240,4 @@ def _compare(
     left = [float(np.vdot(teacher - slope * label, label)) for teacher, label in pairs]
     n = len(pairs)
     error = np.sqrt(n / (n - 1) * np.square(left).sum()) / squared
-    return Deviation(quantity, n, rmse, rms(labels), slope, float(error))
+    return LabelAgreement(quantity, n, rmse, rms(labels), slope, float(error))

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kd_plugins.doctor.agreement import (
-    Deviation,
+    LabelAgreement,
     advise,
     advise_on_atomic_energies,
     measure_deviations,
@@ -76,7 +76,7 @@ class Diagnosis:
     n_compared: int
     summaries: tuple[QuantitySummary, ...] = ()
     references: References | None = None
-    deviations: tuple[Deviation, ...] = ()
+    deviations: tuple[LabelAgreement, ...] = ()
     advice: tuple[str, ...] = ()
 
     @property

@@ -18,7 +18,9 @@ Info = dict[str, Any]
 """Where a structure comes from, for its ``info``."""
 
 
-def strained(cell: Atoms, settings: Strain, generator: np.random.Generator) -> tuple[Atoms, Info]:
+def with_strain(
+    cell: Atoms, settings: Strain, generator: np.random.Generator
+) -> tuple[Atoms, Info]:
     """Return a structure with six independent strains and rattled atoms."""
     xx, yy, zz = generator.uniform(*settings.linear, size=3)
     yz, xz, xy = generator.uniform(-settings.shear, settings.shear, size=3)
@@ -33,7 +35,9 @@ def strained(cell: Atoms, settings: Strain, generator: np.random.Generator) -> t
     return atoms, {"strain": np.array([xx, yy, zz, yz, xz, xy]), "rattle": std}
 
 
-def rattled(cell: Atoms, settings: Rattle, generator: np.random.Generator) -> tuple[Atoms, Info]:
+def with_rattle(
+    cell: Atoms, settings: Rattle, generator: np.random.Generator
+) -> tuple[Atoms, Info]:
     """Return a crystal or molecule with normally displaced atoms."""
     atoms = _bare(cell)
     return atoms, {"rattle": _rattle(atoms, settings.std, generator)}
@@ -106,8 +110,8 @@ def rattled_slab(
 
 
 DRAWS: Mapping[str, Callable[[Atoms, Any, np.random.Generator], tuple[Atoms, Info]]] = {
-    "strain": strained,
-    "rattle": rattled,
+    "strain": with_strain,
+    "rattle": with_rattle,
     "molecules": with_rigid_molecules,
     "vacancy": with_vacancies,
     "surface": rattled_slab,

@@ -16,7 +16,7 @@ from kd_plugins.sampling.draws import DRAWS, Info, slab
 from kd_plugins.sampling.guards import Forces, Guards
 from kd_plugins.sampling.settings import METHODS, Sampling
 from kd_plugins.sampling.supercells import supercell
-from kd_plugins.sampling.trajectory import Trajectory
+from kd_plugins.sampling.trajectory import SampledTrajectory
 from kd_plugins.structures.readers import LabelledStructure, check_structures
 from kd_plugins.teachers.calculator import CalculatorTeacher, as_teacher
 from kd_plugins.teachers.registry import load_teacher
@@ -199,7 +199,7 @@ class Sampler:
     ) -> Iterator[tuple[Atoms, Info, Mapping[str, Any]]]:
         if self.mover is None:
             raise RuntimeError("molecular dynamics without a potential")
-        trajectory = Trajectory(
+        trajectory = SampledTrajectory(
             self._cells[seed_structure.structure_id],
             self.settings.md,
             self.mover,

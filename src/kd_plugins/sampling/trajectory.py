@@ -46,7 +46,7 @@ class Snapshot:
     state: Mapping[str, Any]
 
 
-class Trajectory:
+class SampledTrajectory:
     """One trajectory of one seed structure.
 
     Between two snapshots everything is computed from positions, momenta and the state of the random
