@@ -93,7 +93,7 @@ def test_python_of_hippynn_runs(
     frames = list(read_structures([shared_file("metals/mlearn_Mo_train.extxyz.xz")]))
     small = [frame for frame in frames if len(frame.atoms) < 50]
     write_frames(Path("train.extxyz"), [*small, *frames[:: len(frames) // 16]])
-    (block,) = blocks("python", "add_teacher_targets", "docs/hippynn.md")
+    (block,) = blocks("python", "import add_teacher_targets", "docs/hippynn.md")
     for written, quick in ((", 100\n", ", 8\n"), ("learning_rate=0.001", "learning_rate=0.01")):
         assert written in block
         block = block.replace(written, quick)
@@ -109,7 +109,7 @@ def test_python_of_hippynn_runs(
 
 def test_lines_of_hippynn_are_of_the_script_that_runs() -> None:
     """README shows some of it, to the letter but for comments."""
-    (script,) = blocks("python", "add_teacher_targets", "docs/hippynn.md")
+    (script,) = blocks("python", "import add_teacher_targets", "docs/hippynn.md")
     (few,) = blocks("python", "add_teacher_targets")
     whole = {line.strip() for line in script.splitlines()}
     assert [line for line in few.splitlines() if line.partition("  #")[0] not in whole] == []
@@ -141,6 +141,6 @@ def test_yaml_of_fairchem_is_valid() -> None:
     """Every key of the block is one that the adapter knows."""
     yaml = pytest.importorskip("yaml")
     found = [*blocks("yaml", "distill"), *blocks("yaml", "distill", "docs/fairchem.md")]
-    assert len(found) == 4
+    assert len(found) == 6
     for block in found:
         read_config(DistillSettings, yaml.safe_load(block)["task"]["distill"], "task.distill")

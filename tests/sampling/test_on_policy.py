@@ -15,6 +15,9 @@ from kd_plugins.sampling import MolecularDynamics, Sampling, Strain
 from kd_plugins.sampling.sampler import Sampler
 from kd_plugins.structures import LabelledStructure
 from tests.hippynn import fixtures
+from tests.hosts import in_one_environment
+
+pytestmark = in_one_environment
 
 
 def test_student_moves_the_atoms(shared_file: Callable[[str], Path], tmp_path: Path) -> None:

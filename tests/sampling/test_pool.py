@@ -20,6 +20,9 @@ from kd_plugins.files import FolderInUse, folder_lock
 from kd_plugins.sampling import MolecularDynamics, Sampling, Strain, pool, sample, write_pool
 from kd_plugins.sampling.sampler import Sampler
 from kd_plugins.structures import LabelledStructure, read_structures
+from tests.hosts import in_one_environment
+
+pytestmark = in_one_environment
 
 COPPER = LabelledStructure("cu 1", bulk("Cu", cubic=True))
 SETTINGS = Sampling(

@@ -15,9 +15,11 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from kd_plugins.teachers import Teacher, TeacherError, as_teacher, load_teacher
 from kd_plugins.torch_files import load_torch_file
+from tests.hosts import in_one_environment
 from tests.teachers.batching import assert_batch_independent
 
 pytest.importorskip("sevenn", reason="sevenn is not installed")
+pytestmark = in_one_environment
 
 NAMES = ("sevenn", "sevenn+d3")
 SINGLE = {"rtol": 1e-4, "atol": 1e-4}
