@@ -18,6 +18,7 @@ from kd_plugins.doctor.agreement import (
 from kd_plugins.doctor.inputs import DoctorInput
 from kd_plugins.store.structure import Structure
 from tests.doctor.faults import changed
+from tests.hosts import in_one_environment
 
 ELEMENTS = (13, 28, 29)
 
@@ -217,6 +218,7 @@ def test_atomic_energies_of_a_teacher_that_reaches_farther_are_advised_against(
     assert ("w_A 0" in text) == farther
 
 
+@in_one_environment
 def test_real_labels_and_two_real_teachers(
     copper: list[DoctorInput], organic: list[DoctorInput]
 ) -> None:
