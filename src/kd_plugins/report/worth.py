@@ -221,6 +221,7 @@ def _number(estimate: Estimate, factor: float = 1.0) -> str:
     """Return mean and interval: ``12.3 (11.8 to 12.8)``."""
     mean = format_number(factor * estimate.mean)
     if estimate.interval is not None and estimate.interval[0] < estimate.interval[1]:
-        low, high = (format_number(factor * end) for end in estimate.interval)
+        # Student's t may reach below 0, where no error and no ratio is.
+        low, high = (format_number(factor * max(end, 0.0)) for end in estimate.interval)
         mean = f"{mean} ({low} to {high})"
     return mean.replace(THIN, " ")
