@@ -69,7 +69,7 @@ def experiment_settings(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def write_experiment(folder: Path, **changes: Any) -> Path:
     path = folder / "experiment.yml"
-    path.write_text(yaml.safe_dump(experiment_settings(folder, **changes)))
+    path.write_text(yaml.safe_dump(experiment_settings(folder, **changes), sort_keys=False))
     return path
 
 

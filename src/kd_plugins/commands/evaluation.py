@@ -23,6 +23,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     command.add_argument("runs", nargs="+", type=Path, help="folders of compare or evaluate")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.html")
+    command.add_argument(
+        "--arms", nargs="+", default=(), metavar="PATTERN", help="only these, such as 'mixed-*-1'"
+    )
     command.set_defaults(run=_report)
 
 
@@ -45,7 +48,13 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     command.add_argument("--repeats", type=int, nargs="+", help="of the cell (1 2 4)")
     command.add_argument("--cutoff", type=float, help="of the RDF, Å (6)")
     command.add_argument("--crystals", nargs="+", metavar="FILE", help="to relax, cell and all")
+    command.add_argument("--crystals-from", metavar="IDS", help="a list of ids of files in --cifs")
+    command.add_argument("--cifs", metavar="DIR", help="folder with <id>.cif of --crystals-from")
+    command.add_argument("--leave-out", action="store_true", help="bad crystals, each by name")
+    command.add_argument("--rigid", action="store_true", help="scan volumes, without relaxing")
     command.add_argument("--elasticity", action="store_true", help="of these, too")
+    command.add_argument("--stiffness", metavar="CSV", help="measured tensors to compare with")
+    command.add_argument("--workers", type=int, default=1, metavar="N", help="crystals at a time")
     command.add_argument("--require", action="append", default=[], metavar="BAR", help=REQUIRE)
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.set_defaults(run=_evaluate)
@@ -71,6 +80,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from kd_plugins.evaluate.evaluator import Evaluator
     from kd_plugins.evaluate.input_checks import check_potential
     from kd_plugins.evaluate.measurements import alone, planned
+    from kd_plugins.evaluate.parallel import measure_crystals
     from kd_plugins.files import write_json
     from kd_plugins.teachers.registry import TeacherSpec
 
@@ -88,37 +98,61 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         teacher = Evaluator(teacher_name, arguments.out / "teacher", student.settings)
 
     with alone(arguments.out, "evaluate"):
+        if settings.crystals:
+            for one in filter(None, (student, teacher)):
+                measure_crystals(one, arguments.workers)
         results = evaluation(student, teacher)
         origin = _provenance(student, teacher, arguments.typed)
         write_json(arguments.out / "evaluation.json", {**results, "provenance": origin})
 
     _print_metrics(results["metrics"])
-    _print_unrelaxed(results.get("volumes", {}))
+    _print_unrelaxed(results.get("volumes", {}), results.get("left_out", {}))
     return _exit_code(arguments.require, results["metrics"])
 
 
 def _measure(arguments: argparse.Namespace) -> Any:
     """Return what the command line wants to be measured."""
-    from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, EvaluationSettings
+    from kd_plugins.evaluate.settings import DynamicsSettings, EvaluationSettings
 
     names = ("temperature", "steps", "equilibration", "repeats", "cutoff")
     chosen = {name: getattr(arguments, name) for name in names}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if chosen and not arguments.dynamics:
         raise ValueError(f"--{next(iter(chosen))} needs --dynamics with a structure to move")
-    if arguments.elasticity and not arguments.crystals:
-        raise ValueError("--elasticity needs --crystals to measure it of")
 
-    dynamics = crystals = None
+    dynamics = None
     if arguments.dynamics is not None:
         values = {"temperature": 600.0, "steps": 0, **chosen}
         if "repeats" in values:
             values["repeats"] = tuple(values["repeats"])
         dynamics = DynamicsSettings(arguments.dynamics, **values)
-    if arguments.crystals:
-        crystals = CrystalSettings(tuple(arguments.crystals), arguments.elasticity)
-
+    crystals = _crystals(arguments)
     return EvaluationSettings(tuple(arguments.reference), arguments.ids, dynamics, crystals)
+
+
+def _crystals(arguments: argparse.Namespace) -> Any:
+    """Return the crystals that the command line wants to be measured; None without any."""
+    from kd_plugins.evaluate.settings import CrystalSettings, listed_files
+
+    if (arguments.crystals_from is None) != (arguments.cifs is None):
+        raise ValueError("--crystals-from needs --cifs, and --cifs needs --crystals-from")
+    files = list(arguments.crystals or ())
+    if arguments.crystals_from is not None:
+        files += listed_files(arguments.crystals_from, arguments.cifs)
+    if not files:
+        for name in ("elasticity", "rigid", "stiffness", "leave_out"):
+            if getattr(arguments, name):
+                word = name.replace("_", "-")
+                raise ValueError(f"--{word} needs --crystals to measure it of")
+        return None
+
+    return CrystalSettings(
+        tuple(files),
+        elasticity=arguments.elasticity,
+        rigid=arguments.rigid,
+        bad="leave_out" if arguments.leave_out else "refuse",
+        stiffness=arguments.stiffness,
+    )
 
 
 def _check_requirements(arguments: argparse.Namespace, settings: Any, teacher: str | None) -> None:
@@ -151,8 +185,10 @@ def _print_metrics(metrics: Mapping[str, float]) -> None:
         print(f"{name:32s} {value:<12.6g} {converted}".rstrip())
 
 
-def _print_unrelaxed(volumes: Mapping[str, Any]) -> None:
-    """Name the crystals whose relaxation failed, and why."""
+def _print_unrelaxed(volumes: Mapping[str, Any], left_out: Mapping[str, str]) -> None:
+    """Name the crystals that were left out and those whose relaxation failed, and why."""
+    for crystal, reason in left_out.items():
+        print(f"left out: {crystal}: {reason}", file=sys.stderr)
     for crystal, volume in volumes.items():
         for potential, reason in volume["failures"].items():
             print(f"not relaxed: {crystal} by the {potential}: {reason}", file=sys.stderr)
@@ -193,7 +229,7 @@ def _check_arm(arguments: argparse.Namespace, experiment: Any) -> None:
     from kd_plugins.evaluate.requirements import Requirement, check_metrics
     from kd_plugins.names import suggestion
 
-    measured = [arm for arm in experiment.arms if arm not in experiment.unjudged]
+    measured = list(experiment.measured_arms)
     requirements = [Requirement.parse(text) for text in arguments.require]
     if requirements and arguments.arm is None:
         raise ValueError(f"--require needs --arm, one of {', '.join(measured)}")
@@ -221,5 +257,5 @@ def _mean_metrics(results: Any, arm: str | None) -> dict[str, float]:
 def _report(arguments: argparse.Namespace) -> int:
     from kd_plugins.report import write_report
 
-    print(write_report(arguments.runs, arguments.output))
+    print(write_report(arguments.runs, arguments.output, arguments.arms))
     return 0

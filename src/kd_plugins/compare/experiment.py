@@ -8,11 +8,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from kd_plugins.compare.hosts import HOSTS, check_options
+from kd_plugins.compare.sweeps import Sweep, SweptArm, controls, expand, read_sweep
 from kd_plugins.config import read_config, read_yaml, reader
+from kd_plugins.evaluate.measurements import complete_settings
 from kd_plugins.evaluate.requirements import check_metrics
 from kd_plugins.evaluate.settings import EvaluationSettings, check_seeds
 from kd_plugins.files import LARGEST_WHOLE, check_folder, file_hash, read_json
@@ -64,6 +67,17 @@ def _read_arms(raw: object) -> Mapping[str, Settings]:
     return arms
 
 
+def _read_published(raw: object) -> Mapping[str, Mapping[str, str]]:
+    """Read ``published``: metric to arm to a number, or text such as ``2.03 (0.09)``."""
+    published = {}
+    for name, arms in _read_mapping(raw).items():
+        try:
+            published[name] = {arm: str(value) for arm, value in _read_mapping(arms).items()}
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return published
+
+
 @dataclass(frozen=True)
 class Experiment:
     """Arms x seeds, trained with one budget and measured alike.
@@ -83,13 +97,20 @@ class Experiment:
         metrics: for the verdict, see `kd_plugins.evaluate.requirements`; all others are listed.
         unjudged: arms that are trained for other arms, such as a teacher, and not measured.
         provenance: free words for the report, such as licences of teacher and data.
+        sweep: axis to its points, see `kd_plugins.compare.sweeps.read_sweep`. Each arm has a run at
+            every point of the grid, but for axes whose keys it sets itself, and is compared with
+            the control at the same point.
+        best_over: an axis; the report has a table of each arm's best point on it.
+        published: numbers of a paper for the report's table, metric to arm to number, in the unit
+            of the page. A name that is no arm gets a row of its own.
         options: of the host's command line; fairchem's are ``num_gpus``, ``amp``, ``cpu`` and
             ``print_every``, the others have none.
 
     In strings of ``settings``, ``arms`` and ``model``, ``{run}`` is the folder of this run,
     ``{seed}`` its seed and ``{runs}`` the folder of all, so that
-    ``{runs}/teacher/seed{seed}`` is the run of arm ``teacher`` with the same seed. An arm comes
-    after those that it learns from. ``teacher`` may have ``{runs}``.
+    ``{runs}/teacher/seed{seed}`` is the run of arm ``teacher`` with the same seed. The name of an
+    axis is the label of this run's point on it. An arm comes after those that it learns from.
+    ``teacher`` may have ``{runs}``.
 
     With fairchem an arm may also have ``includes``, files that are included like the base. In its
     folder a script may leave ``curves.json`` and ``terms.json`` (name to ``epochs`` and
@@ -115,6 +136,9 @@ class Experiment:
     metrics: tuple[str, ...] = ("force_rmse", "energy_per_atom_rmse")
     unjudged: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = reader(_read_mapping, default_factory=dict)
+    sweep: Sweep = reader(read_sweep, default_factory=dict)
+    best_over: str | None = None
+    published: Mapping[str, Mapping[str, str]] = reader(_read_published, default_factory=dict)
     options: Settings = reader(_read_mapping, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -136,6 +160,7 @@ class Experiment:
         check_metrics("metrics", self.metrics, self.measure, self.teacher is not None)
         check_options(self.host, self.options)
         self._check_changes()
+        self._check_sweep()
 
         if not set(self.arms) - {self.control, *self.unjudged}:
             raise ValueError(
@@ -143,31 +168,60 @@ class Experiment:
                 f"none to compare with it (unjudged: {list(self.unjudged)})"
             )
 
+    @cached_property
+    def swept_arms(self) -> dict[str, SweptArm]:
+        """Every arm at every point of the sweep, by the name of its folder."""
+        return expand(self.arms, self.sweep)
+
+    @cached_property
+    def measured_arms(self) -> dict[str, SweptArm]:
+        """Those that are measured and compared."""
+        swept = self.swept_arms.items()
+        return {name: one for name, one in swept if one.arm not in self.unjudged}
+
+    @cached_property
+    def controls(self) -> dict[str, str]:
+        """Measured arm to the control that it is compared with, both as `swept_arms` names them."""
+        return controls(self.measured_arms, self.control)
+
+    def _check_sweep(self) -> None:
+        """Refuse a sweep whose arms cannot be told apart, or that changes no arm."""
+        swept = self.swept_arms.values()
+        for axis in self.sweep:
+            if not any(axis in one.point for one in swept):
+                raise ValueError(f"sweep: {axis}: every arm sets it itself, so nothing is swept")
+        if self.best_over is not None and self.best_over not in self.sweep:
+            near = suggestion(self.best_over, self.sweep)
+            raise ValueError(f"best_over: no axis {self.best_over!r} of the sweep{near}")
+
     def _check_changes(self) -> None:
         """Refuse misspelt fields in braces, and keys that the comparison sets itself."""
-        _check_fields("model", self.model, FIELDS)
+        _check_fields("model", self.model, (*FIELDS, *self.sweep))
         _check_fields("teacher", self.teacher or "", ("runs",))
 
+        points = [settings for axis in self.sweep.values() for settings in axis.values()]
         changed = [*self.settings, *(key for arm in self.arms.values() for key in arm)]
+        changed += [key for settings in points for key in settings]
         clash = sorted(set(HOSTS[self.host].reserved) & set(changed))
         if clash:
             raise ValueError(f"{clash[0]} is set by kd-plugins itself; leave it out")
 
+        known = (*FIELDS, *self.sweep)
         for where, changes in (("settings", self.settings), *self.arms.items()):
-            _check_near_fields(where, changes)
+            _check_near_fields(where, changes, known)
 
 
-def _check_near_fields(where: str, value: object) -> None:
+def _check_near_fields(where: str, value: object, known: tuple[str, ...]) -> None:
     """Refuse a word in braces that is nearly one of our fields; others belong to the host."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            _check_near_fields(f"{where}: {key}", inner)
+            _check_near_fields(f"{where}: {key}", inner, known)
     elif isinstance(value, list):
         for inner in value:
-            _check_near_fields(where, inner)
+            _check_near_fields(where, inner, known)
     elif isinstance(value, str):
-        near = [word for word in BRACES.findall(value) if get_close_matches(word, FIELDS)]
-        _check_fields(where, "".join(f"{{{word}}}" for word in near), FIELDS)
+        near = [word for word in BRACES.findall(value) if get_close_matches(word, known)]
+        _check_fields(where, "".join(f"{{{word}}}" for word in near), known)
 
 
 def _check_fields(where: str, text: str, known: tuple[str, ...]) -> None:
@@ -262,6 +316,9 @@ def settings_with_folder(experiment: Experiment, out: Path) -> dict[str, Any]:
 
     for name in FIXED:
         before = stored.get(name, {} if name == "options" else None)  # 0.1.0 wrote no options
+        if name == "measure":
+            # Settings that came later have their defaults in runs of before.
+            before = complete_settings(before)
         if before != new[name]:
             raise ValueError(
                 f"{out} holds an experiment with another {name}: {shown(before)}; choose another "
@@ -283,10 +340,11 @@ def settings_with_folder(experiment: Experiment, out: Path) -> dict[str, Any]:
 def _settings_of(experiment: Experiment) -> dict[str, Any]:
     """Return the experiment as JSON stores it, with the hashes of all files it comes from."""
     sources = HOSTS[experiment.host].sources
-    arms, base = experiment.arms.values(), Path(experiment.base)
-    hashes = {str(path): file_hash(path) for arm in arms for path in sources(base, arm)}
+    arms, base = experiment.swept_arms, Path(experiment.base)
+    changes = {name: one.changes for name, one in arms.items()}
+    hashes = {str(path): file_hash(path) for arm in changes.values() for path in sources(base, arm)}
     # Through JSON and back, so that tuples compare equal to the lists of a stored file.
-    return json.loads(json.dumps({**asdict(experiment), "sources": hashes}))
+    return json.loads(json.dumps({**asdict(experiment), "arms": changes, "sources": hashes}))
 
 
 def _read_settings(out: Path) -> Mapping[str, Any] | None:

@@ -108,7 +108,7 @@ class Comparison:
         return [
             Run(arm, seed, self.out / "runs" / arm / f"seed{seed}")
             for seed in self.experiment.seeds
-            for arm in self.experiment.arms
+            for arm in self.experiment.swept_arms
         ]
 
     def all(self, workers: int = 1, progress: bool = True) -> None:
@@ -147,7 +147,7 @@ class Comparison:
         with tqdm(total=len(runs), desc="training", unit=" runs", disable=not progress) as bar:
             self._train_all(runs, workers, bar)
 
-        measured = [run for run in runs if run.arm not in self.experiment.unjudged]
+        measured = [run for run in runs if run.arm in self.experiment.measured_arms]
         if workers > 1:
             models = self._unmeasured_models(measured)
             measure_in_parallel(models, self.experiment.measure, workers, progress)
@@ -169,15 +169,14 @@ class Comparison:
 
     def _check_settings(self) -> None:
         """Refuse changes that the base cannot take."""
-        experiment, first_run = self.experiment, self.runs()[0]
-        for arm, changes in experiment.arms.items():
-            merged = {**experiment.settings, **changes}
-            filled = fill_fields(merged, self._fields(first_run))
+        experiment, seed = self.experiment, self.experiment.seeds[0]
+        for run in (run for run in self.runs() if run.seed == seed):
+            filled = self._changes(run)
             try:
                 take_rounds(filled, experiment.host, experiment.teacher)
                 HOSTS[experiment.host].settings(Path(experiment.base), filled)
             except ValueError as error:
-                raise ValueError(f"arm {arm!r}: {error}") from None
+                raise ValueError(f"arm {run.arm!r}: {error}") from None
 
     def _check_measuring(self) -> None:
         """Refuse what could not be measured after all the training."""
@@ -240,9 +239,7 @@ class Comparison:
         if (run.folder / TRAINED).exists():
             return
 
-        experiment = self.experiment
-        merged = {**experiment.settings, **experiment.arms[run.arm]}
-        changes = fill_fields(merged, self._fields(run))
+        experiment, changes = self.experiment, self._changes(run)
         rounds = take_rounds(changes, experiment.host, experiment.teacher)
         for number in range(1, 1 + (rounds.count if rounds else 0)):
             one = replace(run, folder=run.folder / f"round{number}")
@@ -281,9 +278,15 @@ class Comparison:
         """Return the student of a run or round, and the teacher, by name."""
         return self._student(run)[0], fill_fields(self.experiment.teacher, self._fields(run))
 
+    def _changes(self, run: Run) -> dict[str, Any]:
+        """Return what a run changes in the base, by dotted key."""
+        arm = self.experiment.swept_arms[run.arm]
+        return fill_fields({**self.experiment.settings, **arm.changes}, self._fields(run))
+
     def _fields(self, run: Run) -> Mapping[str, object]:
-        """Return what replaces ``{run}``, ``{runs}`` and ``{seed}`` in settings."""
-        return {"run": str(run.folder), "runs": str(self.out / "runs"), "seed": run.seed}
+        """Return what replaces ``{run}``, ``{runs}``, ``{seed}`` and axes in settings."""
+        own = {"run": str(run.folder), "runs": str(self.out / "runs"), "seed": run.seed}
+        return {**self.experiment.swept_arms[run.arm].point, **own}
 
     # --- Measuring ---
 
@@ -319,15 +322,24 @@ class Comparison:
 
     def _description(self) -> dict[str, Any]:
         experiment = self.experiment
-        return {
+        arms = experiment.measured_arms
+        plan = {
             "title": experiment.title,
             "host": experiment.host,
             "control": experiment.control,
-            "arms": [arm for arm in experiment.arms if arm not in experiment.unjudged],
+            "arms": list(arms),
             "seeds": list(experiment.seeds),
             "metrics": list(experiment.metrics),
             "provenance": self._provenance(),
         }
+        if experiment.sweep:
+            points = {name: {"arm": one.arm, "at": one.point} for name, one in arms.items()}
+            plan |= {"controls": experiment.controls, "points": points}
+        if experiment.best_over:
+            plan["best_over"] = experiment.best_over
+        if experiment.published:
+            plan["published"] = experiment.published
+        return plan
 
     def _provenance(self) -> dict[str, Any]:
         experiment, stored = self.experiment, read_folder_settings(self.out / "teacher")

@@ -42,6 +42,8 @@ METRICS = {
     "energy_per_atom_rmse": Metric("energy RMSE", "meV/atom", 1e3),
     "energy_per_atom_mae": Metric("energy MAE", "meV/atom", 1e3),
     "energy_per_atom_r2": Metric("energy R²", smaller_is_better=False),
+    "energy_rmse": Metric("total energy RMSE", "meV", 1e3),
+    "energy_mae": Metric("total energy MAE", "meV", 1e3),
     "stress_rmse": Metric("stress RMSE", "GPa", GPA),
     "stress_mae": Metric("stress MAE", "GPa", GPA),
     "stress_r2": Metric("stress R²", smaller_is_better=False),
@@ -57,9 +59,18 @@ METRICS = {
     "rdf_distance": Metric("RDF distance", "Å"),
     "rdf_noise_ratio": Metric("RDF distance in distances of two runs of the teacher"),
     "volume_error_percent": Metric("volume error", "%"),
+    "density_error_percent": Metric("density error", "%"),
+    "density_error": Metric("density error", "g/cm³"),
+    "rmsd15": Metric("RMSD15", "Å"),
     "unrelaxed_crystals": Metric("crystals not relaxed"),
-    "young_error_percent": Metric("Young's modulus error", "%"),
+    "unstable_crystals": Metric("crystals not stable"),
+    "poisson_ratio_error": Metric("Poisson ratio error"),
+    "anisotropy_error": Metric("anisotropy error"),
 }
+for _modulus in ("young", "bulk", "shear"):
+    for _average in ("voigt", "reuss", "hill", "reuss_hill"):
+        _words = f"{_modulus} modulus error, {_average.replace('_', '-')}"
+        METRICS[f"{_modulus}_{_average}_error"] = Metric(_words, "GPa")
 
 
 def metric(name: str) -> Metric:
@@ -79,3 +90,8 @@ def metric(name: str) -> Metric:
 
     # Another program's metric has a unit that is not known here, nor which way is better.
     return Metric(name.replace("_", " "), smaller_is_better=None)
+
+
+def beats(name: str, value: float, other: float) -> bool:
+    """Return whether a value of a metric is better; smaller is, where nothing else is known."""
+    return value > other if metric(name).smaller_is_better is False else value < other

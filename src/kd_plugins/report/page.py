@@ -11,10 +11,11 @@ from urllib.parse import quote
 
 from kd_plugins.files import check_folder, write_bytes
 from kd_plugins.report.metrics import metric
-from kd_plugins.report.results import ExperimentResults, read_results
+from kd_plugins.report.results import ExperimentResults, choose_arms, read_results
 from kd_plugins.report.tables import (
     Table,
     arms_table,
+    best_points_table,
     decisive_metrics,
     differences_table,
     format_markdown,
@@ -26,6 +27,7 @@ from kd_plugins.report.worth import worth_of_best
 
 FIGURE_FILES = (".png", ".svg", ".csv")
 ALL_MEASUREMENTS = "Everything that was measured"
+ARMS = "Arms; ★ the best mean, ☆ the second best"
 MOST_MISSING = 8
 """Missing runs that are named; more are counted."""
 CaptionedTable = tuple[str, list[str], list[list[str]]]
@@ -59,7 +61,7 @@ class Chapter:
         worth: the best student beside its teacher; empty without a teacher.
         verdicts: one for each arm but the control.
         summary: a sentence in place of verdicts.
-        note: which runs are missing; empty if none is.
+        note: which runs are missing and which figures are left out; empty if nothing is.
         tables: of the arms.
         measurements: head and rows of the table of all metrics.
         markdown: address of the tables in Markdown, relative to the page.
@@ -80,7 +82,7 @@ class Chapter:
     provenance: Sequence[tuple[str, str]]
 
 
-def write_report(folders: Sequence[Path], out: Path) -> Path:
+def write_report(folders: Sequence[Path], out: Path, arms: Sequence[str] = ()) -> Path:
     """Write the page of one or several experiments, and ``<out stem>_figures`` beside it.
 
     The same folders give the same bytes. Figures of an earlier report of that name are replaced,
@@ -89,14 +91,16 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     Args:
         folders: of experiments, or of single models.
         out: the HTML file.
+        arms: patterns such as ``mixed-*-1``; only arms that match one are on the page. All if
+            left out.
 
     Returns:
         The HTML file.
 
     Raises:
         FileNotFoundError: for a folder that is no experiment.
-        ValueError: for no folder or one twice, a name that is no page's, or a file that is not as
-            it should be.
+        ValueError: for no folder or one twice, a name that is no page's, a file that is not as
+            it should be, or a pattern that no arm of any folder matches.
     """
     if not folders:
         raise ValueError("write_report: expected at least one folder of an experiment, got none")
@@ -107,7 +111,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     check_folder(out.parent)
 
     # All folders are read before the first file is written, so an error leaves nothing behind.
-    experiments = [read_results(Path(folder)) for folder in folders]
+    experiments = choose_arms([read_results(Path(folder)) for folder in folders], arms)
 
     figures = out.with_name(f"{out.stem}_figures")
     written: set[Path] = set()
@@ -146,7 +150,10 @@ def _make_chapter(
     """
     verdicts = verdict(experiment) if experiment.runs else []
     best = worth_of_best(experiment)
-    tables = [("Arms", *arms_table(experiment))]
+    tables = [(ARMS, *arms_table(experiment))]
+    best_of_axis = best_points_table(experiment)
+    if best_of_axis is not None:
+        tables.append((f"Best over {experiment.best_over}", *best_of_axis))
     if verdicts:
         tables.append(("Difference from the control", *differences_table(experiment)))
     measurements = measurements_table(experiment)
@@ -158,7 +165,7 @@ def _make_chapter(
         worth=best.sentence if best else "",
         verdicts=verdicts,
         summary=_summary(experiment),
-        note=_missing_runs(experiment),
+        note=" ".join(filter(None, (_missing_runs(experiment), _left_out(experiment)))),
         tables=tables,
         measurements=measurements,
         markdown=_write_markdown(key, all_tables, figures, written),
@@ -228,6 +235,18 @@ def _missing_runs(experiment: ExperimentResults) -> str:
     n_more = len(missing) - MOST_MISSING
     more = f" and {n_more} more" if n_more > 0 else ""
     return f"{len(missing)} of {planned} runs are missing: {names}{more}."
+
+
+def _left_out(experiment: ExperimentResults) -> str:
+    from kd_plugins.report.plots import MOST_ARMS
+
+    n_arms = len(experiment.arms)
+    if n_arms <= MOST_ARMS:
+        return ""
+    return (
+        f"{n_arms} arms are too many for figures of single arms, such as learning curves; "
+        "kd-plugins report --arms PATTERN draws those of some."
+    )
 
 
 def _flatten(provenance: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

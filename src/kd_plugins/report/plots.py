@@ -27,9 +27,10 @@ from kd_plugins.report.results import (
     Series,
     Stiffness,
 )
+from kd_plugins.report.sweep_plots import draw_map, draw_over_axis, draw_over_weights
+from kd_plugins.report.sweeps import Swept, best_points, swept_arms
 from kd_plugins.report.training_plots import (
-    HARD,
-    SOFT,
+    CROSSING,
     draw_crossover,
     draw_learning_curve,
     draw_loss_terms,
@@ -38,23 +39,72 @@ from kd_plugins.report.verdicts import verdict
 
 T = TypeVar("T")
 
+MOST_ARMS = 12
+"""Arms above which figures with a curve or a panel an arm are left out."""
+
 
 def all_plots(experiment: ExperimentResults) -> list[Plot]:
-    """Draw everything there is data for, no two with the same name."""
-    styles = choose_styles(experiment.arms, experiment.control)
-    plots = [
-        *_accuracy(experiment, styles),
-        *_cost(experiment, styles),
-        *_training(experiment, styles),
-        *_physics(experiment, styles),
-    ]
+    """Draw everything there is data for, no two with the same name.
+
+    Of more than `MOST_ARMS` arms, only what stays readable: differences, costs and the sweep.
+    """
+    names = {arm: experiment.point_of(arm).arm for arm in experiment.arms}
+    by_name = choose_styles(dict.fromkeys(names.values()), experiment.control)
+    few = len(experiment.arms) <= MOST_ARMS
+    if few and experiment.points:
+        styles = choose_styles(experiment.arms, None)
+    else:
+        styles = {arm: by_name[name] for arm, name in names.items()}
+
+    plots = [*_sweeps(experiment, by_name), *_differences(experiment, styles)]
+    if few:
+        plots += _accuracy(experiment, styles)
+    plots += _cost(experiment, styles)
+    if few:
+        plots += [*_training(experiment, styles), *_physics(experiment, styles)]
     return _with_unique_names(plots)
+
+
+# --- Sweeps -------------------------------------------------------------------------------------
+
+
+def _sweeps(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]:
+    if not experiment.points:
+        return
+
+    for name in experiment.metrics:
+        swept = swept_arms(experiment, name)
+        levels = {one.arm: one.mean for one in swept if not one.at}
+        teacher = [run.teacher[name] for run in experiment.runs.values() if name in run.teacher]
+        if teacher:
+            levels["teacher"] = teacher[0] * metric(name).factor
+
+        for axis in dict.fromkeys(axis for one in swept for axis in one.at):
+            on_axis = [one for one in swept if axis in one.at]
+            if len({one.at[axis] for one in on_axis}) > 1:
+                yield draw_over_axis(axis, name, on_axis, levels, styles)
+        yield from _maps(name, best_points(swept, name, experiment.best_over))
+
+    for name in (*experiment.metrics, *COST_METRICS.values()):
+        with_weights = [one for one in swept_arms(experiment, name) if one.weights is not None]
+        if len({one.weights for one in with_weights}) > 1:
+            yield draw_over_weights(name, with_weights, styles)
+
+
+def _maps(name: str, swept: Sequence[Swept]) -> Iterator[Plot]:
+    """Draw a map for each arm that is swept over two axes."""
+    for arm in dict.fromkeys(one.arm for one in swept):
+        of_arm = [one for one in swept if one.arm == arm]
+        labels = {axis: {one.at[axis] for one in of_arm} for axis in of_arm[0].at}
+        axes = [axis for axis, of_axis in labels.items() if len(of_axis) > 1]
+        if len(axes) == 2:
+            yield draw_map((axes[0], axes[1]), name, of_arm)
 
 
 # --- Accuracy -----------------------------------------------------------------------------------
 
 
-def _accuracy(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]:
+def _differences(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]:
     differences = {
         arm_verdict.arm: {
             name: difference
@@ -67,6 +117,8 @@ def _accuracy(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot
     if differences:
         yield draw_differences(differences, styles)
 
+
+def _accuracy(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]:
     for reference, quantity in _parities(experiment):
         pairs = {
             arm: run.parity[reference][quantity]
@@ -170,9 +222,10 @@ def _training(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot
     if terms:
         yield draw_loss_terms(terms)
 
-    hard_and_soft = {arm: of_arm for arm, of_arm in terms.items() if {HARD, SOFT} <= of_arm.keys()}
-    if hard_and_soft:
-        yield draw_crossover(hard_and_soft)
+    for quantity, pair in CROSSING.items():
+        both = {arm: of_arm for arm, of_arm in terms.items() if set(pair) <= of_arm.keys()}
+        if both:
+            yield draw_crossover(quantity, both)
 
 
 def _terms(experiment: ExperimentResults, arm: str) -> dict[str, list[Series]]:

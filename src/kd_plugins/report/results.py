@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from kd_plugins.config import ConfigError, read_config
 from kd_plugins.files import read_json
+from kd_plugins.names import suggestion
 from kd_plugins.numbers import shown
 
 T = TypeVar("T")
@@ -20,6 +22,7 @@ LARGEST, SMALLEST = 1e100, 1e-100
 """Bounds of numbers, and of positive numbers: squares and ratios beyond them overflow."""
 
 Potential = Literal["student", "teacher"]
+Side = Literal["student", "teacher", "reference"]
 Reference = Literal["labels", "teacher"]
 ParityQuantity = Literal["energy_per_atom", "forces"]
 
@@ -100,17 +103,27 @@ class Volume:
         student: of the student.
         teacher: of the teacher.
         reference: of the file, such as the experiment's.
+        density: of the reference, in g/cm³.
+        rmsd15: of the student's packing from the reference, in Å.
+        rmsd15_of_teacher: of the teacher's packing from the reference, in Å.
+        teacher_rmsd15: of the student's packing from the teacher's, in Å.
         failures: student or teacher to the reason why its relaxation failed.
     """
 
     student: float | None = None
     teacher: float | None = None
     reference: float | None = None
+    density: float | None = None
+    rmsd15: float | None = None
+    rmsd15_of_teacher: float | None = None
+    teacher_rmsd15: float | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("student", "teacher", "reference"):
+        for name in ("student", "teacher", "reference", "density"):
             _check_positive(name, getattr(self, name))
+        for name in ("rmsd15", "rmsd15_of_teacher", "teacher_rmsd15"):
+            _check_size(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -154,7 +167,8 @@ class RunResults:
         speed: student and teacher to growing cells.
         rdf: radial distribution functions.
         volumes: by crystal.
-        elasticity: crystal, then student or teacher, to moduli.
+        elasticity: crystal, then student, teacher or reference (an experiment), to moduli.
+        left_out: crystals that were not measured, with the reasons.
         provenance: of an evaluation by itself.
     """
 
@@ -171,7 +185,8 @@ class RunResults:
     speed: Mapping[Potential, tuple[Cell, ...]] = field(default_factory=dict)
     rdf: RdfResults | None = None
     volumes: Mapping[str, Volume] = field(default_factory=dict)
-    elasticity: Mapping[str, Mapping[Potential, Stiffness]] = field(default_factory=dict)
+    elasticity: Mapping[str, Mapping[Side, Stiffness]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -186,6 +201,18 @@ class RunResults:
 
 
 @dataclass(frozen=True)
+class Point:
+    """Where an arm is on a sweep: name in the experiment, and axis to the label of its point."""
+
+    arm: str
+    at: Mapping[str, str] = field(default_factory=dict)
+
+
+Published = Mapping[str, Mapping[str, str]]
+"""Numbers of a paper: metric to arm to number, in the unit of the page."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """Content of ``experiment.json``: arms trained with the same seeds, one of them the control.
 
@@ -197,6 +224,10 @@ class Plan:
         seeds: of the runs of each arm.
         metrics: for the verdict.
         provenance: origin of the numbers.
+        controls: of a sweep, arm to the control at its point.
+        points: of a sweep, arm to where it is.
+        best_over: an axis of the sweep, over which the best point of each arm is shown.
+        published: numbers of a paper.
     """
 
     title: str
@@ -206,6 +237,10 @@ class Plan:
     seeds: tuple[int, ...]
     metrics: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    controls: Mapping[str, str] = field(default_factory=dict)
+    points: Mapping[str, Point] = field(default_factory=dict)
+    best_over: str | None = None
+    published: Published = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("title", "host", "control"):
@@ -221,10 +256,13 @@ class Plan:
             # A name with a slash would read files outside the folder.
             if arm in ("", ".", "..") or any(letter in arm for letter in "/\\\0"):
                 raise ValueError(f"arms: expected the name of a folder under runs, got {arm!r}")
-        if self.control not in self.arms:
-            raise ValueError(
-                f"control: expected one of the arms {', '.join(self.arms)}, got {self.control!r}"
-            )
+        # The control of a sweep is an arm at each of its points.
+        named = self.controls.values() if self.points else (self.control,)
+        for control in named:
+            if control not in self.arms:
+                raise ValueError(
+                    f"control: expected one of the arms {', '.join(self.arms)}, got {control!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -240,6 +278,10 @@ class ExperimentResults:
         control: the arm trained without the teacher; None for one model measured alone.
         metrics: for the verdict.
         provenance: origin of the numbers.
+        controls: of a sweep, arm to the control at its point.
+        points: of a sweep, arm to where it is.
+        best_over: an axis of the sweep, over which the best point of each arm is shown.
+        published: numbers of a paper.
     """
 
     title: str
@@ -250,6 +292,19 @@ class ExperimentResults:
     control: str | None = None
     metrics: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    controls: Mapping[str, str] = field(default_factory=dict)
+    points: Mapping[str, Point] = field(default_factory=dict)
+    best_over: str | None = None
+    published: Published = field(default_factory=dict)
+
+    def control_of(self, arm: str) -> str | None:
+        """Return the control that an arm is compared with; None for a control, or without one."""
+        control = self.controls.get(arm) if self.points else self.control
+        return None if control == arm else control
+
+    def point_of(self, arm: str) -> Point:
+        """Return where an arm is on the sweep."""
+        return self.points.get(arm, Point(arm))
 
     def of(self, arm: str) -> dict[int, RunResults]:
         """Return the arm's results by seed."""
@@ -282,6 +337,33 @@ def read_results(folder: Path) -> ExperimentResults:
     if (folder / EVALUATION).exists():
         return _single_model(read_run(folder / EVALUATION))
     raise FileNotFoundError(f"{folder}: expected {PLAN} or {EVALUATION} in it, found neither")
+
+
+def choose_arms(
+    experiments: Sequence[ExperimentResults], patterns: Sequence[str]
+) -> list[ExperimentResults]:
+    """Keep the arms that match a pattern, as of file names; all without patterns.
+
+    Raises:
+        ValueError: for a pattern that no arm matches.
+    """
+    if not patterns:
+        return list(experiments)
+
+    names = [arm for experiment in experiments for arm in experiment.arms]
+    for pattern in patterns:
+        if not any(fnmatchcase(arm, pattern) for arm in names):
+            raise ValueError(f"arms: {pattern!r} matches no arm{suggestion(pattern, names)}")
+
+    chosen = []
+    for experiment in experiments:
+        arms = tuple(
+            arm for arm in experiment.arms if any(fnmatchcase(arm, one) for one in patterns)
+        )
+        if arms:
+            # A control that is not on the page is still what its arms are compared with.
+            chosen.append(replace(experiment, arms=arms))
+    return chosen
 
 
 def read_run(path: Path) -> RunResults:
@@ -322,6 +404,10 @@ def _read_experiment(folder: Path) -> ExperimentResults:
         control=plan.control,
         metrics=plan.metrics,
         provenance=plan.provenance,
+        controls=plan.controls,
+        points=plan.points,
+        best_over=plan.best_over,
+        published=plan.published,
     )
 
 

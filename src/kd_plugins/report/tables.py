@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 
 from kd_plugins.report.metrics import TEACHER, metric
 from kd_plugins.report.results import ExperimentResults, RunResults
 from kd_plugins.report.statistics import Difference
+from kd_plugins.report.sweeps import best_points, swept_arms
 from kd_plugins.report.verdicts import difference
 
 Rows = list[list[str]]
@@ -23,6 +24,10 @@ OTHERS = ("rdf_distance", "speedup", "drift")
 THIN = "\N{NARROW NO-BREAK SPACE}"
 NEGLIGIBLE = 1e-12
 """A spread relative to the mean that is rounding alone."""
+MARKS_OF_BEST = ("★", "☆")
+"""Behind the best mean of a metric, and the second best."""
+FEWEST_MARKED = 3
+"""Arms from which on the best is marked."""
 MOST_DECIMALS = 6
 """Decimals above which a number is shown with an exponent."""
 
@@ -39,19 +44,51 @@ ESCAPES = str.maketrans(MARKS)
 
 
 def arms_table(experiment: ExperimentResults) -> Table:
-    """Return an arm a row: the metrics that decide, number of weights, cost of the training."""
+    """Return an arm a row: the metrics that decide, number of weights, cost of the training.
+
+    The best mean of a metric is marked, and the second best. Numbers of a paper stand in square
+    brackets, those of arms that are not trained here in rows of their own.
+    """
     names = decisive_metrics(experiment)
-    head = ["arm", "runs", *(metric(name).title for name in names), "weights", "training (CPU min)"]
+    titles = [_published_title(experiment, name) for name in names]
+    head = ["arm", "runs", *titles, "weights", "training (CPU min)"]
+    marks = {name: _marks(experiment, name) for name in names}
     rows = [
         [
             arm,
             f"{len(experiment.of(arm))} of {len(experiment.seeds)}",
-            *(mean_and_spread(experiment, arm, name) for name in names),
+            *(_marked_cell(experiment, arm, name, marks[name]) for name in names),
             _spread_of_runs(experiment, arm, lambda run: run.weights),
             _spread_of_runs(experiment, arm, _cpu_minutes),
         ]
         for arm in experiment.arms
     ]
+
+    published = dict.fromkeys(arm for name in names for arm in experiment.published.get(name, {}))
+    known = {*experiment.arms, *(_name_without(experiment, arm) for arm in experiment.arms)}
+    for arm in published:
+        if arm not in known:
+            cells = [_marked_cell(experiment, arm, name, {}) for name in names]
+            rows.append([arm, NOTHING, *cells, NOTHING, NOTHING])
+    return head, rows
+
+
+def best_points_table(experiment: ExperimentResults) -> Table | None:
+    """Return each arm's best point on the axis ``best_over``; None without such an axis.
+
+    The best is that of the first metric that decides.
+    """
+    axis = experiment.best_over
+    if axis is None:
+        return None
+
+    name = experiment.metrics[0]
+    head = ["arm", _published_title(experiment, name), axis]
+    rows = []
+    for one in best_points(swept_arms(experiment, name), name, axis):
+        arm = _joined(one.arm, one.at, axis)
+        cell = format_spread(one.values)
+        rows.append([arm, _with_published(experiment, arm, name, cell), one.at.get(axis, NOTHING)])
     return head, rows
 
 
@@ -64,7 +101,7 @@ def differences_table(experiment: ExperimentResults) -> Table:
             *(format_difference(difference(experiment, arm, name)) for name in experiment.metrics),
         ]
         for arm in experiment.arms
-        if arm != experiment.control
+        if experiment.control_of(arm) is not None
     ]
     return head, rows
 
@@ -108,6 +145,48 @@ def mean_and_spread(experiment: ExperimentResults, arm: str, name: str) -> str:
     """Return an arm's mean ± standard deviation of a metric, in the unit of the page."""
     factor = metric(name).factor
     return format_spread([factor * value for value in experiment.values(arm, name).values()])
+
+
+def _name_without(experiment: ExperimentResults, arm: str) -> str:
+    """Return an arm's name without the label of the axis ``best_over``."""
+    point = experiment.point_of(arm)
+    return _joined(point.arm, point.at, experiment.best_over)
+
+
+def _joined(arm: str, at: Mapping[str, str], axis: str | None) -> str:
+    return "-".join([arm, *(label for other, label in at.items() if other != axis)])
+
+
+def _published_title(experiment: ExperimentResults, name: str) -> str:
+    title = metric(name).title
+    return f"{title} [published]" if experiment.published.get(name) else title
+
+
+def _with_published(experiment: ExperimentResults, arm: str, name: str, cell: str) -> str:
+    number = experiment.published.get(name, {}).get(arm)
+    return cell if number is None else f"{cell} [{number}]"
+
+
+def _marks(experiment: ExperimentResults, name: str) -> dict[str, str]:
+    """Return the arms with the best mean and the second best, each with its mark."""
+    means = {
+        arm: fmean(values.values())
+        for arm in experiment.arms
+        if (values := experiment.values(arm, name))
+    }
+    if len(means) < FEWEST_MARKED:
+        return {}
+    sign = -1 if metric(name).smaller_is_better is False else 1
+    ranked = sorted(means, key=lambda arm: sign * means[arm])
+    return dict(zip(ranked, MARKS_OF_BEST, strict=False))
+
+
+def _marked_cell(
+    experiment: ExperimentResults, arm: str, name: str, marks: Mapping[str, str]
+) -> str:
+    cell = mean_and_spread(experiment, arm, name)
+    cell = f"{cell} {marks[arm]}" if arm in marks else cell
+    return _with_published(experiment, arm, name, cell)
 
 
 def _teacher_cell(experiment: ExperimentResults, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Figures of a training: learning curves, loss terms, where hard and soft energy errors cross."""
+"""Figures of a training: learning curves, loss terms, where hard and soft errors cross."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Floats = NDArray[np.float64]
 TermSeries = Mapping[str, Sequence[Series]]
 """Loss term to one series a seed."""
 
-HARD, SOFT = "hard energy", "soft energy"
-"""Terms that are the energy's error against labels and against the teacher."""
+CROSSING = {name: (f"hard {name}", f"soft {name}") for name in ("energy", "forces")}
+"""Quantity to the terms that are its error against labels and against the teacher."""
 
 
 # --- Mean and range over seeds ------------------------------------------------------------------
@@ -140,35 +140,37 @@ def draw_loss_terms(terms: Mapping[str, TermSeries]) -> Plot:
 
 
 @styled
-def draw_crossover(terms: Mapping[str, TermSeries]) -> Plot:
-    """Draw the energy's error against labels and against the teacher, and where they cross.
+def draw_crossover(quantity: str, terms: Mapping[str, TermSeries]) -> Plot:
+    """Draw an error against labels and against the teacher, and where they cross.
 
     Args:
-        terms: arm to the two terms `HARD` and `SOFT`, one series a seed.
+        quantity: a key of `CROSSING`.
+        terms: arm to its two terms, one series a seed.
     """
+    hard, soft = CROSSING[quantity]
     bands = {
-        arm: {name: average_seeds(of_arm[name]) for name in (HARD, SOFT)}
+        arm: {name: average_seeds(of_arm[name]) for name in (hard, soft)}
         for arm, of_arm in terms.items()
     }
 
     figure, grid = make_panels(len(terms), height=2.6)
     sentences = []
     for axes, (arm, of_arm) in zip(grid, bands.items(), strict=True):
-        _draw_band(axes, of_arm[HARD], "against labels (hard)", PALETTE[0], "-")
-        _draw_band(axes, of_arm[SOFT], "against the teacher (soft)", PALETTE[1], DASHES[1])
-        use_log_scale(axes.yaxis, [*of_arm[HARD].low, *of_arm[SOFT].low])
-        axes.set(title=escape_text(arm), xlabel="epoch", ylabel="energy error")
+        _draw_band(axes, of_arm[hard], "against labels (hard)", PALETTE[0], "-")
+        _draw_band(axes, of_arm[soft], "against the teacher (soft)", PALETTE[1], DASHES[1])
+        use_log_scale(axes.yaxis, [*of_arm[hard].low, *of_arm[soft].low])
+        axes.set(title=escape_text(arm), xlabel="epoch", ylabel=f"{quantity} error")
 
-        crossings = find_crossings(of_arm[HARD], of_arm[SOFT])
+        crossings = find_crossings(of_arm[hard], of_arm[soft])
         for epoch in crossings[:1]:
             axes.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
         sentences.append(_crossing_sentence(arm, crossings))
     _add_longest_legend(figure, grid)
 
     return Plot(
-        name="crossover",
-        title="Hard and soft energy errors",
-        caption=f"The energy's error over the training. {' '.join(sentences)}",
+        name="crossover" if quantity == "energy" else f"crossover-{quantity}",
+        title=f"Hard and soft errors of the {quantity}",
+        caption=f"Errors over the training. {' '.join(sentences)}",
         figure=figure,
         rows=_term_rows(bands),
     )

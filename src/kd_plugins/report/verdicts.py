@@ -33,20 +33,22 @@ class Verdict:
 
 
 def verdict(experiment: ExperimentResults) -> list[Verdict]:
-    """Compare every other arm with the control; empty without a control."""
-    control = experiment.control
-    if control is None:
-        return []
-    return [_compare(experiment, arm, control) for arm in experiment.arms if arm != control]
+    """Compare every arm that has a control with it."""
+    return [
+        _compare(experiment, arm, control)
+        for arm in experiment.arms
+        if (control := experiment.control_of(arm)) is not None
+    ]
 
 
 def difference(experiment: ExperimentResults, arm: str, name: str) -> Difference | None:
-    """Compare an arm with the control in a metric; None without pairs above zero."""
-    if experiment.control is None:
+    """Compare an arm with its control in a metric; None without pairs above zero."""
+    control = experiment.control_of(arm)
+    if control is None:
         return None
 
     arm_values = experiment.values(arm, name)
-    control_values = experiment.values(experiment.control, name)
+    control_values = experiment.values(control, name)
     seeds = sorted(set(arm_values) & set(control_values))
     if not seeds or min(min(arm_values[s], control_values[s]) for s in seeds) < SMALLEST:
         return None
