@@ -27,7 +27,7 @@ def targets(seed: int) -> Targets:
 def test_the_teacher_itself_has_no_error() -> None:
     found = compare(targets(0), targets(0), SIZES)
     assert {name: (error.mae, error.rmse) for name, error in found.errors.items()} == dict.fromkeys(
-        ("energy_per_atom", "forces", "stress"), (0.0, 0.0)
+        ("energy", "energy_per_atom", "forces", "stress"), (0.0, 0.0)
     )
     assert found.force_cosine == pytest.approx(1.0)
 
@@ -39,7 +39,7 @@ def test_errors_equal_those_of_a_naive_loop() -> None:
         [(student[name]["energy"] - teacher[name]["energy"]) / size] for name, size in SIZES.items()
     ]
     check(found.errors["energy_per_atom"], misses, "eV/atom")
-    for name, unit in (("forces", "eV/Å"), ("stress", "eV/Å³")):
+    for name, unit in (("energy", "eV"), ("forces", "eV/Å"), ("stress", "eV/Å³")):
         misses = [student[key][name] - teacher[key][name] for key in SIZES]
         check(found.errors[name], misses, unit)
     cosines = [

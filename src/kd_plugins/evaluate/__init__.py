@@ -18,6 +18,9 @@ from kd_plugins.evaluate.rdf import rdf as rdf
 from kd_plugins.evaluate.relaxation import Relaxation as Relaxation
 from kd_plugins.evaluate.relaxation import relax as relax
 from kd_plugins.evaluate.similarity import rmsd15 as rmsd15
+from kd_plugins.evaluate.stiffness_data import averaged_moduli as averaged_moduli
+from kd_plugins.evaluate.stiffness_data import mean_moduli as mean_moduli
+from kd_plugins.evaluate.stiffness_data import read_stiffness as read_stiffness
 from kd_plugins.evaluate.volumes import VolumeErrors as VolumeErrors
 from kd_plugins.evaluate.volumes import energies as energies
 from kd_plugins.evaluate.volumes import scanned_volume as scanned_volume

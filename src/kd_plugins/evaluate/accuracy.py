@@ -55,8 +55,8 @@ class Accuracy:
     """Errors of a student, quantity by quantity.
 
     Args:
-        errors: quantity to deviation; ``energy`` is listed as ``energy_per_atom``, since the
-            error of a total grows with the structure.
+        errors: quantity to deviation; of ``energy`` also ``energy_per_atom``, since the error of a
+            total grows with the structure.
         force_cosine: cosine of the angle between both forces, averaged over the atoms on which
             they are not both zero; NaN without such atoms, and without forces.
     """
@@ -111,6 +111,7 @@ def compare(
             force_cosine = _mean_cosine(np.concatenate(predictions), np.concatenate(targets))
 
         if name == "energy":
+            errors[name] = _deviation(predictions, targets, quantity(name).unit)
             name = "energy_per_atom"
             sizes = [n_atoms[key] for key in teacher]
             targets = [value / size for value, size in zip(targets, sizes, strict=True)]

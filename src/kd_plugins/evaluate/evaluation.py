@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -14,10 +15,19 @@ from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
 from kd_plugins.evaluate.accuracy import Accuracy, compare
+from kd_plugins.evaluate.crystal_errors import (
+    compare_stiffness,
+    compare_volumes,
+    count_unstable,
+    drawn_moduli,
+    mean_rmsd15,
+    modulus_metrics,
+    volume_metrics,
+    warn_of_old_parts,
+)
 from kd_plugins.evaluate.evaluator import Evaluator
 from kd_plugins.evaluate.rdf import Rdf
 from kd_plugins.evaluate.settings import EvaluationSettings
-from kd_plugins.evaluate.volumes import volume_error_percent
 from kd_plugins.files import file_hash
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure
@@ -27,8 +37,15 @@ logger = logging.getLogger(__name__)
 
 Values = dict[str, dict[str, NDArray[np.float64]]]
 """Structure id to quantity to values."""
-ERRORS = {"energy_per_atom": "energy_per_atom", "forces": "force", "stress": "stress"}
+ERRORS = {
+    "energy_per_atom": "energy_per_atom",
+    "energy": "energy",
+    "forces": "force",
+    "stress": "stress",
+}
 """Quantity to the first word of its metrics' names."""
+MOST_HASHES = 50
+"""Files that are listed with their hashes; of more, one hash stands for all."""
 MOST_POINTS = 2000
 """Points of a parity plot."""
 PACKAGES = ("kd_plugins", "torch", "ase", "numpy", "fairchem-core", "hippynn", "chgnet")
@@ -47,8 +64,9 @@ def evaluation(student: Evaluator, teacher: Evaluator | None = None) -> dict[str
         number), ``teacher`` (the teacher's own errors from labels, costs, drift and distance
         between runs, by the same names), ``parity``, ``speed``, ``rdf``, ``volumes`` and
         ``elasticity``. Metrics against labels are called ``force_rmse`` and so on, those against
-        the teacher ``teacher_force_rmse``. Errors of energies are per atom, in eV/atom. Units are
-        ASE's; drift is in meV/atom/ps.
+        the teacher ``teacher_force_rmse``. ``energy_per_atom_mae`` and so on are in eV/atom,
+        ``energy_mae`` is of whole structures, in eV. Units are ASE's; drift is in meV/atom/ps,
+        densities in g/cm³, moduli in GPa. ``left_out`` has the crystals that were not measured.
 
     Raises:
         ValueError: if a potential fails on a structure.
@@ -187,7 +205,7 @@ def _accuracy_metrics(accuracy: Accuracy, prefix: str) -> Iterator[tuple[str, fl
     for quantity, error in accuracy.errors.items():
         yield f"{prefix}{ERRORS[quantity]}_mae", error.mae
         yield f"{prefix}{ERRORS[quantity]}_rmse", error.rmse
-        if np.isfinite(error.r_squared):
+        if np.isfinite(error.r_squared) and quantity != "energy":
             yield f"{prefix}{ERRORS[quantity]}_r2", error.r_squared
         # A root mean square makes sense for forces alone: zero is no reference of an energy.
         if quantity == "forces" and np.isfinite(error.percent):
@@ -345,55 +363,47 @@ def _distance_between_potentials(
 
 
 def _add_crystals(results: dict[str, Any], student: Evaluator, teacher: Evaluator | None) -> None:
-    student_crystals = student.crystals()
-    teacher_crystals = {} if teacher is None else teacher.crystals()
+    """Add ``volumes``, ``elasticity``, ``left_out`` and the errors, of the teacher as well."""
+    crystals = student.read_crystals
+    parts, of_teacher = student.crystals(), None if teacher is None else teacher.crystals()
+    starts = {one.structure_id: one.atoms for one in crystals.structures}
+    metrics, teacher_metrics = results["metrics"], results["teacher"]
 
-    results["volumes"] = {
-        name: _volumes(crystal, teacher_crystals.get(name))
-        for name, crystal in student_crystals.items()
+    volumes = results["volumes"] = compare_volumes(parts, of_teacher, starts)
+    warn_of_old_parts(parts)
+    metrics["unrelaxed_crystals"] = _count_failures(volumes, "student")
+    metrics |= volume_metrics(volumes, "student", "reference") | mean_rmsd15(volumes, "rmsd15")
+    if of_teacher is not None:
+        apart = volume_metrics(volumes, "student", "teacher")
+        metrics |= _prefixed(apart | mean_rmsd15(volumes, "teacher_rmsd15"))
+        teacher_metrics["unrelaxed_crystals"] = _count_failures(volumes, "teacher")
+        teacher_metrics |= volume_metrics(volumes, "teacher", "reference")
+        teacher_metrics |= mean_rmsd15(volumes, "rmsd15_of_teacher")
+    if crystals.left_out:
+        results["left_out"] = dict(crystals.left_out)
+
+    settings = student.settings.crystals
+    if settings is None or not any("elasticity" in part for part in parts.values()):
+        return
+    stiffness = compare_stiffness(parts, of_teacher, settings.stiffness)
+    metrics["unstable_crystals"] = count_unstable(stiffness, "student")
+    metrics |= dict(modulus_metrics(stiffness, "student", "reference"))
+    if of_teacher is not None:
+        metrics |= _prefixed(dict(modulus_metrics(stiffness, "student", "teacher")))
+        teacher_metrics["unstable_crystals"] = count_unstable(stiffness, "teacher")
+        teacher_metrics |= dict(modulus_metrics(stiffness, "teacher", "reference"))
+    results["elasticity"] = {
+        name: {side: drawn_moduli(moduli) for side, moduli in sides.items()}
+        for name, sides in stiffness.items()
     }
-    volumes = list(results["volumes"].values())
-    failed = [one for one in volumes if "student" in one["failures"]]
-    results["metrics"]["unrelaxed_crystals"] = float(len(failed))
-    for prefix, side in (("", "reference"), ("teacher_", "teacher")):
-        errors = list(_volume_errors(volumes, side))
-        if errors:
-            results["metrics"][f"{prefix}volume_error_percent"] = float(np.mean(errors))
-
-    if any("elasticity" in crystal for crystal in student_crystals.values()):
-        results["elasticity"] = {
-            name: {"student": _moduli(crystal), "teacher": _moduli(teacher_crystals.get(name, {}))}
-            for name, crystal in student_crystals.items()
-        }
 
 
-def _volumes(student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a crystal's volumes in Å³, and why a relaxation failed if one did."""
-    potentials = {"student": student} | ({"teacher": teacher} if teacher else {})
-    failures = {
-        name: crystal["reason"]
-        for name, crystal in potentials.items()
-        if crystal["reason"] != "converged"
-    }
-    volumes = {name: crystal["volume"] for name, crystal in potentials.items()}
-    return {"reference": student["reference"], **volumes, "failures": failures}
+def _prefixed(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"teacher_{name}": value for name, value in metrics.items()}
 
 
-def _volume_errors(volumes: Iterable[Mapping[str, Any]], side: str) -> Iterator[float]:
-    """Yield absolute errors in percent; a crystal without a volume counts 100 %."""
-    for crystal in volumes:
-        reference, volume = crystal.get(side), crystal["student"]
-        if reference is None:
-            continue
-        yield 100.0 if volume is None else abs(volume_error_percent(volume, reference))
-
-
-def _moduli(crystal: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the averaged moduli without the tensor, or the reason why there are none."""
-    elasticity = crystal.get("elasticity")
-    if not elasticity:
-        return elasticity
-    return {name: value for name, value in elasticity.items() if name != "stiffness"}
+def _count_failures(volumes: Mapping[str, Mapping[str, Any]], side: str) -> float:
+    return float(sum(side in one["failures"] for one in volumes.values()))
 
 
 # --- Provenance ---------------------------------------------------------------------------------
@@ -414,10 +424,19 @@ def provenance(
         "command": command,
         "teacher": teacher or "none",
         "teacher fingerprint": fingerprint,
-        "structures (SHA-256)": {name: file_hash(Path(name)) for name in settings.files},
+        "structures (SHA-256)": _hashes(settings.files),
         "versions": dict(_versions()),
     }
     return {name: value for name, value in origin.items() if value is not None}
+
+
+def _hashes(files: Sequence[str]) -> dict[str, str]:
+    """Return the hash of each file, or of many files one hash of all their hashes."""
+    hashes = {name: file_hash(Path(name)) for name in files}
+    if len(hashes) <= MOST_HASHES:
+        return hashes
+    lines = "".join(f"{value}  {Path(name).name}\n" for name, value in sorted(hashes.items()))
+    return {f"{len(hashes)} files": hashlib.sha256(lines.encode()).hexdigest()}
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
+from kd_plugins.evaluate.crystals import Crystals, measure_crystal, read_crystals
 from kd_plugins.evaluate.dynamics import equilibrated, nve
-from kd_plugins.evaluate.elasticity import ElasticAverages, elastic_tensor
 from kd_plugins.evaluate.input_checks import one_structure
 from kd_plugins.evaluate.measurements import (
     CrystalPart,
@@ -28,8 +26,7 @@ from kd_plugins.evaluate.measurements import (
 )
 from kd_plugins.evaluate.memory import peak_bytes
 from kd_plugins.evaluate.rdf import rdf
-from kd_plugins.evaluate.relaxation import relax
-from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, EvaluationSettings
+from kd_plugins.evaluate.settings import DynamicsSettings, EvaluationSettings
 from kd_plugins.files import write_json
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure, read_structures
@@ -228,30 +225,42 @@ class Evaluator:
 
     # --- Crystals ---
 
+    @property
+    def read_crystals(self) -> Crystals:
+        """The crystals of the files, and those that are left out."""
+        return read_crystals(_required(self.settings.crystals, "crystals"))
+
     def crystals(self) -> dict[str, dict[str, Any]]:
         """Return volume, reason of a failed relaxation and, if wanted, stiffness by crystal."""
         settings = _required(self.settings.crystals, "crystals")
-        structures = list(read_structures(settings.structures))
-        files = crystal_files(self.folder / "crystals", [one.structure_id for one in structures])
+        structures, files = self.read_crystals.structures, self._crystal_files
         bar = tqdm(structures, "crystals", disable=not self.progress, unit="")
         return {
             one.structure_id: self._part(
-                files[one.structure_id], CrystalPart, self._measure_crystal, one.atoms, settings
+                files[one.structure_id],
+                CrystalPart,
+                lambda atoms: measure_crystal(atoms, self.calculator(), settings),
+                one.atoms,
             )
             for one in bar
         }
 
-    def _measure_crystal(self, atoms: Atoms, settings: CrystalSettings) -> dict[str, Any]:
-        calculator = self.calculator()
-        relaxed = relax(atoms, calculator, settings.force_tolerance, settings.max_steps)
-        crystal: dict[str, Any] = {
-            "reference": abs(float(atoms.get_volume())),
-            "volume": relaxed.volume if np.isfinite(relaxed.volume) else None,
-            "reason": relaxed.reason,
-        }
-        if settings.elasticity:
-            crystal["elasticity"] = _elasticity(relaxed.atoms, calculator)
-        return crystal
+    @property
+    def unmeasured_crystals(self) -> list[LabelledStructure]:
+        """Crystals that have no part yet."""
+        files = self._crystal_files
+        structures = self.read_crystals.structures
+        return [one for one in structures if not files[one.structure_id].exists()]
+
+    def keep_crystal(self, structure_id: str, part: Mapping[str, Any]) -> None:
+        """Write a crystal's part that another process has measured."""
+        _ = self._settings_written
+        write_json(self._crystal_files[structure_id], part)
+
+    @property
+    def _crystal_files(self) -> dict[str, Path]:
+        ids = [one.structure_id for one in self.read_crystals.structures]
+        return crystal_files(self.folder / "crystals", ids)
 
     # --- The folder ---
 
@@ -282,18 +291,3 @@ def _bytes_per_atom(atoms: Atoms, calculator: Any) -> float | None:
         return peak_bytes(atoms, calculator) / len(atoms)
     except ValueError:
         return None
-
-
-def _elasticity(atoms: Atoms, calculator: Any) -> Mapping[str, Any]:
-    """Return the moduli of a relaxed crystal, or the reason why it has none."""
-    try:
-        tensor = elastic_tensor(atoms, calculator)
-        averages = ElasticAverages.of(tensor.stiffness)
-    except ValueError as error:
-        return {"unstable": str(error)}
-    return {
-        **asdict(averages.reuss_hill),
-        "poisson_ratio": averages.poisson_ratio,
-        "anisotropy": averages.anisotropy,
-        "stiffness": tensor.stiffness.tolist(),
-    }

@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
+from kd_plugins.evaluate.crystals import read_crystals
 from kd_plugins.evaluate.rdf import rdf
 from kd_plugins.evaluate.settings import CrystalSettings, DynamicsSettings, EvaluationSettings
+from kd_plugins.evaluate.stiffness_data import matching_compounds, read_stiffness
+from kd_plugins.numbers import shown
 from kd_plugins.structures.readers import check_file, read_structures
 from kd_plugins.teachers.registry import parse_teachers
 
@@ -75,7 +78,7 @@ def _shared_labels(files: tuple[tuple[str, int, int], ...], ids: str) -> frozens
     seen: set[str] = set()
     shared = set(COMPARED)
     for structure in read_structures([name for name, *_ in files], ids):
-        _refuse_repeated("structures", structure.structure_id, seen)
+        _refuse_repeated(structure.structure_id, seen)
 
         labels = {name: structure.labels[name] for name in COMPARED if name in structure.labels}
         for name, value in labels.items():
@@ -88,12 +91,12 @@ def _shared_labels(files: tuple[tuple[str, int, int], ...], ids: str) -> frozens
     return frozenset(shared)
 
 
-def _refuse_repeated(key: str, structure_id: str, seen: set[str]) -> None:
+def _refuse_repeated(structure_id: str, seen: set[str]) -> None:
     """Add an id to those seen, unless another structure has it."""
     if structure_id in seen:
         raise ValueError(
-            f"{key}: two structures are called {structure_id!r}, so one would stand for the other; "
-            "give each a structure_id of its own, or leave one out"
+            f"structures: two structures are called {structure_id!r}, so one would stand for the "
+            "other; give each a structure_id of its own, or leave one out"
         )
     seen.add(structure_id)
 
@@ -121,14 +124,16 @@ def one_structure(path: str) -> Atoms:
 
 
 def _check_crystals(settings: CrystalSettings) -> None:
-    seen: set[str] = set()
-    for crystal in read_structures(settings.structures):
-        _refuse_repeated("crystals", crystal.structure_id, seen)
-        if not (crystal.atoms.pbc.all() and crystal.atoms.cell.rank == 3):
-            raise ValueError(
-                f"crystals: {crystal.structure_id} is not periodic in three directions, so it has "
-                "no volume to relax"
-            )
+    crystals = read_crystals(settings).structures
+    if settings.stiffness is None:
+        return
+    tensors = read_stiffness(Path(settings.stiffness))
+    names = [one.structure_id for one in crystals]
+    if not matching_compounds(names, tensors):
+        raise ValueError(
+            f"crystals.stiffness: {settings.stiffness} has none of the crystals {shown(names)}; a "
+            "crystal's id must be the name of its compound there"
+        )
 
 
 def _check_dynamics(settings: DynamicsSettings) -> None:

@@ -160,6 +160,10 @@ def planned(
 def _merge(folder: Path, stored: EvaluationSettings, new: EvaluationSettings) -> EvaluationSettings:
     """Return the settings of all parts of both."""
     stored_json, new_json = _as_json(stored), _as_json(new)
+    for one in (stored_json, new_json):
+        # What computed moduli are compared with does not change them.
+        (one["crystals"] or {}).pop("stiffness", None)
+
     kept: dict[str, Any] = {}
     for part, names in PARTS.items():
         if not stored_json.get(part):
@@ -167,6 +171,8 @@ def _merge(folder: Path, stored: EvaluationSettings, new: EvaluationSettings) ->
         if new_json[part] and (difference := _difference(stored_json, new_json, names)):
             raise _other_folder(folder, f"measurements with other settings, {difference}")
         kept |= {name: getattr(stored, name) for name in names}
+    if "crystals" in kept and new.crystals is not None:
+        kept["crystals"] = replace(kept["crystals"], stiffness=new.crystals.stiffness)
     return replace(new, **kept)
 
 
@@ -183,6 +189,15 @@ def _difference(stored: Mapping[str, Any], new: Mapping[str, Any], names: Sequen
         if one != two:
             return f"{name}: {one!r} there, {two!r} here"
     return ""
+
+
+def complete_settings(stored: object) -> dict[str, Any]:
+    """Return an evaluation's settings of any version with the defaults of all that came later.
+
+    Raises:
+        ConfigError: for what are no settings.
+    """
+    return _as_json(read_config(EvaluationSettings, stored, "measure"))
 
 
 def _as_json(settings: EvaluationSettings) -> dict[str, Any]:
@@ -258,16 +273,30 @@ class RunPart:
 
 @dataclass(frozen=True)
 class CrystalPart:
-    """One crystal: reference and relaxed volume in Å³, how the relaxation ended, its moduli."""
+    """One crystal: reference and relaxed volume in Å³, how the relaxation ended, its moduli.
+
+    ``cell`` (3, 3) and ``positions`` (N, 3) in Å are the relaxed structure and ``rmsd15`` its
+    distance from the start in Å, None without molecules. A rigid scan has
+    none of these, and neither have parts of earlier versions.
+    """
 
     reason: str
     reference: float = reader(_read_positive)
     volume: float | None = None
     elasticity: Mapping[str, Any] | None = reader(_read_elasticity, default=None)
+    cell: tuple[tuple[float, ...], ...] | None = None
+    positions: tuple[tuple[float, ...], ...] | None = None
+    rmsd15: float | None = None
 
     def __post_init__(self) -> None:
         if self.volume is not None and self.volume <= 0:
             raise ValueError(f"volume: expected a number above 0, got {self.volume}")
+        for name in ("cell", "positions"):
+            rows = getattr(self, name)
+            if rows is not None and any(len(row) != 3 for row in rows):
+                raise ValueError(f"{name}: expected three numbers a row")
+        if self.cell is not None and len(self.cell) != 3:
+            raise ValueError(f"cell: expected three rows, got {len(self.cell)}")
 
 
 Part = type[SpeedPart] | type[RunPart] | type[CrystalPart]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kd_plugins.evaluate.evaluation import ERRORS
 from kd_plugins.evaluate.settings import EvaluationSettings
+from kd_plugins.evaluate.stiffness_data import MODULI
 from kd_plugins.names import suggestion
 
 OPERATORS = {
@@ -19,7 +20,7 @@ OPERATORS = {
     ">": operator.gt,
 }
 REQUIREMENT = re.compile(r"^\s*([a-z]\w*)\s*(<=|>=|<|>)\s*(\S+)\s*$")
-LABEL = {"energy_per_atom": "energy", "forces": "forces", "stress": "stress"}
+LABEL = {"energy_per_atom": "energy", "energy": "energy", "forces": "forces", "stress": "stress"}
 """Quantity that is compared to the label that it comes from."""
 
 
@@ -137,7 +138,7 @@ def _metrics(
         if teacher_quantities is not None and not {label, quantity} & set(teacher_quantities):
             no_prediction = f"a teacher with {label}"
 
-        kinds = ["mae", "rmse", "r2"]
+        kinds = ["mae", "rmse"] + ([] if quantity == "energy" else ["r2"])
         kinds += ["rmse_percent", "cosine"] if quantity == "forces" else []
         for kind in kinds:
             yield f"{word}_{kind}", no_structures or no_label
@@ -158,7 +159,24 @@ def _metrics(
     few_runs = "" if settings.dynamics and len(settings.dynamics.seeds) > 1 else "several seeds"
     yield "rdf_noise_ratio", no_runs or no_teacher or few_runs
 
-    no_crystals = "" if settings.crystals else "crystals"
+    yield from _crystal_metrics(settings, no_teacher)
+
+
+def _crystal_metrics(settings: EvaluationSettings, no_teacher: str) -> Iterator[tuple[str, str]]:
+    crystals = settings.crystals
+    no_crystals = "" if crystals else "crystals"
     yield "unrelaxed_crystals", no_crystals
-    yield "volume_error_percent", no_crystals
-    yield "teacher_volume_error_percent", no_crystals or no_teacher
+    for name in ("volume_error_percent", "density_error_percent", "density_error"):
+        yield name, no_crystals
+        yield f"teacher_{name}", no_crystals or no_teacher
+
+    no_relaxed = "crystals that are relaxed, not rigid" if crystals and crystals.rigid else ""
+    yield "rmsd15", no_crystals or no_relaxed
+    yield "teacher_rmsd15", no_crystals or no_relaxed or no_teacher
+
+    no_moduli = "" if crystals and crystals.elasticity else "crystals with elasticity"
+    no_measured = "" if crystals and crystals.stiffness else "crystals with measured stiffness"
+    yield "unstable_crystals", no_moduli
+    for name in MODULI:
+        yield f"{name}_error", no_moduli or no_measured
+        yield f"teacher_{name}_error", no_moduli or no_teacher

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from kd_plugins.numbers import LARGEST_SEED, check_number, check_whole
+from kd_plugins.config import reader
+from kd_plugins.numbers import LARGEST_SEED, check_number, check_whole, shown
 
 MOST_BINS = 100_000
 FEWEST_STEPS = 40
@@ -79,24 +81,82 @@ class DynamicsSettings:
         check_seeds("dynamics.seeds", self.seeds)
 
 
+def listed_files(ids: str, folder: str) -> list[str]:
+    """Return the files of a folder that a list of ids names, such as those of COD.
+
+    Args:
+        ids: file with an id a line; empty lines and ``#`` to the end of a line do not count.
+        folder: with ``<id>.cif`` for each of them.
+
+    Raises:
+        FileNotFoundError: without the list, or naming the first file that is missing.
+        ValueError: for a list without ids, or an id that is no name of a file.
+    """
+    path, parent = Path(ids).expanduser(), Path(folder).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a list of ids, one a line")
+
+    lines = (line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines())
+    names = [line.removesuffix(".cif") for line in lines if line]
+    if not names:
+        raise ValueError(f"{path}: holds no id; expected one a line")
+    for name in names:
+        if "/" in name or "\0" in name or name in (".", ".."):
+            raise ValueError(f"{path}: expected ids of files in {parent}, got {name!r}")
+
+    files = [parent / f"{name}.cif" for name in names]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]}: no such file; {len(missing)} of the {len(files)} ids of {path} have "
+            f"none in {parent}"
+        )
+    return [str(file) for file in files]
+
+
+def _read_crystal_files(raw: object) -> tuple[str, ...]:
+    """Read a list of files, or ``{ids: FILE, folder: DIR}``."""
+    if isinstance(raw, Mapping):
+        if set(raw) != {"ids", "folder"} or not all(isinstance(one, str) for one in raw.values()):
+            raise ValueError(f"expected files, or {{ids: FILE, folder: DIR}}, got {shown(raw)}")
+        try:
+            return tuple(listed_files(raw["ids"], raw["folder"]))
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from None
+
+    if not isinstance(raw, (list, tuple)) or not all(isinstance(one, str) for one in raw):
+        raise ValueError(f"expected a list of files, got {shown(raw)}")
+    return tuple(raw)
+
+
 @dataclass(frozen=True)
 class CrystalSettings:
     """Relaxations of crystals.
 
     Args:
-        structures: files of crystals; the volumes there are the reference.
+        structures: files of crystals; the volumes there are the reference. In a YAML also ``{ids:
+            FILE, folder: DIR}``, see `listed_files`.
         elasticity: measure each crystal's stiffness, too, which takes 24 relaxations.
         force_tolerance: of the relaxation in eV/Å (Taniguchi 2024: 0.03).
         max_steps: of the same.
+        rigid: instead of relaxing, scan the volume with rigid molecules, which takes fourteen
+            energies, see `kd_plugins.evaluate.scanned_volume`.
+        bad: ``refuse`` a crystal that cannot be measured, such as a disordered one, or
+            ``leave_out`` and list it.
+        stiffness: CSV of measured stiffness tensors, see `kd_plugins.evaluate.read_stiffness`.
 
     Raises:
-        ValueError: for no file or one twice, or a number that is not above 0.
+        ValueError: for no file or one twice, a number that is not above 0, or what excludes each
+            other.
     """
 
-    structures: tuple[str, ...]
+    structures: tuple[str, ...] = reader(_read_crystal_files)
     elasticity: bool = False
     force_tolerance: float = 0.03
     max_steps: int = 2000
+    rigid: bool = False
+    bad: Literal["refuse", "leave_out"] = "refuse"
+    stiffness: str | None = None
 
     def __post_init__(self) -> None:
         _set(self, "structures", _expand_all("crystals.structures", self.structures))
@@ -104,6 +164,18 @@ class CrystalSettings:
             raise ValueError("crystals.structures: expected one file or more, got none")
         check_number("crystals.force_tolerance", self.force_tolerance, above=0, unit="eV/Å")
         check_whole("crystals.max_steps", self.max_steps, least=1)
+
+        if self.rigid and self.elasticity:
+            raise ValueError(
+                "crystals.rigid: a stiffness is that of a relaxed crystal; take elasticity or rigid"
+            )
+        if self.stiffness is not None:
+            _set(self, "stiffness", _expand_home("crystals.stiffness", self.stiffness))
+            if not self.elasticity:
+                raise ValueError(
+                    "crystals.stiffness: measured tensors are compared with computed ones; set "
+                    "elasticity, too"
+                )
 
 
 @dataclass(frozen=True)

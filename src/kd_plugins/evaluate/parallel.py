@@ -1,0 +1,86 @@
+"""Crystals of one potential in several processes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from typing import Any
+
+from ase import Atoms
+from tqdm import tqdm
+
+from kd_plugins.evaluate.crystals import measure_crystal
+from kd_plugins.evaluate.evaluator import Evaluator
+from kd_plugins.evaluate.settings import CrystalSettings
+from kd_plugins.numbers import check_whole
+from kd_plugins.teachers.registry import load_teacher
+
+_calculators: dict[str, Any] = {}
+"""The calculator of a worker, which opens its potential once."""
+
+
+def measure_crystals(evaluator: Evaluator, workers: int) -> None:
+    """Measure the crystals that an evaluation lacks, several at a time; each is kept at once.
+
+    Args:
+        evaluator: of the potential; its settings have crystals.
+        workers: processes, which share the cores.
+
+    Raises:
+        ValueError: for no worker, or if a process was killed; then the same call goes on.
+    """
+    check_whole("workers", workers, least=1)
+    missing, settings = evaluator.unmeasured_crystals, evaluator.settings.crystals
+    n_workers = min(workers, len(missing))
+    if n_workers < 2 or settings is None:
+        evaluator.crystals()
+        return
+
+    threads = max(1, (os.cpu_count() or 1) // n_workers)
+    # Spawned, since a fork of a process with threads of torch may hang.
+    pool = ProcessPoolExecutor(
+        n_workers, get_context("spawn"), _start_worker, (evaluator.potential, threads)
+    )
+    try:
+        futures: dict[Future[dict[str, Any]], str] = {
+            pool.submit(_measure, one.atoms, settings): one.structure_id for one in missing
+        }
+        bar = tqdm(
+            as_completed(futures),
+            "crystals",
+            len(futures),
+            unit="",
+            disable=not evaluator.progress,
+        )
+        for future in bar:
+            evaluator.keep_crystal(futures[future], future.result())
+    except BrokenProcessPool:
+        raise ValueError(
+            "a process that measured crystals was killed, perhaps for want of memory; the same "
+            "command goes on, with fewer --workers in less memory"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _measure(atoms: Atoms, settings: CrystalSettings) -> dict[str, Any]:
+    return measure_crystal(atoms, _calculators["own"], settings)
+
+
+def _start_worker(potential: str, threads: int) -> None:
+    """Open the potential with a share of the cores, and end when the command does."""
+    import torch
+
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _calculators["own"] = getattr(load_teacher(potential), "calculator", None)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
