@@ -24,6 +24,9 @@ from kd_plugins.report.figures import (
 from kd_plugins.report.metrics import metric
 from kd_plugins.report.sweeps import Swept
 
+BRIGHT = 0.6
+"""Part of the colour scale above which black text is easier to read than white."""
+
 
 @styled
 def draw_over_axis(
@@ -39,14 +42,17 @@ def draw_over_axis(
         styles: of the arms by their names in the experiment.
     """
     others = [other for other in dict.fromkeys(o for one in swept for o in one.at) if other != axis]
-    panel_axis, line_axes = (others[0], others[1:]) if len(others) > 1 else (None, others)
-    panels = list(dict.fromkeys(one.at.get(panel_axis or "", "") for one in swept))
+    panel_axis, line_axes = (others[0], others[1:]) if len(others) > 1 else ("", others)
+    # An arm that is not swept over the axis of the panels is drawn in each of them.
+    panels = list(dict.fromkeys(one.at[panel_axis] for one in swept if panel_axis in one.at)) or [
+        ""
+    ]
     labels = list(dict.fromkeys(one.at[axis] for one in swept))
     place_of = _places(labels)
 
     figure, grid = make_panels(len(panels), height=3.4 if len(panels) == 1 else 2.8)
     for axes, panel in zip(grid, panels, strict=True):
-        in_panel = [one for one in swept if one.at.get(panel_axis or "", "") == panel]
+        in_panel = [one for one in swept if one.at.get(panel_axis, panel) == panel]
         _draw_lines(axes, in_panel, axis, line_axes, place_of, styles)
         for arm, value in levels.items():
             style = styles.get(arm, ArmStyle(INK, "*", (0, (3, 2))))
@@ -85,14 +91,9 @@ def draw_map(axes_names: tuple[str, str], name: str, swept: Sequence[Swept]) -> 
 
     points = axes.scatter(xs, ys, c=means, s=420, cmap="viridis", marker="s")
     for x, y, mean in zip(xs, ys, means, strict=True):
-        axes.annotate(
-            f"{mean:.3g}",
-            (x, y),
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white",
-        )
+        is_bright = mean > min(means) + BRIGHT * (max(means) - min(means))
+        place = {"ha": "center", "va": "center", "fontsize": 8}
+        axes.annotate(f"{mean:.3g}", (x, y), color="black" if is_bright else "white", **place)
     figure.colorbar(points, label=escape_text(metric(name).title))
     for k, which in enumerate((axes.xaxis, axes.yaxis)):
         labels = list(places[k])
@@ -162,11 +163,11 @@ def _draw_lines(
         label = ", ".join(f"{other} {one.at[other]}" for other in line_axes if other in one.at)
         by_line.setdefault((one.arm, label), []).append(one)
 
-    labels = list(dict.fromkeys(label for _, label in by_line))
+    labels = list(dict.fromkeys(label for _, label in by_line if label))
     arms = list(dict.fromkeys(arm for arm, _ in by_line))
     for (arm, label), points in by_line.items():
         style = styles[arm]
-        if len(labels) > 1:
+        if label and len(labels) > 1:
             colour = PALETTE[labels.index(label) % len(PALETTE)]
             style = ArmStyle(colour, MARKERS[arms.index(arm) % len(MARKERS)], style.dashes)
         places = [place_of[one.at[axis]] for one in points]
