@@ -72,6 +72,27 @@ def test_features_pay_off_over_many_epochs_alone(
 
 
 @pytest.mark.filterwarnings(LOADS)
+@pytest.mark.parametrize("way", ["plain", "cached"])
+def test_fewer_structures_than_a_batch_are_one_batch(
+    data: DistillData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    way: str,
+) -> None:
+    """N_train of 10 with batches of 32, as in Taniguchi 2024; said once."""
+    prefer(monkeypatch, way)
+    students, cache = [], tmp_path / "cache"
+    for size in (4, 32):
+        settings = FitSettings(epochs=2, batch_size=size, seed=3)
+        found, model = run(data, tmp_path / str(size), settings=settings, cache=cache)
+        assert found.fitted.steps == 2
+        assert caplog.text.count("batches hold 4 structures") == (size == 32)
+        students.append(model)
+    assert differs(*students) == 0.0
+
+
+@pytest.mark.filterwarnings(LOADS)
 def test_both_ways_give_the_same_student(
     data: DistillData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,10 +50,6 @@ BAD: dict[str, tuple[Bad, str]] = {
         lambda s, d, p: run(d, p, allow=()),
         r"all 4 validation structures are in the training data",
     ),
-    "batch": (
-        lambda s, d, p: run(d, p, settings=FitSettings(batch_size=5)),
-        "a batch of 5 is more than the 4 structures that there are; give batch_size=4",
-    ),
     "out is a file": (lambda s, d, p: run(d, p, out=p / "file"), "out: .*file is a file"),
     "out is cache": (lambda s, d, p: run(d, p, out=p / "cache"), "another folder than cache"),
     "cache is a file": (lambda s, d, p: run(d, p, cache=p / "file"), "cache: .*file is a file"),

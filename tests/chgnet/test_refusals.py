@@ -187,10 +187,6 @@ SETTINGS: dict[str, tuple[Bad, str]] = {
         lambda c: c.train(hard={"energy": 1, "magmoms": 1}),
         "no weight that trains decides CHGNet's magnetic moments",
     ),
-    "fewer structures than a batch": (
-        lambda c: c.train(batch_size=32),
-        "a batch of 32 is more than the 4 structures that there are; give batch_size=4",
-    ),
     "target that the data lack": (
         lambda c: c.train(c.salts.data(soft=("energy",))),
         "the loss weighs soft forces, but the data have no forces of the teacher",

@@ -52,7 +52,7 @@ class FitSettings:
 
     Args:
         epochs: passes over the structures (paper: 100).
-        batch_size: structures a step (paper: 32).
+        batch_size: structures a step (paper: 32); fewer structures than that are one batch.
         learning_rate: of Adam, at the start (paper: 0.01).
         schedule: of the learning rate.
         seed: of the order of structures.
@@ -176,7 +176,7 @@ def fit(
     ]
 
     check_magmoms(trunk.model, loss.ratios)
-    check_loaders(loss, *loaders)
+    check_loaders(loss, *loaders, report=check)
     for data in (train, validation):
         loss.check_force_share(data.force_share)
     if check and not _has_checkpoint(folder):

@@ -52,10 +52,12 @@ def check_loaders(
     train: DataLoader[Any],
     validation: DataLoader[Any],
     test: DataLoader[Any] | None = None,
+    *,
+    report: bool = True,
 ) -> None:
     """Refuse loaders that yield nothing, or not what the loss needs.
 
-    A training loader must fill a batch, or the steps are smaller than those that were asked for.
+    Fewer training structures than a batch are one batch, which is logged if ``report``.
 
     Raises:
         DataError: naming the loader.
@@ -67,10 +69,12 @@ def check_loaders(
                 "DataLoader(data, batch_size, shuffle=True, collate_fn=collate_graphs)"
             )
 
-    _check_loader(train, loss.ratios, is_training=True)
-    for loader in (validation, test):
+    for loader in (train, validation, test):
         if loader is not None:
-            _check_loader(loader, loss.ratios, is_training=False)
+            _check_loader(loader, loss.ratios)
+    if report:
+        structures: Any = train.dataset
+        _report_small_batch(len(structures), train.batch_size or 1)
     data = getattr(validation.dataset, "data", validation.dataset)
     if isinstance(data, DistillData):
         _check_selection(data, loss)
@@ -90,7 +94,7 @@ def check_data(
             raise DataError(f"{name}: there are no structures")
         check_targets_held(data.keys, loss.ratios)
 
-    _check_batch(len(train), batch_size)
+    _report_small_batch(len(train), batch_size)
     _check_selection(validation, loss)
     _warn_of_idle_weights(train, loss.ratios)
 
@@ -113,20 +117,24 @@ def _warn_of_idle_weights(data: DistillData, ratios: Ratios) -> None:
                 )
 
 
-def _check_batch(n_structures: int, batch_size: int) -> None:
+def _report_small_batch(n_structures: int, batch_size: int) -> None:
+    """Log once that there are fewer structures than a batch, as N_train of 10 in Taniguchi 2024."""
     if n_structures < batch_size:
-        raise DataError(
-            f"a batch of {batch_size} is more than the {n_structures} structures that there are; "
-            f"give batch_size={max(n_structures, 1)} or less"
+        logger.warning(
+            f"batches hold {n_structures} structures, which is all there are, instead of "
+            f"{batch_size}"
         )
 
 
-def _check_loader(loader: DataLoader[Any], ratios: Ratios, *, is_training: bool) -> None:
+def _check_loader(loader: DataLoader[Any], ratios: Ratios) -> None:
     dataset: Any = loader.dataset
 
-    # A loader with drop_last and too few structures yields nothing, in validation as well.
-    if is_training or not len(loader):
-        _check_batch(len(dataset), loader.batch_size or 1)
+    # A loader with drop_last and too few structures yields nothing.
+    if not len(loader):
+        raise DataError(
+            f"a loader of {len(dataset)} structures yields no batch of {loader.batch_size}; give "
+            f"batch_size={max(len(dataset), 1)} or less, or drop_last=False"
+        )
     held = dataset.keys if isinstance(dataset, DistillData) else tuple(dataset[0][1])
     check_targets_held(held, ratios)
 

@@ -188,13 +188,13 @@ class DistillTrainer(Trainer):
             host: ``save_test_result``, ``wandb_log_freq``.
 
         Raises:
-            DataError: if a loader lacks a target, there are fewer structures than a batch, they do
-                not fit the student, or are not those of the run that is resumed.
+            DataError: if a loader lacks a target or yields nothing, the structures do not fit the
+                student, or are not those of the run that is resumed.
             FloatingPointError: if the training diverges.
             FileExistsError: if the folder holds another run, or another training is writing there.
         """
         folder = check_run_folder(save_dir, "save_dir")
-        check_loaders(self.criterion, train_loader, val_loader, test_loader)
+        check_loaders(self.criterion, train_loader, val_loader, test_loader, report=check)
         self._check_same_run(train_loader, val_loader)
         if check and not self.starting_epoch:
             self._check_targets(train_loader.dataset, val_loader.dataset)
