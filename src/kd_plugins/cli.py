@@ -56,7 +56,7 @@ def _expand_home(value: Any) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from kd_plugins.commands import evaluation, sampling, targets
+    from kd_plugins.commands import evaluation, oc20, sampling, targets
 
     parser = argparse.ArgumentParser("kd-plugins", description=DESCRIPTION)
     parser.add_argument(DEBUG, action="store_true", help="show the whole traceback of an error")
@@ -64,4 +64,5 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add(commands)
     targets.add(commands)
     evaluation.add(commands)
+    oc20.add(commands)
     return parser

@@ -136,21 +136,26 @@ def read_xyz(path: Path) -> Iterator[Atoms]:
     """
     with path.open("rb") as file:
         for index, (line, content) in enumerate(_split_frames(read_lines(file))):
-            place = f"frame {index}, which starts in line {line}"
+            yield parse_xyz(content, f"frame {index}, which starts in line {line}")
 
-            try:
-                atoms: Any = ase.io.read(StringIO(content.decode("utf-8")), format="extxyz")
-            except UnicodeDecodeError as error:
-                byte = content[error.start]
-                raise ValueError(f"{place}: not UTF-8 text (byte 0x{byte:02x})") from error
-            except KeyError as error:
-                text = f"{place}: {error} is no element, or a key that is missing"
-                raise ValueError(text) from error
-            except Exception as error:  # ASE's reader fails in many ways
-                text = f"{place}: {type(error).__name__} {error}"
-                raise ValueError(text) from error
 
-            yield atoms
+def parse_xyz(content: bytes, place: str) -> Atoms:
+    """Return the one frame of an (extended) xyz that ``content`` holds whole, as ASE reads it.
+
+    Raises:
+        ValueError: naming the place, for text that is no UTF-8 or that ASE does not understand.
+    """
+    try:
+        found: Any = ase.io.read(StringIO(content.decode("utf-8")), format="extxyz")
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        raise ValueError(f"{place}: not UTF-8 text (byte 0x{byte:02x})") from error
+    except KeyError as error:
+        text = f"{place}: {error} is no element, or a key that is missing"
+        raise ValueError(text) from error
+    except Exception as error:  # ASE's reader fails in many ways
+        raise ValueError(f"{place}: {type(error).__name__} {error}") from error
+    return found
 
 
 def count_xyz(lines: Iterable[bytes]) -> int:
