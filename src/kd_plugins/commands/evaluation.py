@@ -207,20 +207,15 @@ def _exit_code(requirements: Sequence[str], metrics: Mapping[str, float]) -> int
 def _compare(arguments: argparse.Namespace) -> int:
     from kd_plugins.compare import Comparison, read_experiment
     from kd_plugins.report.results import read_results
-    from kd_plugins.report.verdicts import verdict
-    from kd_plugins.report.worth import worth_of_best
 
     experiment = read_experiment(arguments.experiment)
     _check_arm(arguments, experiment)
-    Comparison(experiment, arguments.out, arguments.typed).all(arguments.workers)
+    found = Comparison(experiment, arguments.out, arguments.typed).all(arguments.workers)
+    for one in filter(None, (found["worth"], *found["verdicts"])):
+        print(one["sentence"])
 
-    results = read_results(arguments.out)
-    best = worth_of_best(results)
-    if best is not None:
-        print(best.sentence)
-    for one in verdict(results):
-        print(one.sentence)
-    return _exit_code(arguments.require, _mean_metrics(results, arguments.arm))
+    means = _mean_metrics(read_results(arguments.out), arguments.arm) if arguments.require else {}
+    return _exit_code(arguments.require, means)
 
 
 def _check_arm(arguments: argparse.Namespace, experiment: Any) -> None:

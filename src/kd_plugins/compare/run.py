@@ -111,13 +111,17 @@ class Comparison:
             for arm in self.experiment.swept_arms
         ]
 
-    def all(self, workers: int = 1, progress: bool = True) -> None:
+    def all(self, workers: int = 1, progress: bool = True) -> dict[str, Any]:
         """Train what is missing, then measure what is missing.
 
         Args:
             workers: trainings at a time, each with a seed of its own and a share of the cores; then
                 models that are measured at a time. Speed is measured for one model after another.
             progress: show bars.
+
+        Returns:
+            ``worth`` of the best student, None without a teacher, and ``verdicts`` on the arms,
+            each with its ``sentence``, as ``verdict.json`` holds them.
 
         Raises:
             ValueError: before the first training, for no worker, for structures, metrics or
@@ -135,13 +139,13 @@ class Comparison:
         self._check_measuring()
         with alone(self.out, COMPARE):
             self.write_settings()
-            self._train_and_measure(workers, progress)
+            return self._train_and_measure(workers, progress)
 
     def write_settings(self) -> None:
         """Lock the folder to this experiment; arms and seeds may be added later."""
         write_json(self.out / SETTINGS, settings_with_folder(self.experiment, self.out))
 
-    def _train_and_measure(self, workers: int, progress: bool) -> None:
+    def _train_and_measure(self, workers: int, progress: bool) -> dict[str, Any]:
         write_json(self.out / "experiment.json", self._description())
         runs = self.runs()
         with tqdm(total=len(runs), desc="training", unit=" runs", disable=not progress) as bar:
@@ -164,6 +168,7 @@ class Comparison:
             "verdicts": [asdict(one) for one in verdict(results)],
         }
         write_json(self.out / VERDICT, content)
+        return content
 
     # --- Checks before the first training ---
 
