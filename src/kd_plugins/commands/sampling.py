@@ -1,4 +1,4 @@
-"""The commands that make and choose structures: sample, select."""
+"""The commands that make and choose structures: sample, select, mptrj."""
 
 from __future__ import annotations
 
@@ -24,9 +24,21 @@ COUNTS = {
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``sample`` and ``select``."""
+    """Add ``sample``, ``select`` and ``mptrj``."""
     _add_sample(commands)
     _add_select(commands)
+    command = commands.add_parser(
+        "mptrj",
+        help="take the crystals of one kind out of MPtrj's JSON",
+        description="Write the frames of one kind of crystal as a JSON of the same layout, and "
+        "count all kinds into <out>_kinds.json. The file is read once, a material at a time.",
+    )
+    command.add_argument("source", type=Path, metavar="MPtrj.json", help="plain or compressed")
+    command.add_argument(
+        "--kind", required=True, help="organic, complex or inorganic (Taniguchi 2024)"
+    )
+    command.add_argument("--out", required=True, type=Path, metavar="FILE.json")
+    command.set_defaults(run=_mptrj)
 
 
 def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -121,6 +133,23 @@ def _sample(arguments: argparse.Namespace) -> int:
     seeds = read_structures(arguments.structures, arguments.ids)
     record = write_pool(seeds, arguments.out, settings, arguments.seed, potential, arguments.device)
     _print_record(arguments.out, record)
+    return 0
+
+
+def _mptrj(arguments: argparse.Namespace) -> int:
+    from kd_plugins.sampling.mptrj_kinds import take_kind
+    from kd_plugins.structures.readers import check_file
+
+    check_file(arguments.source)
+    found = take_kind(arguments.source, arguments.kind, arguments.out)["kinds"]
+    for name, one in found.items():
+        mean = one["mean_energy_per_atom"]
+        energy = "" if mean is None else f", mean energy {mean:.2f} eV/atom"
+        print(
+            f"{name}: {one['frames']} structures ({one['percent']:.1f} %) of {one['materials']} "
+            f"materials{energy}"
+        )
+    print(f"{arguments.out} holds the {arguments.kind} ones")
     return 0
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 VARIABLE = "KD_LARGEST_GB"
 """Environment variable that replaces every limit here, in GB."""
@@ -151,6 +151,14 @@ class BoundedFile(io.RawIOBase):
         super().close()
 
 
+class Readable(Protocol):
+    """What has bytes to read, such as an open file."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return the next bytes."""
+        ...
+
+
 class BoundedJson:
     """A JSON file, read in blocks, that refuses a record which would fill the parser's memory.
 
@@ -162,7 +170,7 @@ class BoundedJson:
         what: one record, for the message.
     """
 
-    def __init__(self, file: IO[bytes], limit: int, what: str) -> None:
+    def __init__(self, file: Readable, limit: int, what: str) -> None:
         self._file, self._limit, self._what = file, limit, what
         self.start_record()
 

@@ -5,14 +5,15 @@ Source: Deng et al. 2023, doi:10.1038/s42256-023-00716-3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ijson
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import atomic_numbers
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from kd_plugins.structures.limits import MATERIAL_BYTES, BoundedJson, max_bytes, open_binary
@@ -72,14 +73,78 @@ def read_mptrj(path: Path) -> Iterator[Atoms]:
             shape, or corrected energies that contradict each other; for a material that would fill
             the memory.
     """
+    for material, frames in iterate_materials(path):
+        for frame_id, frame in frames.items():
+            yield _to_atoms(material, frame_id, frame)
+
+
+def iterate_materials(
+    path: Path, count: Callable[[int], object] | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each material's id with its frames as they are in the file, one material at a time.
+
+    Args:
+        path: of the JSON, plain or compressed.
+        count: called with the number of bytes that were read, for a progress bar.
+
+    Raises:
+        ValueError: for a material that is no mapping or would fill the memory, and for no JSON.
+    """
     with open_binary(path) as file:
-        bounded = BoundedJson(file, max_bytes(MATERIAL_BYTES), "one material")
+        counted = file if count is None else _CountedFile(file, count)
+        bounded = BoundedJson(counted, max_bytes(MATERIAL_BYTES), "one material")
         for material, frames in ijson.kvitems(bounded, "", use_float=True, buf_size=1 << 20):
             bounded.start_record()
             if not isinstance(frames, Mapping):
                 raise ValueError(f"material {material!r}: expected its frames, got {frames!r:.40}")
-            for frame_id, frame in frames.items():
-                yield _to_atoms(material, frame_id, frame)
+            yield material, frames
+
+
+class _CountedFile:
+    """A file of bytes that reports how many were read."""
+
+    def __init__(self, file: IO[bytes], count: Callable[[int], object]) -> None:
+        self._file, self._count = file, count
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        chunk = self._file.read(size)
+        self._count(len(chunk))
+        return chunk
+
+
+def frame_elements(frame_id: str, frame: Any) -> list[str]:
+    """Return the element of each site of a frame.
+
+    Raises:
+        ValueError: naming the frame, for a disordered site or a field that is missing.
+    """
+    try:
+        sites = frame["structure"]["sites"]
+        elements = [_parse_element(index, site["species"]) for index, site in enumerate(sites)]
+    except KeyError as error:
+        raise ValueError(f"frame {frame_id!r}: {error} is missing") from error
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"frame {frame_id!r}: {error}") from error
+
+    unknown = [element for element in elements if element not in atomic_numbers]
+    if unknown or not elements:
+        got = repr(unknown[0]) if unknown else "no site"
+        raise ValueError(f"frame {frame_id!r}: expected sites of elements, got {got}")
+    return elements
+
+
+def energy_per_atom(frame_id: str, frame: Mapping[str, Any], n_atoms: int) -> float | None:
+    """Return the corrected energy of a frame in eV/atom, None where it has none.
+
+    Raises:
+        ValueError: naming the frame, for corrected energies that contradict each other.
+    """
+    try:
+        energy = _corrected_energy(frame, n_atoms)
+        return None if energy is None else float(energy) / n_atoms
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"frame {frame_id!r}: {error}") from error
 
 
 def _to_atoms(material: str, frame_id: str, frame: Mapping[str, Any]) -> Atoms:
