@@ -265,6 +265,8 @@ class DistillSettings:
         preflight: how many structures have their labels checked before training starts.
         allow: names of the doctor's errors about the teacher that do not stop the run, such as
             ``energy_unit``; each is logged.
+        validation_structures: how many of ``dataset.val`` a validation during the training is of,
+            drawn once by ``seed``; all if left out. ``--mode validate`` is always of all.
         align: subtract from the teacher's energies their offset to the labels, fitted per element
             on the first ``preflight`` training structures that have both; it is logged.
     """
@@ -276,6 +278,7 @@ class DistillSettings:
     projection: Literal["linear", "none"] = "linear"
     seed: int = 0
     preflight: int = 1000
+    validation_structures: int | None = None
     allow: tuple[str, ...] = reader(check_allow, default=())
     align: bool = False
 
@@ -295,6 +298,8 @@ class DistillSettings:
         check_seed("seed", self.seed)
         if self.preflight < 1:
             raise ValueError(f"preflight must be >= 1, got {self.preflight}")
+        if self.validation_structures is not None:
+            check_whole("validation_structures", self.validation_structures, least=1)
 
 
 def read_settings(task: Mapping[str, Any]) -> DistillSettings:
@@ -357,8 +362,21 @@ def _check_optim(optim: object) -> None:
             if name in optim:
                 check_whole(f"optim.{name}", optim[name], least=least)
         check_number("optim.lr_initial", optim["lr_initial"], least=0)
+        _check_warmup(optim.get("scheduler_params"))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _check_warmup(schedule: object) -> None:
+    """Refuse a warm-up that is given twice, or in steps that are none."""
+    if not isinstance(schedule, Mapping) or schedule.get("warmup_steps") is None:
+        return
+    check_whole("optim.scheduler_params.warmup_steps", schedule["warmup_steps"], least=1)
+    if schedule.get("warmup_epochs") is not None:
+        raise ValueError(
+            "optim.scheduler_params: warmup_steps and warmup_epochs both give the warm-up; take "
+            "one of them out (null does)"
+        )
 
 
 def check_sources(dataset: object) -> None:

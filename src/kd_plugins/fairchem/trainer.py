@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairchem.core.common import distutils
+from fairchem.core.datasets.base_dataset import Subset
 from fairchem.core.models.base import HydraModel
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from fairchem.core.trainers import OCPTrainer
@@ -96,6 +98,7 @@ class DistillMixin:
             )
         self._inputs = TargetInputs.from_settings(self.settings, self._loss.terms, dataset)
         self._requirements = Requirements()
+        self._is_training = False
         with naming_setup():
             super().__init__(task, *args, **kwargs)
 
@@ -200,13 +203,47 @@ class DistillMixin:
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Check the labels and the teacher against them, then train as fairchem does."""
         self._preflight()
-        super().train(*args, **kwargs)
+        self._is_training = True
+        try:
+            super().train(*args, **kwargs)
+        finally:
+            self._is_training = False
 
-    def validate(self, *args: Any, **kwargs: Any) -> Any:
-        """Validate as fairchem does; on its own, too, with the teacher's zero of energy aligned."""
+    def validate(self, split: str = "val", *args: Any, **kwargs: Any) -> Any:
+        """Validate as fairchem does; in training on a part of the structures, where one is set."""
         if self.settings.align and self.distiller.teacher.energy_offsets is None:
             self._preflight()
-        return super().validate(*args, **kwargs)
+
+        part = self._validation_part if self._is_training and split == "val" else None
+        if part is None:
+            return super().validate(split, *args, **kwargs)
+
+        whole, self.val_loader = self.val_loader, part
+        try:
+            return super().validate(split, *args, **kwargs)
+        finally:
+            self.val_loader = whole
+
+    @cached_property
+    def _validation_part(self) -> Any:
+        """Return a loader of the structures that validations in training are of, None for all."""
+        wanted, dataset = self.settings.validation_structures, self.val_dataset
+        if wanted is None or dataset is None or wanted >= len(dataset):
+            return None
+
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        drawn = torch.randperm(len(dataset), generator=generator)[:wanted].sort().values
+        # fairchem's data sets are subsets, whose sizes of structures it cannot find through two.
+        indices = [dataset.indices[place] for place in drawn.tolist()]
+        part = Subset(dataset.dataset, indices, dataset.metadata)
+        logging.info(
+            f"validating on {wanted} of {len(dataset)} structures in training, drawn by seed "
+            f"{self.settings.seed} (task.distill.validation_structures)"
+        )
+
+        optim = self.config["optim"]
+        batch_size = optim.get("eval_batch_size", optim.get("batch_size", 1))
+        return self.get_dataloader(part, self.get_sampler(part, batch_size, shuffle=False))
 
     def _preflight(self) -> None:
         """Check labels and targets, and align the teacher's zero of energy where it is to be."""
@@ -400,12 +437,33 @@ class DistillMixin:
 class DistillTrainer(DistillMixin, OCPTrainer):
     """`OCPTrainer` with distillation: ``trainer: kd_plugins.fairchem.DistillTrainer``."""
 
+    def load_extras(self) -> None:
+        """Load them as fairchem does, which has another place for a warm-up in steps."""
+        if (self.config["optim"].get("scheduler_params") or {}).get("warmup_steps") is not None:
+            raise ConfigError(
+                "optim.scheduler_params.warmup_steps: this trainer reads optim.warmup_steps; write "
+                "it there, or take EqV2DistillTrainer"
+            )
+        super().load_extras()
+
 
 class EqV2DistillTrainer(DistillMixin, EquiformerV2ForcesTrainer):
     """`EquiformerV2ForcesTrainer` (cosine schedule in epochs) with distillation.
 
     In YAML: ``trainer: kd_plugins.fairchem.EqV2DistillTrainer``.
     """
+
+    def load_extras(self) -> None:
+        """Load them as fairchem does; a warm-up in steps is turned into fairchem's in epochs."""
+        optim = self.config["optim"]
+        schedule = dict(optim.get("scheduler_params") or {})
+        steps = schedule.pop("warmup_steps", None)
+        if steps is not None:
+            # fairchem multiplies by the steps of an epoch of each rank and rounds down.
+            steps_an_epoch = 1 if self.train_loader is None else len(self.train_loader)
+            schedule["warmup_epochs"] = (steps + 0.5) / steps_an_epoch
+            self.config["optim"] = {**optim, "scheduler_params": schedule}
+        super().load_extras()
 
 
 def start_from_teacher(student: HydraModel, teacher: HydraModel) -> None:
