@@ -35,7 +35,7 @@ def prepare(
     data, model = fixtures.make_initialised(shared_file, large=8)
     add_teacher_targets(data, fixtures.make_hipnn(4).energy, align=True)
     loss = distillation_loss(model.energy, model.forces, weights=weights, energies="total")
-    schedule = LossSchedule(loss)
+    schedule = LossSchedule(loss, **settings.pop("schedule", {}))
     others = settings.pop("others", lambda: [])()
     settings = {"max_epochs": EPOCHS, **settings}
     modules, controller, metrics = fixtures.set_up(
@@ -188,6 +188,22 @@ def test_patience_restarts_when_a_weight_changes(shared_file: Callable[[str], Pa
     controller.push_epoch(1, False, 3.0)
     assert controller.boredom == 0 and controller.last_best == 1
     assert plateau.num_bad_epochs in (0, 1)
+
+
+def test_held_patience_counts_from_the_last_change(shared_file: Callable[[str], Path]) -> None:
+    """As of Table 1 of Matin et al. 2025 with the paper's patience of 50, here 6 and 2 epochs."""
+    schedule, _, _, controller, _ = prepare(
+        shared_file,
+        {"energy": Piecewise((0, 6), (1.0, 2.0))},
+        schedule={"hold_patience": True},
+        controller=PatienceController,
+        termination_patience=2,
+        max_epochs=20,
+    )
+    schedule.__getstate__()  # hippynn saves it before the first epoch, and refuses nothing then
+    is_running = [controller.push_epoch(epoch, False, 3.0) for epoch in range(9)]
+    # The last weights are those of epoch 6; with a patience of 2, epochs 6 and 7 may bring no gain.
+    assert is_running == [True] * 7 + [False, False]
 
 
 def test_best_model_is_from_the_last_weights(shared_file: Callable[[str], Path]) -> None:

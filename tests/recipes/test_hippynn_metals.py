@@ -1,291 +1,378 @@
-"""The recipe of Matin et al. 2025 through its own commands, on a few steps."""
+"""The recipe of Matin et al. 2025: its experiments on a few structures, and the paper's numbers."""
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
+import torch
 import yaml
-from ase import units
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.emt import EMT
 
-from kd_plugins.cli import main
+from kd_plugins.compare.experiment import Experiment, fill_fields, read_experiment
+from kd_plugins.compare.hosts import HOSTS
+from kd_plugins.structures import read_structures
+from kd_plugins.teachers.registry import load_teacher
 from tests.hosts import in_one_environment
 from tests.house import ROOT
 
 pytest.importorskip("hippynn")
+from kd_plugins.hippynn import BORN_AGAIN, CONTROL, STUDENT  # noqa: E402
+
 RECIPE = ROOT / "recipes" / "hippynn_metals"
-pytestmark = pytest.mark.slow
+PAPERS_OWN = ("ani_al.yml", "ani_al_born_again.yml")
+pytestmark = [pytest.mark.slow, in_one_environment]
 
 
-def run(name: str, *words: object) -> str:
-    """Run one of the recipe's commands, and return what it prints."""
-    command = [sys.executable, "-W", "ignore", str(RECIPE / f"{name}.py"), *map(str, words)]
-    found = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
-    assert found.returncode == 0, found.stderr[-2000:]
-    return found.stdout
-
-
-def refused(name: str, *words: object) -> str:
-    """Run a command that must end with a message, and return that."""
-    command = [sys.executable, "-W", "ignore", str(RECIPE / f"{name}.py"), *map(str, words)]
-    found = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
-    assert found.returncode == 1 and "Traceback" not in found.stderr, found.stderr[-2000:]
-    return found.stderr
-
-
-def melt(out: Path, models: tuple[str, ...], seeds: str) -> None:
-    """Run dynamics.py with liquids of a few steps."""
-    words = ["dynamics.py", "--out", str(out), "--models", *models, "--velocity-seeds", *seeds]
-    few = "liquid.MELTING = dynamics.EQUILIBRATION = 5; dynamics.STEPS = 20"
-    code = f"import sys, dynamics, liquid; sys.argv = {words}; {few}; dynamics.main()"
-    settings = {**os.environ, "PYTHONPATH": str(RECIPE)}
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    found = subprocess.run(command, capture_output=True, text=True, env=settings)
-    assert found.returncode == 0, found.stderr[-2000:]
-
-
-@in_one_environment
-def test_from_structures_to_tables(tmp_path: Path, shared_file: Callable[[str], Path]) -> None:
-    """A teacher, control and students; a second call trains nothing again."""
-    settings = yaml.safe_load((RECIPE / "study.yml").read_text())
-    settings |= {"steps": 40, "validation": 8}
-    (tmp_path / "few.yml").write_text(yaml.safe_dump(settings))
-    data, out = shared_file("metals/mlearn_Mo_test.extxyz.xz").parent, tmp_path / "mo"
-    words = ("--data", data, "--out", out, "--settings", tmp_path / "few.yml")
-    words = (*words, "--seeds", 0, "--shares", 0.1)
-    methods = ("control_10", "student_early", "student_extra", "energies_both")
-    run("train", *words, "--methods", *methods)
-    records = {path.parent.name: path for path in out.glob("runs/*/record.json")}
-    assert sorted(records) == sorted(
-        [*(f"{name}-tiny-0.1-seed0" for name in methods), "teacher-large-1-seed0"]
-    )
-    times = {name: path.stat().st_mtime_ns for name, path in records.items()}
-    run("train", *words, "--methods", *methods)
-    assert times == {name: path.stat().st_mtime_ns for name, path in records.items()}
-    small = "control_10-tiny-0.1-seed0"
-    held = {name: json.loads(path.read_text()) for name, path in records.items()}
-    assert held["student_extra-tiny-0.1-seed0"]["structures"] == 3 * 19
-    assert (
-        held["teacher-large-1-seed0"]["weights"] > 10 * held["control_10-tiny-0.1-seed0"]["weights"]
-    )
-    models = ("teacher-large-1-seed0", small)
-    run("dynamics", "--out", out, "--models", *models, "--repeats", 3, "--no-liquid")
-    costs = [json.loads((out / "dynamics" / f"{m}.json").read_text())["costs"][0] for m in models]
-    assert costs[0]["bytes"] > costs[1]["bytes"] > 0
-    melt(out, models[:1], "01")
-    melt(out, models, "0")
-    held = [json.loads((out / "dynamics" / f"{m}.json").read_text()) for m in models]
-    assert held[0]["costs"][0] == costs[0]
-    assert [[one["velocity_seed"] for one in h["liquids"]] for h in held] == [[0, 1], [0]]
-    for name in ("weights", "curves", "pareto", "rdf"):
-        run("figures", "--out", out, "--only", name)
-        assert (out / "figures" / f"{name}.svg").stat().st_size > 10000
-    text = run("report", "--out", out)
-    assert "| teacher-large-1-seed0 | 39" in text and "| 1.00 |" in text
-    assert "| student_extra | control_10 | tiny | 0.1 | 1 |" in text
-    assert (out / "tables.md").read_text().strip() == text.strip()
-    compared(tmp_path, data, out)
-
-
-def compared(folder: Path, data: Path, study: Path) -> None:
-    """Give three runs of a study that are there to compare."""
-    experiment = yaml.safe_load((RECIPE / "compare.yml").read_text())
-    few = {"study": str(study), "data": str(data), "settings": str(folder / "few.yml")}
-    experiment["settings"] |= {**few, "share": 0.1}
-    arms = {name: experiment["arms"][name] for name in ("teacher", "control_10")}
-    arms["teacher"]["share"] = 1
-    arms["student_extra"] = {"method": "student_extra"}
-    liquid = {"structure": str(study / "liquids" / "seed0.extxyz"), "steps": 0, "repeats": [1]}
-    measure = {"structures": [str(data / "mlearn_Mo_test.extxyz.xz")]}
-    measure["dynamics"] = {**experiment["measure"]["dynamics"], **liquid}
-    experiment |= {"arms": arms, "seeds": [0], "measure": measure}
-    experiment["base"] = str(RECIPE / "compare_run.py")
-    (folder / "compare.yml").write_text(yaml.safe_dump(experiment, sort_keys=False))
-    out = folder / "compared"
-    assert main(["compare", str(folder / "compare.yml"), "--out", str(out)]) == 0
-    control, teacher = (out / "runs" / arm / "seed0" for arm in ("control_10", "teacher"))
-    control = json.loads((control / "evaluation.json").read_text())
-    record = json.loads((study / "runs" / "control_10-tiny-0.1-seed0" / "record.json").read_text())
-    assert control["train_seconds"] == record["seconds"]
-    rmse = pytest.approx(record["errors"]["test"]["force_rmse"], rel=1e-3)
-    assert control["metrics"]["force_rmse"] == rmse
-    assert control["metrics"]["speedup"] > 1
-    assert (teacher / "trained.json").is_file() and not (teacher / "evaluation.json").exists()
-
-
-ERRORS = {"teacher": 0.3, "control_10": 0.5, "control_30": 0.4, "student": 0.45}
-
-
-def made_up(out: Path) -> None:
-    """Write a study's records, without training: two seeds of each, one of liquids."""
-    settings = yaml.safe_load((RECIPE / "study.yml").read_text())
-    (out / "dynamics").mkdir(parents=True)
-    (out / "study.json").write_text(json.dumps({"settings": settings, "data": "nowhere"}))
-    for method, error in ERRORS.items():
-        size = "large" if method == "teacher" else "tiny"
-        for seed in (1, 0):
-            run = {"method": method, "size": size, "share": 1.0, "seed": seed}
-            both = {"force_rmse": error * (1 + 0.1 * seed), "energy_rmse": error / 5}
-            run |= {"weights": 100, "curve": [2.0, 1.0, error]}
-            run |= {"errors": dict.fromkeys(("train", "valid", "test"), both)}
-            folder = out / "runs" / f"{method}-{size}-1-seed{seed}"
-            folder.mkdir(parents=True)
-            (folder / "record.json").write_text(json.dumps(run))
-        costs = [{"atoms": n, "microseconds": 1000 * error + n, "bytes": 1e6} for n in (2, 0)]
-        liquids = [
-            {"velocity_seed": n, "distances": [1.0, 3.0], "values": [0, error + n], "drift": 0.5}
-            for n in range(2)
-        ]
-        record = {"costs": costs, "liquids": liquids}
-        (out / "dynamics" / f"{method}-{size}-1-seed0.json").write_text(json.dumps(record))
-
-
-def numbers(out: Path, name: str) -> list[dict[str, str]]:
-    """Return the rows of a figure's table."""
-    with (out / "figures" / f"{name}.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def test_figures_of_known_records(tmp_path: Path) -> None:
-    """Every figure, its numbers, and the same bytes again."""
-    made_up(tmp_path)
-    run("figures", "--out", tmp_path)
-    drawn = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
-    names = ("curves", "map", "pareto", "rdf", "weights")
-    assert sorted(drawn) == sorted(f"{n}.{end}" for n in names for end in ("png", "svg", "csv"))
-    run("figures", "--out", tmp_path)
-    assert drawn == {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
-    found = {(row["control"], row["error"]): row for row in numbers(tmp_path, "map")}
-    assert float(found["control_10", "force_rmse"]["mean"]) == pytest.approx(-10)
-    assert float(found["control_30", "energy_rmse"]["half"]) == pytest.approx(0, abs=1e-9)
-    pareto = {row["method"]: row for row in numbers(tmp_path, "pareto")}
-    assert float(pareto["student"]["microseconds"]) == pytest.approx(452)
-    assert float(pareto["student"]["mean"]) == pytest.approx(1.05 * 450)
-    liquids = {row["method"]: float(row["distance"]) for row in numbers(tmp_path, "rdf")}
-    assert liquids["teacher"] == pytest.approx(2.0)
-    assert liquids["control_10"] == pytest.approx(1.2 + 0.8)
-    assert [row["median"] for row in numbers(tmp_path, "curves")][:2] == ["2000.0", "1000.0"]
-
-
-def test_tables_of_known_records(tmp_path: Path) -> None:
-    """Methods in their file's order, and dynamics relative to the teacher."""
-    made_up(tmp_path)
-    lines = run("report", "--out", tmp_path).splitlines()
-    found = [line.split(" | ")[0][2:] for line in lines if " | 1 | 2 | " in line]
-    assert found[:3] == ["control_10", "control_30", "student"] and "teacher" in found
-    row = next(line for line in lines if line.startswith("| student-tiny-1-seed0"))
-    assert "| student | tiny | 1 | 2 |" in lines and "| teacher | large | 1 | 2 |" in lines
-    assert row.split(" | ")[2:] == ["452", "1.50", "1e+03", "1.00", "+0.50", "2.000", "2.000 |"]
-
-
-def test_figures_say_what_they_miss(tmp_path: Path) -> None:
-    """One message, with the command that mends it."""
-    made_up(tmp_path)
-    for path in (tmp_path / "dynamics").iterdir():
-        path.unlink()
-    said = refused("figures", "--out", tmp_path)
-    assert "expected times of models" in said and "dynamics.py --out" in said
-    assert (tmp_path / "figures" / "map.png").is_file()
-    assert "velocity-seeds" in refused("figures", "--out", tmp_path, "--only", "rdf")
-    for path in tmp_path.glob("runs/student-*/record.json"):
-        path.unlink()
-    said = refused("figures", "--out", tmp_path, "--only", "map")
-    assert "expected a student and a control" in said and "train.py" in said
-
-
-@pytest.fixture(scope="module")
-def ani_al() -> ModuleType:
-    """The recipe's reader, under a name of its own."""
-    spec = importlib.util.spec_from_file_location("hippynn_metals_ani_al", RECIPE / "ani_al.py")
+def load(name: str) -> ModuleType:
+    """Return a script of the recipe as a module."""
+    spec = importlib.util.spec_from_file_location(f"hippynn_metals_{name}", RECIPE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def group_arrays() -> dict[str, np.ndarray]:
-    """A group of two cells of three atoms."""
-    generator = np.random.default_rng(0)
+def rattled(symbol: str, count: int) -> list[Atoms]:
+    """Return cells of four atoms with energies and forces of EMT."""
+    cells = []
+    for index in range(count):
+        atoms = bulk(symbol, cubic=True)
+        atoms.positions += np.random.default_rng(index).normal(scale=0.1, size=(4, 3))
+        atoms.info["structure_id"] = f"{symbol}/{index}"
+        atoms.calc = EMT()
+        atoms.get_forces()
+        cells.append(atoms)
+    return cells
+
+
+@pytest.fixture(scope="module")
+def copper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 10 cells of copper."""
+    path = tmp_path_factory.mktemp("structures") / "copper.extxyz"
+    ase.io.write(path, rattled("Cu", 10))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 3 cells of copper without labels."""
+    path = tmp_path_factory.mktemp("structures") / "pool.extxyz"
+    cells = rattled("Cu", 13)[10:]
+    for atoms in cells:
+        atoms.calc = None
+    ase.io.write(path, cells)
+    return path
+
+
+def settings_of(experiment: Experiment, arm: str, out: Path, **few: Any) -> dict[str, Any]:
+    """Return the settings that compare gives the script for an arm and the first seed."""
+    swept = experiment.swept_arms[arm]
+    fields = {"run": "", "runs": str(out), "seed": 0, **swept.point}
+    changes = fill_fields({**experiment.settings, **swept.changes}, fields)
+    own = {"out": str(out / arm / "seed0"), "seed": 0}
+    settings = HOSTS["script"].settings(Path(experiment.base), {**changes, **own})
+
+    model = settings["model"]
+    # Large models are made narrow; they stay larger than the small ones.
+    model |= {name: min(value, 14) for name, value in model.items() if name.startswith("n_f")}
+    model |= {name: min(value, 9) for name, value in model.items() if name.startswith("n_s")}
+    settings["epochs"] |= {"scale": few.pop("scale", 0.004)}
+    return {**settings, "validation": {"size": 2, "seed": 0}, "train_evaluated": 1.0, **few}
+
+
+def dry_run(name: str, arms: Sequence[str], out: Path, **few: Any) -> dict[str, Any]:
+    """Train arms of an experiment for a few epochs; return the curves of each."""
+    script, experiment = load("train"), read_experiment(RECIPE / name)
+    curves = {}
+    for arm in arms:
+        script.train(settings_of(experiment, arm, out, **few))
+        curves[arm] = json.loads((out / arm / "seed0" / "curves.json").read_text())
+        student = load_teacher(f"hippynn folder={out / arm / 'seed0' / 'model'}")
+        (predicted,) = student.predict([rattled("Cu", 1)[0]], ["forces"])
+        assert np.isfinite(np.asarray(predicted["forces"])).all()
+    return curves
+
+
+def weights(out: Path, arm: str) -> Mapping[str, torch.Tensor]:
+    """Return the weights of an arm's student."""
+    path = out / arm / "seed0" / "model" / "best_model.pt"
+    found = torch.load(path, weights_only=True)
+    return {name: tensor for name, tensor in found.items() if torch.is_tensor(tensor)}
+
+
+# --- The experiments, on a few structures -------------------------------------------------------
+
+
+def test_a_student_learns_from_its_seeds_teacher_and_errors_of_training_are_logged(
+    copper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then its speed, and the largest cell that fits."""
+    arms = ("teacher", "student-12x8x1")
+    curves = dry_run("copper.yml", arms, tmp_path, structures=[str(copper)])
+    logged = set(curves["student-12x8x1"])
+    assert {"train forces_rmse", "valid forces_rmse", "valid atomic_energies_rmse"} <= logged
+    assert len(curves["teacher"]["valid forces_rmse"]["epochs"]) == 2  # 500 x 0.004
+
+    script, crystal = load("large_cells"), tmp_path / "crystal.extxyz"
+    ase.io.write(crystal, bulk("Cu", cubic=True))
+    model = f"hippynn folder={tmp_path / 'student-12x8x1' / 'seed0' / 'model'} device=cpu"
+    words = [model, "--crystal", str(crystal), "--steps", "20", "--memory", "0.01"]
+    words += ["--repeats", "4", "3", "3", "--out", str(tmp_path / "cells.json")]
+    monkeypatch.setattr(sys, "argv", ["large_cells.py", *words])
+    script.main()
+    found = json.loads((tmp_path / "cells.json").read_text())
+    assert found["atoms"] == 4 * 36 and found["microseconds_per_atom"] > 0
+    assert found["largest_cell"] % 36 == 0
+    assert found["bytes_per_atom"] * found["largest_cell"] == pytest.approx(0.01 * 2**30)
+
+
+def test_initial_weights_are_the_controls_and_not_the_teachers(
+    copper: Path, tmp_path: Path
+) -> None:
+    """At one size: a learning rate of 0 keeps them."""
+    few = {"structures": [str(copper)], "learning_rate": 0.0, "scale": 0.002}
+    arms = ("teacher", "control_10-128x40x4", "student-128x40x4")
+    dry_run("copper.yml", arms, tmp_path, **few)
+    teacher, control, student = (weights(tmp_path, arm) for arm in arms)
+    assert control.keys() == teacher.keys()
+    assert all(torch.equal(tensor, student[name]) for name, tensor in control.items())
+    assert not all(torch.equal(tensor, teacher[name]) for name, tensor in control.items())
+
+
+def test_born_again_runs_through_table_1(copper: Path, tmp_path: Path) -> None:
+    """Though a patience of one epoch could end it before."""
+    few = {"structures": [str(copper)], "scale": 0.02}
+    arms = ("teacher", "born_again")
+    curves = dry_run("copper_born_again.yml", arms, tmp_path, **few)
+    epochs = curves["born_again"]["valid forces_rmse"]["epochs"]
+    assert 9 <= len(epochs) <= 10  # Table 1 ends at epoch 400 x 0.02, training at 500 x 0.02
+
+
+def test_forces_without_labels_are_learned_from_a_teacher_that_has_seen_them(
+    copper: Path, tmp_path: Path
+) -> None:
+    arms = ("teacher", "teacher_seen", "student", "forces_seen")
+    curves = dry_run("copper_no_forces.yml", arms, tmp_path, structures=[str(copper)])
+    assert "valid teacher_forces_rmse" in curves["forces_seen"]
+    assert "valid atomic_energies_rmse" in curves["student"]
+    # The teacher of `student` is judged by energies alone, that of the others by forces, too.
+    for arm, only in (("teacher", True), ("teacher_seen", False)):
+        of_arm = {name: curve["values"][0] for name, curve in curves[arm].items()}
+        energies = of_arm["valid energy_rmse"] + of_arm["valid energy_mae"]
+        assert (of_arm["valid judged"] == pytest.approx(energies)) == only
+
+
+def test_scarce_labels_with_a_pool_that_the_same_scarce_teacher_labels(
+    copper: Path, pool: Path, tmp_path: Path, capsys: Any
+) -> None:
+    few = {"structures": [str(copper)]}
+    dry_run("copper_scarce.yml", ["teacher-0.5"], tmp_path, **few)
+    dry_run("copper_scarce.yml", ["student_pool-0.5"], tmp_path, **few, pool=str(pool))
+    row = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("train "))
+    assert row.split()[1] == "7"  # half of the 8 that are no validation, and the pool
+
+
+def test_stopped_training_goes_on_as_an_uninterrupted_one(copper: Path, tmp_path: Path) -> None:
+    script, experiment = load("train"), read_experiment(RECIPE / "copper.yml")
+    few: dict[str, Any] = {"structures": [str(copper)]}
+    few["epochs"] = {"max": 13, "halve_after": 4, "stop_after": 13, "scale": 1}
+    script.train(settings_of(experiment, "control_10-12x8x1", tmp_path / "whole", **few))
+    stopped = settings_of(experiment, "control_10-12x8x1", tmp_path / "stopped", **few)
+    folder = Path(stopped["out"]) / "training"
+    for path in (tmp_path / "whole" / "control_10-12x8x1" / "seed0" / "training").iterdir():
+        if path.name in ("experiment_structure.pt", "checkpoint_epoch_10.pt"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / path.name).write_bytes(path.read_bytes())
+    assert len(list(folder.iterdir())) == 2
+    (folder / "checkpoint_epoch_20.pt").write_bytes(b"cut by a kill")
+    script.train(stopped)
+    whole, resumed = (
+        weights(tmp_path / name, "control_10-12x8x1") for name in ("whole", "stopped")
+    )
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+# --- The papers' numbers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["copper.yml", "molybdenum.yml", "ani_al.yml"])
+def test_the_protocol_is_the_papers(name: str) -> None:
+    """A.1: only data, cutoff, and the scale of all epochs are our own."""
+    experiment = read_experiment(RECIPE / name)
+    script, found = load("train"), {}
+    for arm in ("teacher", "control_10-12x8x1", "control_30-12x8x1", "student-12x8x1"):
+        swept = experiment.swept_arms[arm]
+        settings = HOSTS["script"].settings(
+            Path(experiment.base), {**experiment.settings, **swept.changes}
+        )
+        given = script.loss_weights(settings, 1, 0)
+        found[arm] = {term: weight for term, weight in given.items() if weight}
+        assert settings["learning_rate"] == 0.001
+        epochs = {key: value for key, value in settings["epochs"].items() if key != "scale"}
+        assert epochs == {"max": 500, "halve_after": 30, "stop_after": 50}
+        assert (settings["epochs"]["scale"] == 1) == (name in PAPERS_OWN)
+    assert found["teacher"] == found["control_10-12x8x1"] == dict(CONTROL)
+    assert found["control_30-12x8x1"] == {**CONTROL, "forces": 30}
+    assert found["student-12x8x1"] == dict(STUDENT)
+
+    model = {**experiment.settings["model"]}
+    keys = ("n_features", "n_sensitivities", "n_atom_layers")
+    sizes = [tuple(p[f"model.{k}"] for k in keys) for p in experiment.sweep["size"].values()]
+    assert len(sizes) >= 4 and sizes[0] == (12, 8, 1) and sizes[-1] == (128, 40, 4)
+    assert tuple(experiment.arms["teacher"][f"model.{key}"] for key in keys) == (128, 40, 4)
+    cutoffs = [model[f"dist_{key}"] for key in ("soft_min", "soft_max", "hard_max")]
+    assert cutoffs == ([1.5, 7.0, 7.5] if name in PAPERS_OWN else [1.5, 4.5, 5.0])
+    assert len(experiment.seeds) == 4
+
+
+@pytest.mark.parametrize("name", ["copper_born_again.yml", "ani_al_born_again.yml"])
+def test_born_again_has_table_1_and_ends_with_its_teachers_weights(name: str) -> None:
+    script, experiment = load("train"), read_experiment(RECIPE / name)
+    arms = {}
+    for arm, swept in experiment.swept_arms.items():
+        settings = HOSTS["script"].settings(
+            Path(experiment.base), {**experiment.settings, **swept.changes}
+        )
+        settings["epochs"]["scale"] = 1
+        arms[arm] = script.loss_weights(settings, 1, 0)
+    for term, schedule in BORN_AGAIN.items():
+        ours = arms["born_again"][term]
+        if isinstance(schedule, float):
+            assert ours == schedule
+            continue
+        assert [ours(epoch) for epoch in range(500)] == [schedule(epoch) for epoch in range(500)]
+        assert ours(399) == arms["teacher"][term]
+    assert arms["teacher_10"] == {**arms["teacher"], "forces": 10}
+    assert experiment.arms["teacher"]["seed_shift"] != experiment.settings["seed_shift"]
+
+
+@pytest.mark.parametrize("name", ["", "_born_again", "_no_forces", "_scarce"])
+def test_molybdenum_is_as_copper_but_for_the_metal(name: str) -> None:
+    ours, theirs = (
+        yaml.safe_load((RECIPE / f"{metal}{name}.yml").read_text())
+        for metal in ("molybdenum", "copper")
+    )
+    different = [key for key, value in ours["settings"].items() if value != theirs["settings"][key]]
+    assert different == ["structures", "validation", "batch_size"]
+    others = [key for key in ours if key not in ("title", "settings", "measure", "arms")]
+    assert [ours[key] for key in others] == [theirs[key] for key in others]
+    text = yaml.safe_dump(theirs["arms"]).replace("copper", "molybdenum")
+    assert yaml.safe_dump(ours["arms"]) == text
+
+
+def test_who_teaches_has_seen_no_more_labels_unless_its_students_name_says_so() -> None:
+    """Same share and terms; the arms of others are called seen or all."""
+    for name in ("copper_no_forces.yml", "copper_scarce.yml"):
+        experiment = read_experiment(RECIPE / name)
+        for arm, swept in experiment.swept_arms.items():
+            settings = {**experiment.settings, **swept.changes}
+            if settings["teacher"] is None:
+                continue
+            teacher = fill_fields(settings["teacher"], {"runs": "", "seed": 0, **swept.point})
+            taught = experiment.swept_arms[teacher.split("/")[1]]
+            seen = {**experiment.settings, **taught.changes}
+            more = seen["share"] > settings["share"] or bool(seen.get("loss.forces", 10)) > bool(
+                settings.get("loss.forces", 10)
+            )
+            assert more == swept.arm.endswith(("_seen", "_all")), arm
+
+
+def test_shares_are_nested_and_teacher_and_student_draw_the_same(copper: Path) -> None:
+    script = load("train")
+    few = {"structures": [str(copper)], "validation": {"size": 2, "seed": 0}, "pool": None}
+    draws = {
+        (share, seed): {
+            part: {one.structure_id for one in structures}
+            for part, structures in script.split({**few, "share": share, "seed": seed}).items()
+        }
+        for share in (0.25, 0.5, 1)
+        for seed in (0, 1)
+    }
+    assert draws[0.25, 0]["train"] < draws[0.5, 0]["train"] < draws[1, 0]["train"]
+    assert draws[0.5, 0]["train"] != draws[0.5, 1]["train"]
+    assert len({frozenset(one["valid"]) for one in draws.values()}) == 1
+    assert not draws[1, 0]["valid"] & draws[1, 0]["train"]
+
+
+# --- ANI-Al -------------------------------------------------------------------------------------
+
+
+def group_arrays(symbol: str = "Al", count: int = 6) -> dict[str, np.ndarray]:
+    """Return a group of cells in the layout and units of the release: Hartree, per Å."""
+    cells = rattled(symbol, count)
     return {
-        "species": np.array([b"Al", b"Al", b"Cu"]),
-        "coordinates": generator.normal(size=(2, 3, 3)),
-        "cell": np.stack([4.0 * np.eye(3), 5.0 * np.eye(3)]),
-        "energy": np.array([-2.5, -2.25]),
-        "force": generator.normal(size=(2, 3, 3)),
+        "species": np.array([symbol.encode()] * 4),
+        "coordinates": np.stack([one.positions for one in cells]),
+        "cell": np.stack([one.cell.array for one in cells]),
+        "energy": np.array([one.get_potential_energy() for one in cells]) / units.Hartree,
+        "force": np.stack([one.get_forces() for one in cells]) / units.Hartree,
     }
 
 
-def test_ani_al_has_the_units_that_the_study_says(ani_al: ModuleType) -> None:
-    arrays = group_arrays()
+def test_ani_al_from_the_releases_layout_to_a_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe's commands on files that are written as the release's are."""
+    h5py = pytest.importorskip("h5py")
+    for name, place in (("data-0", "al/a"), ("data-1", "b")):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            for key, value in group_arrays().items():
+                file.create_dataset(f"{place}/{key}", data=value)
+
+    words = [str(tmp_path / "data-0.h5"), str(tmp_path / "data-1.h5"), "--out", str(tmp_path)]
+    words += ["--energy-unit", "Hartree", "--forces-are", "forces", "--test", "4"]
+    monkeypatch.setattr(sys, "argv", ["ani_al.py", *words])
+    load("ani_al").main()
+    train, test = (list(read_structures([tmp_path / f"{n}.extxyz"])) for n in ("train", "test"))
+    assert len(train) == 8 and len(test) == 4
+    expected = rattled("Al", 6)
+    for one in (*train, *test):
+        assert one.structure_id.startswith(("data-0/al/a:", "data-1/b:"))
+        atoms = expected[int(one.structure_id.rpartition(":")[2])]
+        assert one.labels["energy"] == pytest.approx(atoms.get_potential_energy())
+        np.testing.assert_allclose(one.labels["forces"], atoms.get_forces(), atol=1e-7)
+
+    script, out = load("train"), tmp_path / "runs"
+    for name, arm in (("ani_al.yml", "teacher"), ("ani_al_born_again.yml", "born_again")):
+        few = {"structures": [str(tmp_path / "train.extxyz")], "scale": 0.02}
+        settings = settings_of(read_experiment(RECIPE / name), arm, out, **few)
+        assert settings["model"]["dist_hard_max"] == 7.5
+        script.train(settings)
+        assert (out / arm / "seed0" / "model" / "best_model.pt").is_file()
+
+
+def test_ani_al_has_the_convention_that_the_command_names() -> None:
+    script, arrays = load("ani_al"), group_arrays(count=2)
     plain, other = (
-        list(ani_al.to_frames("data/a", arrays, ani_al.Convention(*words)))
+        list(script.to_structures("data/a", arrays, *words))
         for words in (("eV", "forces"), ("Hartree", "gradient"))
     )
-    assert [frame.structure_id for frame in plain] == ["data/a:0", "data/a:1"]
-    for index, (frame, converted) in enumerate(zip(plain, other, strict=True)):
-        assert frame.atoms.get_chemical_symbols() == ["Al", "Al", "Cu"] and frame.atoms.pbc.all()
-        assert np.array_equal(frame.atoms.positions, arrays["coordinates"][index])
-        assert np.array_equal(frame.atoms.cell.array, arrays["cell"][index])
-        assert frame.labels["energy"].shape == () and frame.labels["energy"].dtype == np.float64
-        assert frame.labels["energy"] == arrays["energy"][index]
-        assert np.array_equal(frame.labels["forces"], arrays["force"][index])
+    assert [one.structure_id for one in plain] == ["data/a:0", "data/a:1"]
+    for index, (one, converted) in enumerate(zip(plain, other, strict=True)):
+        assert one.atoms.get_chemical_symbols() == ["Al"] * 4 and one.atoms.pbc.all()
+        assert one.labels["energy"].shape == () and one.labels["energy"].dtype == np.float64
+        assert np.array_equal(one.labels["forces"], arrays["force"][index])
         assert converted.labels["energy"] == arrays["energy"][index] * units.Hartree
         assert np.array_equal(converted.labels["forces"], -arrays["force"][index] * units.Hartree)
 
 
-def test_ani_al_refuses_what_does_not_fit(ani_al: ModuleType, tmp_path: Path) -> None:
-    convention, arrays = ani_al.Convention("eV", "forces"), group_arrays()
+def test_ani_al_refuses_what_does_not_fit() -> None:
+    script, arrays = load("ani_al"), group_arrays(count=2)
     arrays["forces"] = arrays.pop("force")
     with pytest.raises(SystemExit, match=r"data/a: expected .*force, got .*forces; rename or add"):
-        list(ani_al.to_frames("data/a", arrays, convention))
+        list(script.to_structures("data/a", arrays, "eV", "forces"))
     arrays["force"] = arrays["forces"][:, :2]
-    with pytest.raises(SystemExit, match=r"force has shape \(2, 2, 3\), expected \(2, 3, 3\)"):
-        list(ani_al.to_frames("data/a", arrays, convention))
-    with pytest.raises(SystemExit, match="energy_unit: Hartree or eV"):
-        list(ani_al.read_ani_al(tmp_path, None))
-    with pytest.raises(SystemExit, match="expected .h5 files, got none"):
-        list(ani_al.read_ani_al(tmp_path, convention))
-
-
-def test_ani_al_reads_groups_of_any_depth(ani_al: ModuleType, tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py")
-    arrays = group_arrays()
-    for name, place in (("one", "al/a"), ("two", "b")):
-        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
-            for key, value in arrays.items():
-                file.create_dataset(f"{place}/{key}", data=value)
-    found = list(ani_al.read_ani_al(tmp_path, ani_al.Convention("eV", "forces")))
-    assert [one.structure_id for one in found] == [
-        *("one/al/a:0", "one/al/a:1", "two/b:0", "two/b:1")
-    ]
-    assert np.array_equal(found[3].labels["forces"], arrays["force"][1])
-    assert np.array_equal(found[2].atoms.positions, arrays["coordinates"][0])
-
-
-def test_copper_is_as_molybdenum_but_for_the_metal() -> None:
-    ours, theirs = (
-        yaml.safe_load((RECIPE / name).read_text()) for name in ("copper.yml", "study.yml")
-    )
-    assert ours.keys() == theirs.keys()
-    same = {key for key in ours if ours[key] == theirs[key]}
-    assert same == {"split_seed", "cutoffs", "steps", "sizes"}
-
-
-def test_the_papers_numbers_are_in_the_methods() -> None:
-    """A.1 and Table 1."""
-    methods = yaml.safe_load((RECIPE / "methods.yml").read_text())
-    assert methods["control_10"] == {"energy": 1, "forces": 10}
-    assert methods["student"]["forces"] == 30 and methods["student"]["atomic_energies"] == 100
-    rows = methods["born_again"]
-    assert [weight for _, weight in rows["atomic_energies"]] == [200, 160, 120, 80, 40, 0]
-    assert [weight for _, weight in rows["forces"]] == [75, 63, 51, 39, 27, 15]
-    assert [share for share, _ in rows["energy"]] == [0, 0.4, 0.5, 0.6, 0.7, 0.8]
+    with pytest.raises(SystemExit, match=r"force has shape \(2, 2, 3\), expected \(2, 4, 3\)"):
+        list(script.to_structures("data/a", arrays, "eV", "forces"))

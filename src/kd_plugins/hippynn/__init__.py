@@ -7,6 +7,7 @@ except ImportError as error:
         f"hippynn is not installed ({error}): pip install 'kd_plugins[hippynn]'"
     ) from error
 
+from kd_plugins.hippynn.checkpoints import load_last_checkpoint
 from kd_plugins.hippynn.convert import ArrayNames, DataError, structure_keys, to_arrays
 from kd_plugins.hippynn.export import export_student, write_curves
 from kd_plugins.hippynn.initial_energies import initialize_energies
@@ -40,6 +41,7 @@ __all__ = [
     "distillation_loss",
     "export_student",
     "initialize_energies",
+    "load_last_checkpoint",
     "structure_keys",
     "to_arrays",
     "write_curves",

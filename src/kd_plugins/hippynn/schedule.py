@@ -27,15 +27,21 @@ class LossSchedule(LRScheduler):
 
     Args:
         loss: with schedules among its weights.
+        hold_patience: let the controller's patience count from the last change on, so that it
+            cannot end training before. Table 1 of Matin et al. 2025 keeps its first weights for 199
+            epochs and the paper's patience is 50; its last weights are those of the teacher.
 
     Raises:
         ValueError: if it has none; when the controller is made, if ``max_epochs`` ends before the
-            last change; before the first epoch, if ``termination_patience`` could.
+            last change; before the first epoch, if ``termination_patience`` could and is not held.
     """
+
+    _hold_patience = False
+    """Of the class too, since schedules that version 0.1.0 has saved do not have it."""
 
     # LRScheduler is the base class because Lightning accepts no other; its constructor, which
     # would step the learning rate, is not called.
-    def __init__(self, loss: DistillationLoss) -> None:
+    def __init__(self, loss: DistillationLoss, *, hold_patience: bool = False) -> None:
         if not isinstance(loss, DistillationLoss):
             raise ValueError(
                 "loss: expected the DistillationLoss that distillation_loss gives, got "
@@ -54,6 +60,7 @@ class LossSchedule(LRScheduler):
             for name, schedule in loss.schedules.items()
         ]
         self.last_change = max(_last_change(name, one) for name, one, _ in self._terms)
+        self._hold_patience = hold_patience
         self.last_epoch = 0
 
         self.optimizer: Any = None
@@ -97,6 +104,8 @@ class LossSchedule(LRScheduler):
         if self.weights != before:
             self._apply()
             self._start_over()
+        elif self._hold_patience and self.last_epoch < self.last_change:
+            self._restore_patience()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, and its weights as a check when a run is resumed."""
@@ -138,10 +147,8 @@ class LossSchedule(LRScheduler):
 
     def _start_over(self) -> None:
         """Start all patience anew, since another loss is minimised from this epoch on."""
+        self._restore_patience()
         if self._controller is not None:
-            self._controller.boredom = 0
-            if hasattr(self._controller, "last_best"):
-                self._controller.last_best = self.last_epoch - 1
             for other in self._controller.scheduler_list:
                 if isinstance(other, ReduceLROnPlateau) and hasattr(other, "mode_worse"):
                     other.best, other.num_bad_epochs = other.mode_worse, 0
@@ -149,8 +156,17 @@ class LossSchedule(LRScheduler):
         if self._metrics is not None and self.last_epoch == self.last_change:
             self._metrics.best_metric_values.get("valid", {}).pop(self._metrics.stopping_key, None)
 
+    def _restore_patience(self) -> None:
+        """Let the controller's patience, not that of the learning rate, count from here."""
+        if self._controller is not None:
+            self._controller.boredom = 0
+            if hasattr(self._controller, "last_best"):
+                self._controller.last_best = self.last_epoch - 1
+
     def _check_patience(self) -> None:
         """Refuse a patience that could end training before the last change."""
+        if self._hold_patience:
+            return
         patience = getattr(self._controller, "patience", None)
         changes = [0, *self._changes(), self.last_change]
         longest = max(late - soon for soon, late in zip(changes, changes[1:], strict=False))
@@ -158,7 +174,7 @@ class LossSchedule(LRScheduler):
             raise ValueError(
                 f"termination_patience is {patience} epochs, but the loss stays as it is for "
                 f"{longest} before its last change at epoch {self.last_change}, so that training "
-                f"may end before; give {longest} or more"
+                f"may end before; give {longest} or more, or LossSchedule(..., hold_patience=True)"
             )
 
     def _changes(self) -> list[int]:
