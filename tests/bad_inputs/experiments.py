@@ -251,7 +251,6 @@ TRAININGS = [
     training("batch_size_zero", "optim.batch_size", 0, "batch_size", "0"),
     training("batch_size_minus", "optim.batch_size", -1, "batch_size", "-1"),
     training("batch_size_half", "optim.batch_size", 2.5, "batch_size", "2.5"),
-    training("batch_size_too_large", "optim.batch_size", 9999, "batch_size", "9999"),
     training("steps_zero", "optim.steps", 0, "steps", "0"),
     training("steps_minus", "optim.steps", -1, "steps", "-1"),
     training("steps_and_epochs", "optim.epochs", 3, "steps", "epochs"),

@@ -135,9 +135,10 @@ def test_what_is_no_mptrj_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     good = {"mp-1": {"mp-1-0": frame("CH")}}
     bad = {
         "unknown kind of crystal 'organics'; did you mean 'organic'?": (good, "organics"),
-        "frame 'mp-1-0': 'structure' is missing": ({"mp-1": {"mp-1-0": {}}}, "organic"),
+        "no JSON of MPtrj": ({"mp-1": {"mp-1-0": {}}}, "organic"),
+        "frame 'mp-1-0': 'structure' is missing": ({"mp-1": {"mp-1-0": {"force": 1}}}, "organic"),
         "expected sites of elements, got 'Xx'": ({"mp-1": {"mp-1-0": frame(["Xx"])}}, "organic"),
-        "material 'mp-1': expected its frames": ({"mp-1": [1]}, "organic"),
+        "material 'mp-2': expected its frames": ({**good, "mp-2": [1]}, "organic"),
     }
     for message, (content, wanted) in bad.items():
         (tmp_path / "in.json").write_text(json.dumps(content))

@@ -82,7 +82,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from kd_plugins.evaluate.measurements import alone, planned
     from kd_plugins.evaluate.parallel import measure_crystals
     from kd_plugins.files import write_json
+    from kd_plugins.numbers import check_whole
     from kd_plugins.teachers.registry import TeacherSpec
+
+    check_whole("--workers", arguments.workers, least=1)
 
     # Check every word before a model is opened, which takes seconds.
     student_name = str(TeacherSpec.parse(arguments.student))

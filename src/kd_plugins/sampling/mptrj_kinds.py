@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import ijson
 import numpy as np
 from ase.data import atomic_numbers
 from tqdm import tqdm
@@ -16,7 +17,12 @@ from tqdm import tqdm
 from kd_plugins.files import whole_file, write_json
 from kd_plugins.names import suggestion
 from kd_plugins.sampling.composition import Kind, kind
-from kd_plugins.structures.mptrj import energy_per_atom, frame_elements, iterate_materials
+from kd_plugins.structures.mptrj import (
+    energy_per_atom,
+    frame_elements,
+    is_mptrj,
+    iterate_materials,
+)
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 EDGES = tuple(float(edge) for edge in np.round(np.arange(-15, 5.05, 0.1), 1))
@@ -86,13 +92,26 @@ def take_kind(source: Path, wanted: Kind, out: Path, progress: bool = True) -> d
     Raises:
         KeyError: for an unknown kind.
         ValueError: naming the frame, for one without elements; if ``out`` is the source; for
-            another JSON than MPtrj's.
+            another JSON than MPtrj's, or a damaged one.
     """
     if wanted not in KINDS:
         raise KeyError(f"unknown kind of crystal {wanted!r}{suggestion(wanted, KINDS)}")
     if out.resolve() == source.resolve():
         raise ValueError(f"{out}: expected another file than the one that is read")
 
+    try:
+        if not is_mptrj(source):
+            raise ValueError(
+                f"{source}: no JSON of MPtrj; expected materials, each with frames, each with "
+                "structure, force, stress and so on"
+            )
+        return _take_kind(source, wanted, out, progress)
+    except ijson.JSONError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{source}: no JSON, or damaged: {reason}") from error
+
+
+def _take_kind(source: Path, wanted: Kind, out: Path, progress: bool) -> dict[str, Any]:
     counts = {name: KindCounts() for name in KINDS}
     with whole_file(out) as file, _bar(source, progress) as bar:
         file.write(b"{")
