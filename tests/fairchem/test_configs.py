@@ -39,6 +39,7 @@ ARMS = {
     "crack": ("teacher", {"crack"}),
     "crack_n2n": ("teacher", {"crack", "n2n"}),
     "each": ("teacher", {"crack", "n2n"}),
+    "crack_hessian": ("teacher", {"crack", "hessian"}),
     "instance": ("teacher", {"instance"}),
     "instance_n2n": ("teacher", {"instance", "n2n"}),
 }
@@ -235,9 +236,39 @@ def test_student_has_22_million_parameters_and_the_forks_patterns_fit_it() -> No
     assert fork["terms"]["atomic_energies"]["weight"] == pytest.approx(0.5 * per_raw_output**2)
 
 
-def test_teacher_has_153_million_parameters_and_the_students_architecture() -> None:
-    teacher, student = load("teacher_153m.yml"), load("base/ostar.yml")
-    assert n_parameters(build(teacher)) == pytest.approx(153.60e6, rel=1e-3)
-    assert teacher["model"]["backbone"].pop("num_layers") == 20
-    assert student["model"]["backbone"].pop("num_layers") == 2
-    assert teacher["model"] == student["model"]
+TEACHERS = {  # parameters, and what its backbone has otherwise than the student's
+    "153m": (153.60e6, {"num_layers": 20}),
+    "83m": (83.2e6, {"num_layers": 12, "mmax_list": [2], "drop_path_rate": 0.05}),
+    "31m": (31.1e6, {"num_layers": 8, "lmax_list": [4], "mmax_list": [2]}),
+}
+
+
+def extrapolated_parameters(config: dict[str, Any]) -> int:
+    """Count them without building a large model: its blocks are all of one size."""
+    few = copy.deepcopy(config)
+    counts = []
+    for n_layers in (1, 2):
+        few["model"]["backbone"]["num_layers"] = n_layers
+        counts.append(n_parameters(build(few)))
+    return counts[0] + (config["model"]["backbone"]["num_layers"] - 1) * (counts[1] - counts[0])
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+@pytest.mark.parametrize("size", TEACHERS)
+def test_a_teachers_row_has_its_published_size(subset: str, size: str) -> None:
+    count, differences = TEACHERS[size]
+    overridden = tuple(f"model.backbone.{name}" for name in differences if name != "num_layers")
+    teacher, student = load(f"{subset}/teacher_{size}.yml", overridden), load(f"base/{subset}.yml")
+    for settings in (teacher, student):
+        del settings["optim"]["scheduler_params"]
+    assert teacher["trainer"] == "equiformerv2_forces"
+    assert teacher["dataset"] == student["dataset"]
+    assert teacher["outputs"] == student["outputs"]
+    backbone = student["model"]["backbone"]
+    assert teacher["model"]["backbone"] == {**backbone, **differences}
+    if subset == "ostar":
+        assert extrapolated_parameters(teacher) == pytest.approx(count, rel=2e-3)
+
+
+def test_the_teacher_of_before_is_the_row_of_ostar() -> None:
+    assert load("teacher_153m.yml") == load("ostar/teacher_153m.yml")
