@@ -47,9 +47,10 @@ def arms_table(experiment: ExperimentResults) -> Table:
     """Return an arm a row: the metrics that decide, number of weights, cost of the training.
 
     The best mean of a metric is marked, and the second best. Numbers of a paper stand in square
-    brackets, those of arms that are not trained here in rows of their own.
+    brackets, those of arms that are not trained here in rows of their own. A metric of the paper
+    has a column even if it does not decide.
     """
-    names = decisive_metrics(experiment)
+    names = list(dict.fromkeys([*decisive_metrics(experiment), *experiment.published]))
     titles = [_published_title(experiment, name) for name in names]
     head = ["arm", "runs", *titles, "weights", "training (CPU min)"]
     marks = {name: _marks(experiment, name) for name in names}
