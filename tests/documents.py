@@ -45,6 +45,20 @@ HOST_OF = {"recipes/crack_oc20": "fairchem", "recipes/chgnet_organic": "chgnet"}
 HOST_OF |= {"recipes/hippynn_metals": "hippynn", "benchmarks/chgnet_frozen_trunk.py": "chgnet"}
 """Scripts by how their path begins, and the host that they import."""
 
+PARTS = {"sweep", "best_over", "published"}
+"""Keys of an experiment that a page may show without the rest of it."""
+REST: Mapping[str, Any] = {
+    "title": "a part",
+    "host": "script",
+    "base": "train.py",
+    "model": "emt",
+    "arms": {"control": None, "student": None},
+    "control": "control",
+    "seeds": [0],
+    "measure": {"structures": ["a.xyz"]},
+}
+"""What stands for that rest."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -198,8 +212,8 @@ def yaml_faults(text: str) -> list[str]:
         if "distill" in (raw.get("task") or {}):
             read_config(DistillSettings, raw["task"]["distill"], "task.distill")
             return _trainer_faults(raw)
-        if "arms" in raw:
-            read_config(Experiment, raw, "experiment")
+        if "arms" in raw or set(raw) <= PARTS:
+            read_config(Experiment, raw if "arms" in raw else {**REST, **raw}, "experiment")
             return []
         if set(raw) & {"md", "strain"}:
             read_config(Sampling, raw, "sample")
