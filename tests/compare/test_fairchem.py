@@ -38,10 +38,16 @@ def experiment(folder: Path) -> Path:
         write_database(folder / split / "structures.db", [slab(index) for index in indices])
         raw["settings"][f"dataset.{split}.src"] = str(folder / split / "structures.db")
     ase.io.write(folder / "slab.extxyz", slab(0))
-    raw["unjudged"] = []
-    raw["settings"] |= {"optim.max_epochs": 1, "optim.eval_every": 3}
-    arms = {name: raw["arms"][name] for name in ("teacher", "pretrained", "crack_n2n")}
-    arms["teacher"]["optim.max_epochs"] = 1
+    own = "{runs}/teacher/seed{seed}/checkpoints/run/"  # the recipe's teacher is trained before
+    raw["settings"] |= {
+        "optim.max_epochs": 1,
+        "optim.eval_every": 3,
+        "task.distill.teacher.checkpoint": f"{own}checkpoint.pt",
+    }
+    raw["teacher"] = f"fairchem checkpoint={own.format(runs='{runs}', seed=0)}best_checkpoint.pt"
+    alone = {"trainer": "equiformerv2_forces", "task.distill": None}
+    arms = {"teacher": {**alone, "model.backbone.num_layers": 4}}
+    arms |= {name: raw["arms"][name] for name in ("pretrained", "crack_n2n")}
     for arm in arms.values():
         if "includes" in arm:
             arm["includes"] = [str(ROOT / one) for one in arm["includes"]]
@@ -68,6 +74,9 @@ def test_three_commands_to_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert len(run["terms"]["loss"]["values"]) == 3
         assert run["metrics"]["bytes_per_atom"] > 0 and run["metrics"]["speedup"] > 0
     assert {"kd_crack", "kd_n2n"} <= set(runs["crack_n2n"]["terms"])
+    for name in ("mae", "cosine"):
+        (logged,) = runs["crack_n2n"]["curves"][f"valid embedding_{name}"]["values"]
+        assert runs["crack_n2n"]["metrics"][f"projected_embedding_{name}"] == logged
     assert not any(name.startswith("kd_") for name in runs["pretrained"]["terms"])
     assert runs["teacher"]["metrics"]["teacher_force_rmse"] == 0
     assert main(["report", str(out), "-o", str(tmp_path / "report.html")]) == 0

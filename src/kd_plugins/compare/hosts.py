@@ -24,7 +24,8 @@ from kd_plugins.report.results import read_curves
 
 Settings = Mapping[str, Any]
 Curves = Mapping[str, Mapping[str, Any]]
-"""``curves`` and ``terms``, each a name to ``epochs`` and ``values``."""
+"""``curves`` and ``terms``, each a name to ``epochs`` and ``values``; perhaps ``metrics``, a name
+to a number, which joins those of the evaluation."""
 
 FAIRCHEM_ID = "run"
 """Fairchem's name of its folders of checkpoints and logs, by which it finds a stopped run."""
@@ -164,11 +165,19 @@ def curves_from_files(run: Path) -> Curves:
     return {name: read_curves(path) for name, path in files.items() if path.exists()}
 
 
+PROJECTED = {
+    "embedding_mae": "projected_embedding_mae",
+    "embedding_cosine": "projected_embedding_cosine",
+}
+"""What fairchem's trainer logs of embeddings after the projection, and its names in an evaluation,
+whose own embeddings are compared without one."""
+
+
 def curves_from_tensorboard(run: Path) -> Curves:
     """Read what fairchem has logged.
 
     Curves are the mean absolute errors of training and all of validation; terms are ``loss`` and
-    ``kd_*`` of training.
+    ``kd_*`` of training; metrics, under the names in `PROJECTED`, are the last validation's.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -185,16 +194,18 @@ def curves_from_tensorboard(run: Path) -> Curves:
     }
 
     epochs = scalars.get("train/epoch", {})
-    curves, terms = {}, {}
+    curves, terms, metrics = {}, {}, {}
     for name, values in scalars.items():
         split, _, metric = name.partition("/")
+        if split == "val" and metric in PROJECTED and math.isfinite(values[max(values)]):
+            metrics[PROJECTED[metric]] = values[max(values)]
         if split == "val" and metric != "epoch":
             curves[f"valid {metric}"] = _series(values, epochs)
         elif split == "train" and metric.endswith("_mae"):
             curves[f"train {metric}"] = _series(values, epochs)
         elif split == "train" and (metric == "loss" or metric.startswith("kd_")):
             terms[metric] = _series(values, epochs)
-    return {"curves": curves, "terms": terms}
+    return {"curves": curves, "terms": terms, "metrics": metrics}
 
 
 def _series(values: Mapping[int, float], epochs: Mapping[int, float]) -> dict[str, list[float]]:

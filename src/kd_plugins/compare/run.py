@@ -300,9 +300,12 @@ class Comparison:
         if path.exists():
             return
         costs = _read_costs(run.folder)
-        curves = HOSTS[self.experiment.host].curves(run.folder)
+        logged = dict(HOSTS[self.experiment.host].curves(run.folder))
         student = Evaluator(*self._student(run), self.experiment.measure, progress=False)
-        write_json(path, {**evaluation(student, self._teacher), **asdict(costs), **curves})
+
+        measured = evaluation(student, self._teacher)
+        metrics = {**measured["metrics"], **logged.pop("metrics", {})}
+        write_json(path, {**measured, **asdict(costs), **logged, "metrics": metrics})
 
     def _student(self, run: Run) -> tuple[str, Path]:
         """Return the trained potential, and the folder of its measurements."""
