@@ -2,8 +2,8 @@
 
     python recipes/hippynn_metals/train.py SETTINGS.yml
 
-The script that `kd-plugins compare` calls for every arm, size and seed. It is hippynn's own way to
-train; what this package adds is called by ``kd.``. Stopped, the same command goes on.
+`kd-plugins compare` calls it for every arm, size and seed; copper.yml says what its settings mean.
+It is hippynn's own way to train, and what is added is called by ``kd.``. Stopped, it goes on.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from kd_plugins.core.schedules import Piecewise
 from kd_plugins.sampling import nested_subset
 from kd_plugins.structures import LabelledStructure, read_structures
 
+SETTINGS = {"structures", "validation", "share", "pool", "teacher", "seed", "seed_shift", "model"}
+SETTINGS |= {"loss", "learning_rate", "batch_size", "epochs", "train_evaluated", "out"}
 TEACHER_TERMS = ("atomic_energies", "teacher_energy", "teacher_forces")
 
 
@@ -109,6 +111,8 @@ def set_up(settings: dict[str, Any], loss: Any, modules: Any) -> Any:
 
 def train(settings: dict[str, Any]) -> None:
     """Train one model; leave the best one and the curves."""
+    if wrong := SETTINGS.symmetric_difference(settings):
+        raise SystemExit(f"expected {sorted(SETTINGS)}; missing or unknown are {sorted(wrong)}")
     parts = split(settings)
     database, out = make_database(parts), Path(settings["out"])
     weights = loss_weights(settings, len(parts["train"]), len(parts["pool"]))

@@ -135,6 +135,8 @@ def test_a_student_learns_from_its_seeds_teacher_and_errors_of_training_are_logg
     found = json.loads((tmp_path / "cells.json").read_text())
     assert found["atoms"] == 4 * 36 and found["microseconds_per_atom"] > 0
     assert found["largest_cell"] % 36 == 0
+    readme = (RECIPE / "README.md").read_text(encoding="utf-8")
+    assert 4 * 30 * 20 * 20 == 48000 and "--repeats 30 20 20" in readme
     assert found["bytes_per_atom"] * found["largest_cell"] == pytest.approx(0.01 * 2**30)
 
 
@@ -202,6 +204,13 @@ def test_stopped_training_goes_on_as_an_uninterrupted_one(copper: Path, tmp_path
         weights(tmp_path / name, "control_10-12x8x1") for name in ("whole", "stopped")
     )
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_a_misspelt_setting_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    experiment = read_experiment(RECIPE / "copper.yml")
+    settings = settings_of(experiment, "teacher", tmp_path, structures=["nowhere.xyz"], shares=0.5)
+    with pytest.raises(SystemExit, match=r"missing or unknown are \['shares'\]"):
+        load("train").train(settings)
 
 
 # --- The papers' numbers ------------------------------------------------------------------------
