@@ -300,6 +300,7 @@ def _fairchem(words: Sequence[str]) -> list[str]:
     from fairchem.core.common.flags import flags
     from fairchem.core.common.utils import build_config
 
+    from kd_plugins.fairchem.command import check_config
     from kd_plugins.fairchem.settings import read_settings
 
     arguments, changes = flags.get_parser().parse_known_args(list(words))
@@ -307,7 +308,10 @@ def _fairchem(words: Sequence[str]) -> list[str]:
     if named.stem == "X":  # the reader's own
         return []
     arguments.config_yml = ROOT / named
-    return _said(lambda: read_settings(build_config(arguments, changes)["task"]))
+    config = build_config(arguments, changes)
+    if (config.get("task") or {}).get("distill") is None:  # a teacher's, for fairchem's own trainer
+        return _said(lambda: check_config(config))
+    return _said(lambda: read_settings(config["task"]))
 
 
 def _script_faults(script: str, words: Sequence[str]) -> list[str]:

@@ -1,21 +1,19 @@
-"""recipes/crack_oc20: what is prepared is what was given, and a study ends in its table."""
+"""recipes/crack_oc20: what is prepared is what was given, and every experiment can start."""
 
 from __future__ import annotations
 
-import csv
+import copy
 import json
 import lzma
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ase.io
 import numpy as np
 import pytest
+import yaml
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
@@ -29,12 +27,21 @@ if not is_installed("fairchem-core"):
 
 import torch
 
+from kd_plugins.compare.experiment import fill_fields, read_experiment
+from kd_plugins.compare.hosts import HOSTS
 from kd_plugins.fairchem import compat
 from kd_plugins.structures import oc20 as prepare
-from recipes.crack_oc20 import report, run
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    compat.install()
+    from kd_plugins.fairchem.settings import read_settings
+    from tests.fairchem.test_configs import SMALL
 
 OSTAR = "oc20/s2ef_Ostar_all.extxyz.xz"
 RECIPE = ROOT / "recipes" / "crack_oc20"
+CONFIGS = ROOT / "configs" / "fairchem"
+ARM_FILES = CONFIGS / "arms"
 
 
 def settings(source: Path, **changes: Any) -> prepare.Settings:
@@ -273,84 +280,116 @@ def test_bad_sources_give_one_error_each(tmp_path: Path) -> None:
         prepare.prepare(settings(one), tmp_path / "taken")
 
 
-def record(arm: str, seed: int, energy: float) -> dict[str, Any]:
-    metrics = {"n_parameters": 1000, "energy_mae": energy, "forces_mae": 0.05}
-    if arm != "teacher":
-        metrics |= {"embedding_mae": 0.1 * (seed + 1), "embedding_cosine": 0.5}
-    return {"arm": arm, "seed": seed, "seconds": 1.0, "packages": {}, "metrics": metrics}
+EXPERIMENTS = ("compare", "temperature", "ostar", "ostar_temperature", "200k")
+TABLES_1_AND_3 = {"vanilla", "pretrained", "n2n", "hessian", "crack", "crack_n2n"} | {
+    *("instance", "instance_n2n", "each", "crack_hessian")
+}
+TEMPERATURES = {"0.05", "0.07", "0.1", "0.15", "0.2"}  # Table 4
 
 
-def test_report_gives_mean_and_spread_beside_the_papers_figures(tmp_path: Path) -> None:
-    (tmp_path / "records").mkdir()
-    records = [record("teacher", 0, 0.1), record("crack", 0, 0.2), record("crack", 1, 0.4)]
-    for of_run in records:
-        name = f"{of_run['arm']}-seed{of_run['seed']}.json"
-        (tmp_path / "records" / name).write_text(json.dumps(of_run))
-    table = report.report(tmp_path)
-    assert table.splitlines()[2:] == [
-        "| teacher | 1 | 1,000 | – | – | 100.0 (39.8) | 50.0 (5.8) |",
-        "| crack | 2 | 1,000 | 0.150 ± 0.071 (0.282) | 0.500 ± 0.000 (0.230) "
-        "| 300.0 ± 141.4 (234.1) | 50.0 ± 0.0 (6.1) |",
-    ]
-    assert (tmp_path / "table.md").read_text() == table
-    assert (tmp_path / "arms.png").stat().st_size > 10_000
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["arms"]["crack"]["energy_mae"] == pytest.approx(
-        {"mean": 0.3, "sd": 0.02**0.5, "n": 2}
-    )
-    assert results["runs"] == records
-    rows = list(csv.DictReader((tmp_path / "seeds.csv").read_text().splitlines()))
-    assert [row["energy_mae"] for row in rows] == ["0.1", "0.2", "0.4"]
-    with pytest.raises(SystemExit, match="no records of finished runs"):
-        report.report(tmp_path / "elsewhere")
-
-
-def test_every_run_of_a_study_is_configured_by_its_arms_file(tmp_path: Path) -> None:
-    compat.install()
+def settings_of(name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what fairchem makes of each arm's YAML, as kd-plugins compare writes it."""
     from fairchem.core.common.utils import load_config
 
-    data, out, small = tmp_path / "data", tmp_path / "out", RECIPE / "small.yml"
-    of_study = run.Study(data, out, small, None, None, 4, 9, None, cpu=True)
-    run.write_configs(of_study, {"normalizer": {"energy": {"mean": 1.0, "rmsd": 2.0}}})
-    for arm in (run.TEACHER, *run.ARMS):
-        config, _, conflicts = load_config(str(out / "configs" / f"{arm}.yml"))
-        assert conflicts == []
-        assert config["dataset"]["train"]["transforms"]["normalizer"]["energy"]["mean"] == 1.0
-        assert config["dataset"]["val"] == {"src": str(data / "val" / "structures.db")}
-        if arm == run.TEACHER:
-            assert config["trainer"] == "equiformerv2_forces"
-            assert config["model"]["backbone"]["num_layers"] == 4
-            assert config["optim"]["max_epochs"] == 9
-        else:
-            block = load_config(str(run.ARM_FILES / f"{arm}.yml"))[0]["task"]["distill"]
-            assert config["task"]["distill"].items() >= block.items()
-            assert config["task"]["distill"]["teacher"]["weights"] == "ema"
+    found, experiment = {}, read_experiment(RECIPE / f"{name}.yml")
+    for arm, one in experiment.swept_arms.items():
+        fields = {"run": str(folder / arm), "runs": str(folder), "seed": 0, **one.point}
+        changes = fill_fields({**experiment.settings, **one.changes}, fields)
+        file = folder / f"{arm}.yml"
+        file.write_text(yaml.safe_dump(HOSTS["fairchem"].settings(Path(experiment.base), changes)))
+        found[arm] = load_config(str(file))[0]
+    return found
 
 
-@pytest.mark.slow
-def test_a_study_ends_in_its_table_and_does_nothing_twice(tmp_path: Path) -> None:
-    frames = [frame(energy=-10.0 + 0.1 * fid, fid=fid) for fid in range(8)]
-    source = write(tmp_path / "all.extxyz", frames)
-    data, out, small = tmp_path / "data", tmp_path / "study", RECIPE / "small.yml"
-    manifest = prepare.prepare(settings(source, val_fraction=0.4), data)
-    command = [sys.executable, str(RECIPE / "run.py"), "--data", str(data), "--out", str(out)]
-    command += ["--arms", "crack", "--seeds", "0", "--teacher-epochs", "1", "--max-epochs", "1"]
-    done = subprocess.run([*command, "--cpu"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "| crack | 1 | 121,682 |" in (out / "table.md").read_text()
-    metrics = json.loads((out / "records" / "crack-seed0.json").read_text())["metrics"]
-    assert {"kd_crack", "embedding_mae", "energy_mae", "forces_mae"} <= set(metrics)
-    same = run.Study(data, out, small, None, None, 4, 1, 1, cpu=True)
-    files = {file: file.stat().st_mtime_ns for file in (out / "fairchem").rglob("*.pt")}
-    run.run(same, ["crack"], [0])
-    assert files == {file: file.stat().st_mtime_ns for file in (out / "fairchem").rglob("*.pt")}
-    with pytest.raises(SystemExit, match="holds a study with other settings; choose another"):
-        run.claim_folder(replace(same, teacher_layers=5), manifest)
-    study = json.loads((out / "study.json").read_text())
-    del study["arms"]["each"]
-    (out / "study.json").write_text(json.dumps(study))
-    run.claim_folder(same, manifest)  # as of before that arm was there
-    study["arms"]["crack"] = study["arms"]["n2n"]
-    (out / "study.json").write_text(json.dumps(study))
-    with pytest.raises(SystemExit, match="holds a study with other arms; choose another"):
-        run.claim_folder(same, manifest)
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_arm_of_an_experiment_is_configured(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # from where the recipe's commands are typed
+    compat.install()
+    found, experiment = settings_of(name, tmp_path), read_experiment(RECIPE / f"{name}.yml")
+    if "temperature" in name:
+        assert set(found) == {"pretrained", *(f"crack_n2n-{one}" for one in TEMPERATURES)}
+    else:
+        assert set(found) == TABLES_1_AND_3
+
+    for arm, config in found.items():
+        block = read_settings(config["task"])
+        assert block.seed == 0
+        own, _, point = arm.partition("-")
+        terms = yaml.safe_load((ARM_FILES / f"{own}.yml").read_text())["task"]["distill"]["terms"]
+        if point:
+            terms["crack"]["temperature"] = float(point)
+        assert config["task"]["distill"]["terms"] == terms
+
+    teachers = {f"teacher {size}" for size in ("153M", "83M", "31M")}
+    for numbers in experiment.published.values():
+        assert set(numbers) <= {*found, *teachers}
+    subset = {"200k": "200k"}.get(name, "ostar")
+    if name in ("ostar", "ostar_temperature", "200k"):
+        base = load(CONFIGS / "base" / f"{subset}.yml")
+        arm = found["pretrained"]
+        assert {key: arm[key] for key in ("model", "optim", "dataset")} == {
+            key: base[key] for key in ("model", "optim", "dataset")
+        }
+
+
+def load(path: Path) -> dict[str, Any]:
+    from fairchem.core.common.utils import load_config
+
+    return load_config(str(path))[0]
+
+
+def shrink(config: dict[str, Any], folder: Path, database: Path) -> dict[str, Any]:
+    """Make a run of the paper's settings one of few channels and steps."""
+    from tests.fairchem import tiny
+
+    run = {**tiny.config(folder, database), **copy.deepcopy(config)}
+    sizes = {name: tiny.BACKBONE[name] for name in SMALL}
+    run["model"]["backbone"].update(sizes)
+    for split in run["dataset"].values():
+        split["src"] = str(database)
+    run["optim"].update(batch_size=2, num_workers=0, checkpoint_every=-1, max_epochs=1)
+    run["optim"].update(load_balancing=False, eval_every=2)
+    return run
+
+
+@pytest.fixture(scope="module")
+def a_teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Prepared slabs, and a checkpoint of the paper's teacher with few channels and layers."""
+    from tests.fairchem import tiny
+
+    compat.install()
+    folder = tmp_path_factory.mktemp("full")
+    source = write(folder / "all.extxyz", [frame(energy=-10.0 - fid, fid=fid) for fid in range(8)])
+    prepare.prepare(settings(source, val_fraction=0.5), folder / "data")
+    database = folder / "data" / "train" / "structures.db"
+    config = shrink(load(CONFIGS / "ostar" / "teacher_153m.yml"), folder, database)
+    config["model"]["backbone"]["num_layers"] = 3
+    tiny.run(config)
+    return database, folder / "checkpoints" / "run" / "checkpoint.pt"
+
+
+@pytest.mark.filterwarnings("ignore:.*weights_only:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "arm"),
+    [("ostar", "crack_hessian"), ("200k", "vanilla"), ("ostar_temperature", "crack_n2n-0.05")],
+)
+def test_the_papers_experiments_take_their_first_steps(
+    name: str,
+    arm: str,
+    a_teacher: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tests.fairchem import tiny
+
+    monkeypatch.chdir(ROOT)
+    database, checkpoint = a_teacher
+    config = shrink(settings_of(name, tmp_path)[arm], tmp_path / "run", database)
+    config["task"]["distill"]["teacher"] = {"checkpoint": str(checkpoint), "weights": "ema"}
+    metrics = tiny.run(config, lambda trainer: trainer.validate(split="val"))
+    terms = config["task"]["distill"]["terms"]
+    logged = {"energy_mae", "forces_mae", "embedding_mae", *(f"kd_{term}" for term in terms)}
+    assert logged <= set(metrics)
+    assert all(np.isfinite(metrics[one]["metric"]) for one in logged)
