@@ -91,27 +91,38 @@ def test_frames_are_those_that_ase_reads(release: Path, shared_data: Path) -> No
             np.testing.assert_array_equal(one.get_tags(), other.get_tags())
 
 
-def test_a_killed_preparation_goes_on_to_the_uninterrupted_one(
-    release: Path, tmp_path: Path
-) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert main(command(release, whole)) == 0
+def test_a_killed_preparation_goes_on_to_the_uninterrupted_one(tmp_path: Path) -> None:
+    """Killed with SIGKILL while two processes read, of which one cannot end: its file is a pipe."""
+    source, whole, killed = (tmp_path / name for name in ("source", "whole", "killed"))
+    source.mkdir()
+    for number in range(4):
+        write_chunk(source, number, n_atoms=6, n_frames=20)
+    (source / "0.extxyz").rename(tmp_path / "aside")
+    os.mkfifo(source / "0.extxyz")
 
-    words = [str(RECIPE), *command(release, killed, "--workers", "2")[1:]]
+    words = [str(RECIPE), *command(source, killed, "--workers", "2")[1:]]
     process = subprocess.Popen([sys.executable, *words])
     shards = tmp_path / ".killed.partial" / "shards"
     deadline = time.monotonic() + 60
-    while not list(shards.glob("*.db")) and time.monotonic() < deadline:
+    while len(list(shards.glob("*.db"))) < 3 and time.monotonic() < deadline:
         assert process.poll() is None
-        time.sleep(0.002)
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     there = {file: file.stat().st_mtime_ns for file in shards.glob("*.db")}
-    assert there and not killed.exists()
+    assert len(there) == 3 and not killed.exists()
 
-    assert main(command(release, killed)) == 0
+    (tmp_path / "aside").replace(source / "0.extxyz")
+    assert main(command(source, killed)) == 0
+    assert main(command(source, whole)) == 0
     assert content(killed) == content(whole)
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["killed", "whole"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["killed", "source", "whole"]
+
+
+def test_the_number_of_processes_changes_nothing(release: Path, tmp_path: Path) -> None:
+    assert main(command(release, tmp_path / "one")) == 0
+    assert main(command(release, tmp_path / "two", "--workers", "2")) == 0
+    assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
 def test_a_preparation_killed_while_it_appends_goes_on(

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -91,6 +92,11 @@ def write_shards(tasks: Sequence[Task], rules: Rules, n_workers: int) -> Iterato
             for future in as_completed(futures):
                 future.result()
                 yield
+        except BrokenProcessPool:
+            raise ValueError(
+                "a process that read was killed, perhaps for want of memory; the same command goes "
+                "on, with fewer --workers in less memory"
+            ) from None
         finally:
             for future in futures:
                 future.cancel()
