@@ -17,10 +17,10 @@ def load_last_checkpoint(
 ) -> tuple[Any, Any, Any] | None:
     """Return modules, controller and metrics of a stopped training, for ``train_model``.
 
-    hippynn writes ``checkpoint_epoch_N.pt`` every ``store_every`` epochs. The last one that is
-    whole counts: a kill can cut the newest. The database, its targets and its pairs are to be made
-    anew; see `cache_pairs`. The training then ends as an uninterrupted one, bit for bit, a
-    `LossSchedule` with ``best_of_last_row`` included.
+    hippynn writes ``checkpoint_epoch_N.pt`` every ``store_every`` epochs. The last one counts that
+    is whole, since a kill can cut the newest, and after which training goes on. The database, its
+    targets and its pairs are to be made anew; see `cache_pairs`. The training then ends as an
+    uninterrupted one, bit for bit, a `LossSchedule` with ``best_of_last_row`` included.
 
     Args:
         folder: of the training.
@@ -29,7 +29,7 @@ def load_last_checkpoint(
         settings: of hippynn's ``load_checkpoint``, such as ``model_device``.
 
     Returns:
-        None where there is no whole checkpoint yet.
+        None where there is no such checkpoint yet.
 
     Raises:
         ValueError: without ``trust_pickle=True``.
@@ -41,15 +41,24 @@ def load_last_checkpoint(
         )
 
     folder = Path(folder).expanduser()
-    # The directory of a zip file is written last, so a file that was cut has none.
-    whole = [path for path in folder.glob("checkpoint_epoch_*.pt") if zipfile.is_zipfile(path)]
-    if not whole or not zipfile.is_zipfile(folder / STRUCTURE):
-        return None
+    structure = folder / STRUCTURE
+    for path in sorted(folder.glob("checkpoint_epoch_*.pt"), key=_epoch, reverse=True):
+        # The directory of a zip file is written last, so a file that was cut has none.
+        if not (zipfile.is_zipfile(path) and zipfile.is_zipfile(structure)):
+            continue
 
-    last = max(whole, key=lambda path: int(path.stem.rpartition("_")[2]))
-    run = load_checkpoint(str(folder / STRUCTURE), str(last), weights_only=False, **settings)
-    controller, metrics = run["controller"], run["metric_tracker"]
-    for scheduler in controller.scheduler_list:
-        if isinstance(scheduler, LossSchedule):
-            scheduler.best_of_last_row(metrics)
-    return run["training_modules"], controller, metrics
+        run = load_checkpoint(str(structure), str(path), weights_only=False, **settings)
+        controller, metrics = run["controller"], run["metric_tracker"]
+        # train_model trains an epoch more, also where the controller has ended the training.
+        if controller.current_epoch >= controller.max_epochs:
+            continue
+
+        for scheduler in controller.scheduler_list:
+            if isinstance(scheduler, LossSchedule):
+                scheduler.best_of_last_row(metrics)
+        return run["training_modules"], controller, metrics
+    return None
+
+
+def _epoch(checkpoint: Path) -> int:
+    return int(checkpoint.stem.rpartition("_")[2])
