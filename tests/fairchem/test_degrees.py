@@ -136,6 +136,28 @@ def test_a_store_of_the_first_degrees_is_enough(
     assert {key for key in metrics if key.startswith("kd_")} <= set(of_first)
 
 
+def test_all_degrees_in_half_precision_leave_crack_as_it_is(
+    make_config: Callable[..., Settings],
+    teacher: Path,
+    labelled: Path,
+    databases: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    """CRACK reads l = 0, which the store keeps in float32; n2n moves by the rounding alone."""
+    folder = tmp_path / "half"
+    dtypes = dict.fromkeys(("energy", "forces", "node_embeddings"), "float32")
+    dtypes["equivariant_embeddings"] = "float16"
+    label(read_structures(databases), tiny.teacher_name(teacher), folder, dtypes, progress=False)
+    chosen = {"crack": {"weight": 1.0}, "n2n": terms(features="all")["n2n"]}
+    settings = set_up(make_config(trainer=EQV2, task=stored(labelled, chosen)))
+    _, whole, _ = tiny.run(settings, losses_of_first_batch)
+    settings.update(task=stored(folder, chosen), timestamp_id="half")
+    _, half, _ = tiny.run(settings, losses_of_first_batch)
+    assert half["kd_crack"] == whole["kd_crack"]
+    assert half["kd_n2n"] == pytest.approx(whole["kd_n2n"], rel=1e-3)
+    assert half["kd_n2n"] != whole["kd_n2n"]
+
+
 def test_a_turned_structure_has_the_same_values(make_config, teacher: Path) -> None:
     """To the rounding of EquiformerV2's own grid, which is coarse in so small a model."""
     settings = set_up(make_config(trainer=EQV2, task=tiny.distill(teacher, terms(features="each"))))
