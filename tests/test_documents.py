@@ -18,7 +18,7 @@ BAD_COMMANDS = [
     ("kd-plugins label a.xyz --teacher emt colour=red --store b", "colour"),
     ("kd-plugins evaluate --student emt --out a --require force_rmse", "expected a metric"),
     ("kd-plugins compare recipes/no.yml --out a", "no such file"),
-    ("python recipes/chgnet_organic/elastic.py --uot a", "--out"),
+    ("python recipes/chgnet_organic/elastic.py --uot a", "--tensors"),
     ("python recipes/no/such.py", "no file"),
     ("python benchmarks/labelling.py --colour red", "unrecognized arguments"),
     ("pip install '.[chgnt]'", "no extra 'chgnt'; did you mean 'chgnet'?"),

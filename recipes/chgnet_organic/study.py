@@ -1,8 +1,7 @@
-"""What all commands of the recipe share: the crystals, the files of a study, its stores."""
+"""What the commands of this recipe share: the crystals of a study, its files and stores."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -58,37 +57,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Study:
-    """A folder with everything that one study makes.
-
-    Args:
-        settings: read from its copy of study.yml.
-        x23: folder of the crystals, CIFs and index.csv.
-        out: the study's folder.
-    """
+    """A folder with what one study makes: its settings, the folder of X23 and its own."""
 
     settings: Settings
     x23: Path
     out: Path
-
-    @property
-    def trunk(self) -> Path:
-        """Where the features of the frozen trunk are kept."""
-        return self.out / "trunk"
 
     def structures(self, group: str) -> Path:
         """Return the file with a group's structures and their labels."""
         return self.out / f"{group}.extxyz"
 
     def store(self, group: str, source: str) -> TargetStore:
-        """Return what ``teacher`` or ``labels`` says of a group.
-
-        Raises:
-            SystemExit: if it has not been made.
-        """
-        folder = self.out / source / group
-        if not (folder / "manifest.json").is_file():
-            raise SystemExit(f"{folder} is not there; run label.py first")
-        return TargetStore.open(folder)
+        """Return what ``teacher`` or ``labels`` says of a group."""
+        return TargetStore.open(self.out / source / group)
 
     def crystals(self, groups: Sequence[str] = GROUPS) -> Iterator[LabelledStructure]:
         """Yield the experiments' crystals."""
@@ -97,11 +78,6 @@ class Study:
                 path = self.x23 / STARTS.get(name, f"{name}.cif")
                 (frame,) = read_structures([path])
                 yield replace(frame, structure_id=name, labels={})
-
-    def volumes(self) -> dict[str, float]:
-        """Return the experiments' volumes of the cell in Å³."""
-        with (self.x23 / "index.csv").open() as file:
-            return {row["name"]: float(row["V_ref_A3"]) for row in csv.DictReader(file)}
 
 
 def open_study(out: Path, x23: Path | None = None, settings: Path = HERE / "study.yml") -> Study:
@@ -115,6 +91,7 @@ def open_study(out: Path, x23: Path | None = None, settings: Path = HERE / "stud
         raise SystemExit(f"{out} holds no study; run label.py first")
     if x23 is not None:
         _claim(path, yaml.safe_load(settings.read_text()), x23)
+
     kept = json.loads(path.read_text())
     folder = Path(kept["x23"])
     if not (folder / "index.csv").is_file():
@@ -124,13 +101,12 @@ def open_study(out: Path, x23: Path | None = None, settings: Path = HERE / "stud
 
 def _claim(path: Path, settings: dict[str, Any], x23: Path) -> None:
     """Note what is studied, or check that the folder holds this very study."""
-    ours = {"settings": settings, "x23": str(x23)}
     if path.is_file() and json.loads(path.read_text())["settings"] != settings:
         raise SystemExit(f"{path.parent} holds a study with other settings; choose another --out")
     read_config(Settings, settings, "the study's settings")
-    write_json(path, ours)
+    write_json(path, {"settings": settings, "x23": str(x23)})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all; the NaN of a run that diverged stays."""
+    """Write a file whole or not at all; the NaN of a student that diverged stays."""
     write_bytes(path, f"{json.dumps(content, indent=1)}\n".encode())

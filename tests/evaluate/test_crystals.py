@@ -119,8 +119,12 @@ def test_bad_crystals_of_a_list_are_left_out_by_name(tmp_path: Path) -> None:
     assert "is disordered" in found["left_out"]["half"]
     assert "Å apart" in found["left_out"]["close"]
 
+    assert run_evaluate(tmp_path / "out", *words, "--leave-out") == 0
+
     ids.write_text("good\nabsent\n")
     assert run_evaluate(tmp_path / "out", *words, "--leave-out") == 2
+    assert run_evaluate(tmp_path / "new", *words, "--leave-out") == 2
+    assert not (tmp_path / "new").exists()
 
 
 def test_rigid_volumes_of_a_scaled_energy_are_the_teachers(tmp_path: Path) -> None:

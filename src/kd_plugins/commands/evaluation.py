@@ -51,6 +51,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     command.add_argument("--crystals-from", metavar="IDS", help="a list of ids of files in --cifs")
     command.add_argument("--cifs", metavar="DIR", help="folder with <id>.cif of --crystals-from")
     command.add_argument("--leave-out", action="store_true", help="bad crystals, each by name")
+    command.add_argument("--force-tolerance", type=float, metavar="eV/Å", help="to relax to (0.03)")
     command.add_argument("--rigid", action="store_true", help="scan volumes, without relaxing")
     command.add_argument("--elasticity", action="store_true", help="of these, too")
     command.add_argument("--stiffness", metavar="CSV", help="measured tensors to compare with")
@@ -135,26 +136,28 @@ def _measure(arguments: argparse.Namespace) -> Any:
 
 def _crystals(arguments: argparse.Namespace) -> Any:
     """Return the crystals that the command line wants to be measured; None without any."""
-    from kd_plugins.evaluate.settings import CrystalSettings, listed_files
+    from kd_plugins.evaluate.settings import CrystalSettings
 
     if (arguments.crystals_from is None) != (arguments.cifs is None):
         raise ValueError("--crystals-from needs --cifs, and --cifs needs --crystals-from")
-    files = list(arguments.crystals or ())
-    if arguments.crystals_from is not None:
-        files += listed_files(arguments.crystals_from, arguments.cifs)
-    if not files:
-        for name in ("elasticity", "rigid", "stiffness", "leave_out"):
+    if not arguments.crystals and arguments.crystals_from is None:
+        for name in ("elasticity", "rigid", "stiffness", "leave_out", "force_tolerance"):
             if getattr(arguments, name):
                 word = name.replace("_", "-")
                 raise ValueError(f"--{word} needs --crystals to measure it of")
         return None
 
+    tolerance = arguments.force_tolerance
+    chosen = {} if tolerance is None else {"force_tolerance": tolerance}
     return CrystalSettings(
-        tuple(files),
+        tuple(arguments.crystals or ()),
+        **chosen,
         elasticity=arguments.elasticity,
         rigid=arguments.rigid,
         bad="leave_out" if arguments.leave_out else "refuse",
         stiffness=arguments.stiffness,
+        ids=arguments.crystals_from,
+        folder=arguments.cifs,
     )
 
 

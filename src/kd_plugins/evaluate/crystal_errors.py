@@ -57,9 +57,9 @@ def compare_volumes(
             if one.get("rmsd15") is not None:
                 crystal["rmsd15" if side == "student" else "rmsd15_of_teacher"] = one["rmsd15"]
         if teacher is not None:
-            relaxed = [relaxed_atoms(starts[name], one) for one in (teacher[name], part)]
-            if relaxed[0] is not None and relaxed[1] is not None:
-                between = packing_distance(*relaxed)
+            theirs, ours = (relaxed_atoms(starts[name], one) for one in (teacher[name], part))
+            if theirs is not None and ours is not None:
+                between = packing_distance(theirs, ours)
                 crystal |= {} if between is None else {"teacher_rmsd15": between}
         compared[name] = {**crystal, "failures": failures}
     return compared

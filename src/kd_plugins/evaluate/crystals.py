@@ -46,9 +46,10 @@ def read_crystals(settings: CrystalSettings) -> Crystals:
         ValueError: for two crystals of one name; with ``bad: refuse``, for one that cannot be read
             or is not periodic; if none is left.
     """
-    for name in settings.structures:
+    names = settings.files
+    for name in names:
         check_file(Path(name))
-    states = [(name, Path(name).stat()) for name in settings.structures]
+    states = [(name, Path(name).stat()) for name in names]
     files = tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
     return _read_crystals(files, settings.bad == "leave_out")
 

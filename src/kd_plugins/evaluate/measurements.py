@@ -99,10 +99,11 @@ def read_folder_settings(folder: Path) -> FolderSettings | None:
 
     try:
         stored = read_config(FolderSettings, read_json(path), path.name)
-        if set(stored.files) != set(stored.settings.files):
-            raise ConfigError(
-                f"files: expected {sorted(stored.settings.files)}, got {sorted(stored.files)}"
-            )
+        named = set(stored.settings.named_files)
+        has_list = stored.settings.crystals is not None and stored.settings.crystals.ids is not None
+        # Of a list, the hashes are of its files as well, which the settings do not name.
+        if not (named <= set(stored.files) if has_list else named == set(stored.files)):
+            raise ConfigError(f"files: expected {sorted(named)}, got {sorted(stored.files)}")
     except ConfigError as error:
         raise ValueError(
             f"{path} is no record of ours: {error}; choose another folder, or remove this one"

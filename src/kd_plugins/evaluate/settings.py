@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kd_plugins.config import reader
-from kd_plugins.numbers import LARGEST_SEED, check_number, check_whole, shown
+from kd_plugins.numbers import LARGEST_SEED, check_number, check_whole
 
 MOST_BINS = 100_000
 FEWEST_STEPS = 40
@@ -114,28 +113,12 @@ def listed_files(ids: str, folder: str) -> list[str]:
     return [str(file) for file in files]
 
 
-def _read_crystal_files(raw: object) -> tuple[str, ...]:
-    """Read a list of files, or ``{ids: FILE, folder: DIR}``."""
-    if isinstance(raw, Mapping):
-        if set(raw) != {"ids", "folder"} or not all(isinstance(one, str) for one in raw.values()):
-            raise ValueError(f"expected files, or {{ids: FILE, folder: DIR}}, got {shown(raw)}")
-        try:
-            return tuple(listed_files(raw["ids"], raw["folder"]))
-        except FileNotFoundError as error:
-            raise ValueError(str(error)) from None
-
-    if not isinstance(raw, (list, tuple)) or not all(isinstance(one, str) for one in raw):
-        raise ValueError(f"expected a list of files, got {shown(raw)}")
-    return tuple(raw)
-
-
 @dataclass(frozen=True)
 class CrystalSettings:
     """Relaxations of crystals.
 
     Args:
-        structures: files of crystals; the volumes there are the reference. In a YAML also ``{ids:
-            FILE, folder: DIR}``, see `listed_files`.
+        structures: files of crystals; the volumes there are the reference.
         elasticity: measure each crystal's stiffness, too, which takes 24 relaxations.
         force_tolerance: of the relaxation in eV/Å (Taniguchi 2024: 0.03).
         max_steps: of the same.
@@ -144,24 +127,37 @@ class CrystalSettings:
         bad: ``refuse`` a crystal that cannot be measured, such as a disordered one, or
             ``leave_out`` and list it.
         stiffness: CSV of measured stiffness tensors, see `kd_plugins.evaluate.read_stiffness`.
+        ids: file with a list of further crystals, see `listed_files`.
+        folder: with the files of ``ids``.
 
     Raises:
         ValueError: for no file or one twice, a number that is not above 0, or what excludes each
             other.
     """
 
-    structures: tuple[str, ...] = reader(_read_crystal_files)
+    structures: tuple[str, ...] = ()
     elasticity: bool = False
     force_tolerance: float = 0.03
     max_steps: int = 2000
     rigid: bool = False
     bad: Literal["refuse", "leave_out"] = "refuse"
     stiffness: str | None = None
+    ids: str | None = None
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         _set(self, "structures", _expand_all("crystals.structures", self.structures))
-        if not self.structures:
+        if (self.ids is None) != (self.folder is None):
+            raise ValueError(
+                "crystals: a list of ids needs the folder of their files, and a folder needs ids; "
+                f"got ids {self.ids!r} and folder {self.folder!r}"
+            )
+        if not self.structures and self.ids is None:
             raise ValueError("crystals.structures: expected one file or more, got none")
+        for name in ("ids", "folder"):
+            if getattr(self, name) is not None:
+                _set(self, name, _expand_home(f"crystals.{name}", getattr(self, name)))
+
         check_number("crystals.force_tolerance", self.force_tolerance, above=0, unit="eV/Å")
         check_whole("crystals.max_steps", self.max_steps, least=1)
 
@@ -176,6 +172,17 @@ class CrystalSettings:
                     "crystals.stiffness: measured tensors are compared with computed ones; set "
                     "elasticity, too"
                 )
+
+    @property
+    def files(self) -> list[str]:
+        """All files of crystals.
+
+        Raises:
+            FileNotFoundError, ValueError: see `listed_files`.
+        """
+        if self.ids is None or self.folder is None:
+            return list(self.structures)
+        return [*self.structures, *listed_files(self.ids, self.folder)]
 
 
 @dataclass(frozen=True)
@@ -209,10 +216,17 @@ class EvaluationSettings:
 
     @property
     def files(self) -> list[str]:
-        """All files that hold structures."""
+        """All files that hold structures, and those that list crystals."""
+        listed = self.crystals.files[len(self.crystals.structures) :] if self.crystals else []
+        return [*self.named_files, *listed]
+
+    @property
+    def named_files(self) -> list[str]:
+        """All files that stand in the settings, without what a list names."""
         dynamics = [self.dynamics.structure] if self.dynamics else []
-        crystals = self.crystals.structures if self.crystals else ()
-        return [*self.structures, *dynamics, *crystals]
+        crystals = list(self.crystals.structures) if self.crystals else []
+        ids = [self.crystals.ids] if self.crystals and self.crystals.ids else []
+        return [*self.structures, *dynamics, *crystals, *ids]
 
 
 def check_seeds(where: str, seeds: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from kd_plugins.report.figures import (
     GREY,
@@ -27,6 +28,8 @@ MODULUS_NAMES: dict[str, str] = dict(
         strict=True,
     )
 )
+MOST_LINES = 60
+"""Crystals that are drawn each on a line; of more, such as COD's, all together."""
 ARM_SPREAD = 0.6
 """Part of a crystal's line that the points of its arms take."""
 
@@ -118,12 +121,9 @@ def draw_volumes(volumes: ByCrystal[Volume], styles: ArmStyles) -> Plot | None:
     if not crystals:
         return None
 
-    figure, (axes,) = make_panels(1, height=1.3 + 0.3 * len(crystals))
-    _draw_points(axes, values, crystals, styles)
-    axes.axvline(0, color=GREY, linewidth=1)
     base_name = "the experiment" if has_reference else "the teacher"
-    axes.set_xlabel(f"volume error against {base_name} (%)")
-    add_legend(figure, axes)
+    figure = _draw_distribution(values, crystals, styles, f"volume error against {base_name} (%)")
+    figure.axes[0].axvline(0, color=GREY, linewidth=1)
 
     caption = "Mean over the seeds. Right of the line the relaxed crystal is too large."
     caption = f"{caption} {_failure_sentence(volumes)}".strip()
@@ -155,6 +155,38 @@ def _failure_sentence(volumes: ByCrystal[Volume]) -> str:
         for side, reason in volume.failures.items()
     ]
     return _list_sentence("Not relaxed, counted as it was left", failures)
+
+
+@styled
+def draw_packing(volumes: ByCrystal[Volume], styles: ArmStyles) -> Plot | None:
+    """Draw RMSD15 of relaxed crystals from the experiment's; None if no crystal has one.
+
+    Args:
+        volumes: arm to crystal to one relaxation a seed.
+        styles: of the arms.
+    """
+    values = {arm: _packing(of_arm, "rmsd15") for arm, of_arm in volumes.items()}
+    for of_arm in volumes.values():
+        values.setdefault("teacher", {}).update(_packing(of_arm, "rmsd15_of_teacher"))
+    values = {arm: by_crystal for arm, by_crystal in values.items() if by_crystal}
+    crystals = _crystals(values)
+    if not crystals:
+        return None
+
+    figure = _draw_distribution(values, crystals, styles, "RMSD15 from the experiment (Å)")
+    rows = [["arm", "crystal", "RMSD15 (Å)"], *_value_rows(values)]
+    caption = "Root mean square distance of 15 molecules' heavy atoms, mean over the seeds."
+    return Plot("packing", "Packing of relaxed crystals", caption, figure, rows)
+
+
+def _packing(crystals: Mapping[str, Sequence[Volume]], key: str) -> dict[str, float]:
+    """Return the mean of a crystal's RMSD15 over the seeds that have one."""
+    found = {}
+    for name, seeds in crystals.items():
+        held = [getattr(volume, key) for volume in seeds if getattr(volume, key) is not None]
+        if held:
+            found[name] = float(np.mean(held))
+    return found
 
 
 # --- Elasticity ---------------------------------------------------------------------------------
@@ -207,6 +239,30 @@ def _unstable_sentence(stiffness: ByCrystal[Stiffness]) -> str:
 
 
 # --- Points over crystals -----------------------------------------------------------------------
+
+
+def _draw_distribution(
+    values: Values, crystals: Sequence[str], styles: ArmStyles, label: str
+) -> Figure:
+    """Draw a number of each crystal: a line a crystal, or a histogram of many crystals."""
+    if len(crystals) <= MOST_LINES:
+        figure, (axes,) = make_panels(1, height=1.3 + 0.3 * len(crystals))
+        _draw_points(axes, values, crystals, styles)
+    else:
+        figure, (axes,) = make_panels(1, height=3.8)
+        everything = [value for by_crystal in values.values() for value in by_crystal.values()]
+        # One exploded crystal would leave the others a single bin.
+        edges = np.linspace(*np.percentile(everything, [0.5, 99.5]), 41)
+        for arm, by_crystal in values.items():
+            style = styles.get(arm)
+            inside = np.clip(list(by_crystal.values()), edges[0], edges[-1])
+            counts, _ = np.histogram(inside, edges)
+            colour, dashes = (style.colour, style.dashes) if style else (INK, "-")
+            axes.stairs(counts, edges, color=colour, linestyle=dashes, label=escape_text(arm))
+        axes.set_ylabel("crystals")
+    axes.set_xlabel(label)
+    add_legend(figure, axes)
+    return figure
 
 
 def _draw_points(axes: Axes, values: Values, crystals: Sequence[str], styles: ArmStyles) -> None:

@@ -16,7 +16,12 @@ from kd_plugins.report.cost_plots import (
 )
 from kd_plugins.report.figures import ArmStyles, Plot, choose_styles
 from kd_plugins.report.metrics import metric
-from kd_plugins.report.physics_plots import draw_elasticity, draw_rdf, draw_volumes
+from kd_plugins.report.physics_plots import (
+    draw_elasticity,
+    draw_packing,
+    draw_rdf,
+    draw_volumes,
+)
 from kd_plugins.report.results import (
     Cell,
     ExperimentResults,
@@ -244,9 +249,10 @@ def _physics(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]
         arm: _group_by_key([run.volumes for run in _seeds(experiment, arm)])
         for arm in experiment.arms
     }
-    volume_plot = draw_volumes(volumes, styles)
-    if volume_plot is not None:
-        yield volume_plot
+    for draw in (draw_volumes, draw_packing):
+        plot = draw(volumes, styles)
+        if plot is not None:
+            yield plot
 
     elasticity_plot = draw_elasticity(_stiffness(experiment), styles)
     if elasticity_plot is not None:

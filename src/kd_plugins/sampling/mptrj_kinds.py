@@ -149,7 +149,7 @@ def _sort_frames(
     return found
 
 
-def _bar(source: Path, progress: bool) -> tqdm:
+def _bar(source: Path, progress: bool) -> tqdm[Any]:
     size = None if source.suffix in (".gz", ".xz", ".bz2") else source.stat().st_size
     return tqdm(
         total=size, desc=source.name, unit="B", unit_scale=True, disable=not progress, mininterval=1
