@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import read, write
 
+from kd_plugins.cli import main
 from kd_plugins.evaluate import mean_moduli, read_stiffness
 from kd_plugins.evaluate.crystal_errors import (
     all_moduli,
@@ -212,6 +213,30 @@ def test_measured_moduli_of_published_crystals(shared_file: Callable[[str], Path
     assert len(kept) == 40
     assert np.abs(pfp - experiment).mean() == pytest.approx(3.81, abs=0.005)
     assert np.abs(experiment - experiment.mean()).mean() == pytest.approx(5.10, abs=0.005)
+
+
+def test_experiments_can_be_added_to_moduli_that_are_there(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    """Nothing is measured again; the report draws them beside student and teacher."""
+    words, out = ["--crystals", files["crystal"], "--elasticity"], tmp_path / "out"
+    assert run_evaluate(out, *words) == 0
+    part = out / "student" / "crystals" / "crystal.json"
+    before = part.stat().st_mtime_ns
+    assert "young_reuss_hill_error" not in read_evaluation(out)["metrics"]
+
+    table = write_tensors(tmp_path / "tensors.csv", [("Crystal", "Exp", isotropic(100, 0.3))])
+    assert run_evaluate(out, *words, "--stiffness", table) == 0
+    assert part.stat().st_mtime_ns == before
+    found = read_evaluation(out)
+    young = found["elasticity"]["crystal"]["student"]["young"]
+    assert found["elasticity"]["crystal"]["reference"]["young"] == pytest.approx(100)
+    assert found["metrics"]["young_reuss_hill_error"] == pytest.approx(abs(young - 100))
+    assert found["metrics"]["young_reuss_hill_error"] == found["teacher"]["young_reuss_hill_error"]
+    assert found["metrics"]["teacher_anisotropy_error"] == 0
+    assert found["metrics"]["unstable_crystals"] == 0
+    assert main(["report", str(out), "-o", str(tmp_path / "page.html")]) == 0
+    assert "modulus error, reuss-hill" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
