@@ -27,36 +27,37 @@ from kd_plugins.teachers.registry import load_teacher
 GIB = 2**30
 
 
-def fits(atoms: Atoms, calculator: Any, memory: float) -> bool:
-    """Return whether the forces of a cell can be computed in the memory, in bytes."""
+def fits(atoms: Atoms, calculator: Any, limit: float | None) -> bool:
+    """Return whether forces can be computed within a limit in bytes, or within the device."""
     try:
-        return peak_bytes(atoms, calculator) <= memory
+        peak = peak_bytes(atoms, calculator)
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
         return False
+    return limit is None or peak <= limit
 
 
-def largest_cell(layer: Atoms, calculator: Any, memory: float) -> int:
+def largest_cell(layer: Atoms, calculator: Any, limit: float | None) -> int:
     """Return the number of atoms of the largest cell that fits, a pile of layers.
 
     Raises:
         SystemExit: if not even one layer fits.
     """
     low, high = 0, 1
-    while fits(layer * (high, 1, 1), calculator, memory):
+    while fits(layer * (high, 1, 1), calculator, limit):
         low, high = high, 2 * high
 
     while high - low > 1:
         middle = (low + high) // 2
-        if fits(layer * (middle, 1, 1), calculator, memory):
+        if fits(layer * (middle, 1, 1), calculator, limit):
             low = middle
         else:
             high = middle
 
     if not low:
         raise SystemExit(
-            f"one layer of {len(layer)} atoms needs more than {memory / GIB:g} GiB; give smaller "
-            "second and third --repeats, or more --memory"
+            f"one layer of {len(layer)} atoms does not fit; give smaller second and third "
+            "--repeats, or more --memory"
         )
     return low * len(layer)
 
@@ -83,10 +84,13 @@ def main() -> None:
         found |= {"atoms": run.n_atoms, "microseconds_per_atom": run.microseconds_per_atom}
         found |= {"steps": options.steps, "drift": run.drift}
 
-    memory = (options.memory or 1) * GIB
+    layer = crystal * (1, *options.repeats[1:])
     if teacher.device.startswith("cuda") and not options.memory:
         memory = torch.cuda.get_device_properties(teacher.device).total_memory
-    largest = largest_cell(crystal * (1, *options.repeats[1:]), calculator, memory)
+        largest = largest_cell(layer, calculator, None)
+    else:
+        memory = (options.memory or 1) * GIB
+        largest = largest_cell(layer, calculator, memory)
     found |= {"largest_cell": largest, "memory": memory, "bytes_per_atom": memory / largest}
     print(write_json(options.out, {"device": teacher.device, **found}).read_text())
 
