@@ -71,6 +71,24 @@ def test_features_pay_off_over_many_epochs_alone(
     assert f"training {in_words}: with cached features about" in printed
 
 
+def test_a_way_that_is_named_is_taken_without_an_estimate(
+    data: DistillData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of one way does not go on by the other, and a trunk that trains has no features."""
+    monkeypatch.setattr(MODULE, "estimate", lambda *arguments: pytest.fail("it was estimated"))
+    found, _ = run(data, tmp_path, way="cached")
+    assert (found.way, found.reason) == ("cached", "as way: cached says")
+    with pytest.raises(FileExistsError, match="on cached features, .* with way: plain"):
+        run(data, tmp_path, way="plain")
+    with pytest.raises(ValueError, match="way: cached is for a frozen trunk, but .* trains"):
+        run(data, tmp_path / "all", way="cached", trainable="all")
+    with pytest.raises(ValueError, match="way: unknown 'cache'; did you mean 'cached'"):
+        run(data, tmp_path / "typo", way="cache")
+
+    monkeypatch.setattr(MODULE._Task, "with_trainer", lambda *arguments: found.fitted)
+    assert run(data, tmp_path / "plain", way="plain")[0].way == "plain"
+
+
 @pytest.mark.filterwarnings(LOADS)
 @pytest.mark.parametrize("way", ["plain", "cached"])
 def test_fewer_structures_than_a_batch_are_one_batch(

@@ -65,6 +65,7 @@ def run(settings: TrainingSettings) -> None:
         settings=settings.optim.resolved(len(train)),
         force_share=settings.force_share,
         allow=settings.allow,
+        way=settings.way,
     )
 
     write_learning_curves(found.fitted.errors, settings.out, found.fitted.untrained)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from chgnet.data.dataset import collate_graphs
@@ -48,8 +48,11 @@ from kd_plugins.chgnet.student import ALL, HEAD, count_trainable, freeze_except
 from kd_plugins.chgnet.summary import describe_result
 from kd_plugins.chgnet.trainer import OURS, DistillTrainer
 from kd_plugins.chgnet.validation import check_apart
+from kd_plugins.names import suggestion
 
 Way = Literal["cached", "plain"]
+ChosenWay = Literal["auto", "cached", "plain"]
+"""``auto`` takes the cheaper one."""
 
 IN_WORDS: Mapping[Way, str] = {"cached": "on cached features", "plain": "with CHGNet's Trainer"}
 
@@ -89,6 +92,7 @@ def distill(
     settings: FitSettings = FitSettings(),  # noqa: B008 - frozen
     force_share: float = 1.0,
     allow: Sequence[str] = (),
+    way: ChosenWay = "auto",
 ) -> Distilled:
     """Train a student; on cached features where that is cheaper, else with CHGNet's Trainer.
 
@@ -117,13 +121,15 @@ def distill(
         force_share: of the force components that count, the same ones in either way; 1 is exact,
             see `CachedData`.
         allow: names of errors to overrule, see `check_student` and `check_apart`.
+        way: ``cached`` or ``plain`` takes that way without an estimate, see `Distilled`.
 
     Raises:
         DataError: if the data lack a target or cannot be right, or validation structures are those
             to learn from.
-        ValueError: for what `Ratios`, `freeze_except` and `CachedData` refuse, or a damaged
-            checkpoint in ``out``.
-        FileExistsError: if ``out`` holds another run, or another training is writing there.
+        ValueError: for what `Ratios`, `freeze_except` and `CachedData` refuse, a damaged
+            checkpoint in ``out``, or ``way: cached`` where the trunk trains or is unsuitable.
+        FileExistsError: if ``out`` holds another run, or one of the other way, or another training
+            is writing there.
         OSError: if ``out`` or ``cache`` cannot be written.
     """
     if not isinstance(model, CHGNet):
@@ -138,6 +144,8 @@ def distill(
     check_force_share(force_share)
     loss.check_force_share(force_share)
     allow = checked_allow(allow)
+    if way not in get_args(ChosenWay):
+        raise ValueError(f"way: unknown {way!r}{suggestion(str(way), get_args(ChosenWay))}")
 
     out, cache = check_run_folder(out, "out"), check_run_folder(cache, "cache")
     if out.resolve() == cache.resolve():
@@ -148,18 +156,18 @@ def distill(
     print(freeze_except(model, trainable))
     check_magmoms(model, loss.ratios)
 
-    task = _Task(model, loss, train, validation, settings, out, cache, float(force_share))
+    task = _Task(model, loss, train, validation, settings, out, cache, float(force_share), way)
     if not task.resumes:
         check_apart(train, validation, allow)
         check_student(model, train, loss.ratios, validation, allow)
 
     with lock_run_folder(out):
-        way, reason = task.choose()
-        print(f"training {IN_WORDS[way]}: {reason}")
-        fitted = task.on_features() if way == "cached" else task.with_trainer(trainable)
+        taken, reason = task.choose()
+        print(f"training {IN_WORDS[taken]}: {reason}")
+        fitted = task.on_features() if taken == "cached" else task.with_trainer(trainable)
 
     print(describe_result(fitted))
-    return Distilled(fitted, way, reason)
+    return Distilled(fitted, taken, reason)
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,7 @@ class _Task:
     out: Path
     cache: Path
     force_share: float
+    way: ChosenWay
 
     @property
     def resumes(self) -> bool:
@@ -184,10 +193,21 @@ class _Task:
         """Return the way of the run that is there, or the cheaper one, and why."""
         if self.resumes:
             last = self.out / LAST
-            state = read_run_checkpoint(last)
-            return ("plain" if OURS in state else "cached"), f"goes on from {last}"
+            kept: Way = "plain" if OURS in read_run_checkpoint(last) else "cached"
+            if self.way not in ("auto", kept):
+                raise FileExistsError(
+                    f"{last} is of a training {IN_WORDS[kept]}, which cannot go on with way: "
+                    f"{self.way}; choose another folder, or way: auto"
+                )
+            return kept, f"goes on from {last}"
+        if self.way == "plain":
+            return "plain", "as way: plain says"
 
         others = [name for name in count_trainable(self.model).names if not name.startswith(HEAD)]
+        if others and self.way == "cached":
+            raise ValueError(
+                f"way: cached is for a frozen trunk, but {others[0]} trains; take plain or auto"
+            )
         if others:
             cost = _format_time(self._cost_of_the_model())
             reason = f"{others[0]} trains, so that the trunk is not frozen; about {cost}"
@@ -196,7 +216,11 @@ class _Task:
         try:
             trunk = FrozenTrunk(self.model)
         except UnsuitableTrunk as error:
+            if self.way == "cached":
+                raise ValueError(f"way: cached: {error}") from error
             return "plain", str(error)
+        if self.way == "cached":
+            return "cached", "as way: cached says"
 
         found = estimate(
             trunk,

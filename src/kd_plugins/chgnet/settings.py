@@ -205,6 +205,8 @@ class TrainingSettings:
         student: which one, and which of its weights train.
         force_share: see `CachedData`.
         allow: names of errors to overrule, which are then logged as warnings.
+        way: ``cached`` on features, ``plain`` with CHGNet's Trainer, ``auto`` the cheaper one, see
+            `kd_plugins.chgnet.distill`.
     """
 
     train: DataSettings | tuple[DataSettings, ...]
@@ -216,6 +218,7 @@ class TrainingSettings:
     student: StudentSettings = field(default_factory=StudentSettings)
     force_share: float = 1.0
     allow: tuple[str, ...] = reader(_read_allow, default=())
+    way: Literal["auto", "cached", "plain"] = "auto"
 
     def __post_init__(self) -> None:
         """Check everything that can be checked before structures are read."""
