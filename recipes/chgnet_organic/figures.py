@@ -105,7 +105,8 @@ def save(figure: Any, panels: Any, path: Path, diagonal: Any = ()) -> None:
     for axes in diagonal:
         axes.axline((1, 1), slope=1, color="grey", lw=0.8)
     for axes in panels:
-        axes.legend(frameon=False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
