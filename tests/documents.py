@@ -218,9 +218,22 @@ def yaml_faults(text: str) -> list[str]:
         if set(raw) & {"md", "strain"}:
             read_config(Sampling, raw, "sample")
             return []
+        if raw and set(raw) <= {"train", "validation"}:
+            _check_sources(raw)
+            return []
     except (ValueError, KeyError) as error:
         return [str(error.args[0])]
     return [f"no check for a YAML with the key {next(iter(raw))!r}"] if raw else []
+
+
+def _check_sources(raw: Mapping[str, Any]) -> None:
+    """Read the sources of a CHGNet training, a part that a page shows without the rest."""
+    _require("chgnet")
+    from kd_plugins.chgnet.settings import DataSettings
+
+    for part, given in raw.items():
+        for place, one in enumerate(given if isinstance(given, list) else [given]):
+            read_config(DataSettings, one, f"{part}[{place}]")
 
 
 def _trainer_faults(raw: Mapping[str, Any]) -> list[str]:
