@@ -54,7 +54,7 @@ TABLE_5 = {
     "200k": {"structures": 198_823, "adsorbates": 82},
 }
 """Statistics of CRACK's subsets (Lim, Choung, Han 2025, Table 5). Its 55 "catalyst surfaces" of
-either are OC20's 55 chemical elements, and no number of surfaces as the mapping has them."""
+either are left out: 55 is OC20's number of elements, and what was counted is not said."""
 
 
 @dataclass(frozen=True)
