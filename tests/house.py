@@ -22,6 +22,7 @@ GROUND = {
     "kd_plugins.files",
     "kd_plugins.names",
     "kd_plugins.numbers",
+    "kd_plugins.processes",
     "kd_plugins.torch_files",
 }
 CORE = {"torch", "numpy", "jaxtyping", "kd_plugins.core"} | GROUND
@@ -37,6 +38,7 @@ ALLOWED_IMPORTS = {
     "kd_plugins/files.py": set(),
     "kd_plugins/names.py": set(),
     "kd_plugins/numbers.py": {"torch", "numpy"},
+    "kd_plugins/processes.py": set(),
     "kd_plugins/torch_files.py": {"torch"},
     "kd_plugins/cli.py": {"kd_plugins"},
     "kd_plugins/exit_codes.py": set(),

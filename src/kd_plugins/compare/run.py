@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
@@ -18,7 +16,7 @@ from concurrent.futures import (
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +46,7 @@ from kd_plugins.evaluate.measurements import alone, read_folder_settings
 from kd_plugins.evaluate.requirements import check_metrics
 from kd_plugins.evaluate.settings import EvaluationSettings
 from kd_plugins.files import read_json, write_json
+from kd_plugins.processes import end_with_parent, threads_each
 from kd_plugins.report.results import read_results
 from kd_plugins.report.verdicts import verdict
 from kd_plugins.report.worth import worth_of_best
@@ -453,25 +452,12 @@ def measure_in_parallel(
         pool.shutdown(cancel_futures=True)
 
 
-def threads_each(workers: int) -> int:
-    """Return a worker's share of the cores."""
-    return max(1, (os.cpu_count() or 1) // workers)
-
-
 def _measure_model(potential: str, settings: EvaluationSettings, folder: Path) -> None:
     Evaluator(potential, folder, settings, progress=False).all_but_speed()
 
 
 def _start_worker(threads: int) -> None:
-    """Take a share of the cores, and end when the command does, even if it is killed."""
     import torch
 
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()

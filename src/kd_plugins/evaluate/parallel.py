@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from typing import Any
 
 from ase import Atoms
@@ -16,6 +14,7 @@ from kd_plugins.evaluate.crystals import measure_crystal
 from kd_plugins.evaluate.evaluator import Evaluator
 from kd_plugins.evaluate.settings import CrystalSettings
 from kd_plugins.numbers import check_whole
+from kd_plugins.processes import end_with_parent, threads_each
 from kd_plugins.teachers.registry import load_teacher
 
 _calculators: dict[str, Any] = {}
@@ -39,7 +38,7 @@ def measure_crystals(evaluator: Evaluator, workers: int) -> None:
         evaluator.crystals()
         return
 
-    threads = max(1, (os.cpu_count() or 1) // n_workers)
+    threads = threads_each(n_workers)
     # Spawned, since a fork of a process with threads of torch may hang.
     pool = ProcessPoolExecutor(
         n_workers, get_context("spawn"), _start_worker, (evaluator.potential, threads)
@@ -75,12 +74,5 @@ def _start_worker(potential: str, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _calculators["own"] = getattr(load_teacher(potential), "calculator", None)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -49,6 +49,10 @@ METRICS = {
     "stress_r2": Metric("stress R²", smaller_is_better=False),
     "embedding_mae": Metric("embedding MAE"),
     "embedding_cosine": Metric("embedding cosine", smaller_is_better=False),
+    "projected_embedding_mae": Metric("embedding MAE after the projection"),
+    "projected_embedding_cosine": Metric(
+        "embedding cosine after the projection", smaller_is_better=False
+    ),
     "microseconds_per_atom": Metric("time per step and atom", "µs"),
     "bytes_per_atom": Metric("memory per atom", "KB", 1e-3),
     "nanoseconds_per_day": Metric("simulated a day", "ns", smaller_is_better=False),

@@ -13,8 +13,6 @@ import json
 import os
 import signal
 import sqlite3
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -30,6 +28,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.db.row import AtomsRow
 
+from kd_plugins.processes import end_with_parent
 from kd_plugins.structures.oc20_frames import Chunk, Frame, check_frame, read_frames
 
 SPLITS = ("train", "val")
@@ -83,9 +82,7 @@ def write_shards(tasks: Sequence[Task], rules: Rules, n_workers: int) -> Iterato
 
     # Spawned and not forked: the caller may have threads.
     context = get_context("spawn")
-    pool = ProcessPoolExecutor(
-        min(n_workers, len(tasks)), context, _start_worker, (rules, os.getpid())
-    )
+    pool = ProcessPoolExecutor(min(n_workers, len(tasks)), context, _start_worker, (rules,))
     with pool:
         futures: list[Future[None]] = [pool.submit(_work, task) for task in tasks]
         try:
@@ -106,17 +103,10 @@ _rules: list[Rules] = []
 """Of a worker's process: the wanted systems are sent once, and not with each task."""
 
 
-def _start_worker(rules: Rules, parent: int) -> None:
+def _start_worker(rules: Rules) -> None:
     _rules.append(rules)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it, too, and cancels
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process when the parent was killed: it would wait for tasks for ever."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    end_with_parent()
 
 
 def _work(task: Task) -> None:

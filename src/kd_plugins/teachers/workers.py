@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import connection
@@ -14,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from kd_plugins.processes import end_with_parent, threads_each
 from kd_plugins.store import StoreError
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure
@@ -82,7 +81,7 @@ class ProcessEngine:
 
     def __init__(self, teacher: str, folder: Path, n_workers: int, device: str = "auto") -> None:
         self.n_workers = n_workers
-        n_threads = max(1, (os.cpu_count() or 1) // n_workers)
+        n_threads = threads_each(n_workers)
         self._job = (teacher, device, folder, n_threads)
 
         # Each worker is forked from a server that has imported everything and computed nothing:
@@ -146,7 +145,7 @@ class ProcessEngine:
 def _serve(pipe: Any, teacher: str, device: str, folder: Path, n_threads: int, shard: str) -> None:
     """Label the batches that come through a pipe until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(n_threads)  # or all workers together would have too many
 
     try:
@@ -157,11 +156,3 @@ def _serve(pipe: Any, teacher: str, device: str, folder: Path, n_threads: int, s
         pipe.send(error)
     except (EOFError, BrokenPipeError):
         pass  # the parent has closed the pipe
-
-
-def _die_with_parent() -> None:
-    """End this process with its parent, which a kill does not let close the pipe's other copies."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-    os._exit(1)
