@@ -34,7 +34,7 @@ quickstart: .venv-latest/.installed
 	$(SAMPLE) --md 1 --temperatures 1500 --seed 2 --out $(QUICK)/liquid.extxyz
 	$(KD) label $(QUICK)/train.extxyz --teacher chgnet --store $(QUICK)/targets \
 	    --quantities energy forces atomic_energies --engine process --workers 2
-	$(KD) compare recipes/quickstart/experiment.yml --out $(QUICK)/compare --workers 2
+	$(KD) compare recipes/quickstart/experiment.yml --out $(QUICK)/compare --workers 3
 	$(KD) report $(QUICK)/compare -o $(QUICK)/report.html
 
 lint: .venv/.installed
