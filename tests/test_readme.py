@@ -141,6 +141,6 @@ def test_yaml_of_fairchem_is_valid() -> None:
     """Every key of the block is one that the adapter knows."""
     yaml = pytest.importorskip("yaml")
     found = [*blocks("yaml", "distill"), *blocks("yaml", "distill", "docs/fairchem.md")]
-    assert len(found) == 6
+    assert len(found) == 7
     for block in found:
         read_config(DistillSettings, yaml.safe_load(block)["task"]["distill"], "task.distill")
