@@ -85,7 +85,6 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "no checkpoint": (["student.model=training.yml"], ["student.model", "training.yml: is text"]),
     "prefix": (["student.trainable=[mpl.]"], ["no parameter's name starts with 'mpl.'"]),
     "larger than there is": (["train.size=9"], ["9"]),
-    "more than a batch": (["optim.batch_size=9"], ["a batch of 9 is more than the 4 structures"]),
     "share": (["force_share=0"], ["force_share: expected above 0 and at most 1, got 0"]),
     "labels that are not there": (["loss.hard.magmoms=1"], ["it has no label magmoms"]),
 }
