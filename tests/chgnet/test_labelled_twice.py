@@ -15,6 +15,7 @@ from kd_plugins.doctor.diagnosis import diagnose
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures import read_structures
 from kd_plugins.teachers import failures, label, load_teacher
+from tests.hosts import in_one_environment
 from tests.house import ROOT
 from tests.teachers.fixtures import packed_records
 
@@ -43,6 +44,7 @@ def n_labelled(folder: Path) -> int:
     return len(TargetStore.open(folder)) if (folder / "manifest.json").exists() else 0
 
 
+@in_one_environment
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mptrj/mptrj_format_sample.json", "molecular_crystals/x23"], ids=["mptrj", "x23"]
