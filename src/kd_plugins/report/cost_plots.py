@@ -15,6 +15,7 @@ from kd_plugins.report.figures import (
     ArmStyles,
     Plot,
     add_legend,
+    capitalize,
     escape_text,
     make_panels,
     slug,
@@ -80,7 +81,7 @@ def draw_pareto(
 
     return Plot(
         name=f"pareto-{slug(error)}-{slug(cost)}",
-        title=f"{_capitalize(metric(error).label)} against {metric(cost).label}",
+        title=f"{capitalize(metric(error).label)} against {metric(cost).label}",
         caption="One point an arm: mean over the seeds, the bars one standard deviation.",
         figure=figure,
         rows=rows,
@@ -120,7 +121,7 @@ def draw_scaling(cost: str, cells: Mapping[str, Sequence[Cell]], styles: ArmStyl
     rows = [[arm, n, value] for arm, points in means.items() for n, value in points]
     return Plot(
         name=f"growth-{cost}",
-        title=f"{_capitalize(cost_metric.label)} in growing cells",
+        title=f"{capitalize(cost_metric.label)} in growing cells",
         caption="Mean over the seeds.",
         figure=figure,
         rows=[["arm", "atoms", cost_metric.title], *rows],
@@ -164,8 +165,3 @@ def _draw_point(axes: Axes, point: CostsAndErrors, label: str, style: ArmStyle) 
 
 def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def _capitalize(text: str) -> str:
-    """Return text with a capital first letter; `str.capitalize` would make ``RMSE`` small."""
-    return text[:1].upper() + text[1:]

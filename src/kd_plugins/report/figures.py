@@ -270,6 +270,15 @@ def escape_text(text: str) -> str:
     return visible.replace("$", r"\$")
 
 
+def capitalize(text: str) -> str:
+    """Return text with a capital first letter; `str.capitalize` would make ``RMSE`` small.
+
+    >>> capitalize("force RMSE")
+    'Force RMSE'
+    """
+    return text[:1].upper() + text[1:]
+
+
 def escape_cell(value: object) -> object:
     """Return a value of a CSV; text that a spreadsheet would run gets an apostrophe in front.
 

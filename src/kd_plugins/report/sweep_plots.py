@@ -15,6 +15,7 @@ from kd_plugins.report.figures import (
     ArmStyles,
     Plot,
     add_legend,
+    capitalize,
     escape_text,
     make_panels,
     slug,
@@ -68,7 +69,7 @@ def draw_over_axis(
     head = ["arm", *dict.fromkeys(o for one in swept for o in one.at), "seed", metric(name).title]
     return Plot(
         name=f"sweep-{slug(axis)}-{slug(name)}",
-        title=f"{_capitalized(name)} over {axis}",
+        title=f"{capitalize(metric(name).label)} over {axis}",
         caption="Mean over the seeds, the bars one standard deviation.",
         figure=figure,
         rows=[head, *_rows(swept, head[1:-2])],
@@ -139,7 +140,7 @@ def draw_over_weights(name: str, swept: Sequence[Swept], styles: ArmStyles) -> P
     ]
     return Plot(
         name=f"weights-{slug(name)}",
-        title=f"{_capitalized(name)} over the number of weights",
+        title=f"{capitalize(metric(name).label)} over the number of weights",
         caption="Mean over the seeds, the bars one standard deviation.",
         figure=figure,
         rows=[["arm", "weights", "run", metric(name).title], *rows],
@@ -198,11 +199,6 @@ def _places(labels: Sequence[str]) -> dict[str, float]:
     if all(map(_is_number, labels)):
         return {label: float(label) for label in labels}
     return {label: float(place) for place, label in enumerate(labels)}
-
-
-def _capitalized(name: str) -> str:
-    label = metric(name).label
-    return label[:1].upper() + label[1:]
 
 
 def _is_number(label: str) -> bool:
