@@ -8,15 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
-    ProcessPoolExecutor,
     ThreadPoolExecutor,
     as_completed,
     wait,
 )
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +43,7 @@ from kd_plugins.evaluate.measurements import alone, read_folder_settings
 from kd_plugins.evaluate.requirements import check_metrics
 from kd_plugins.evaluate.settings import EvaluationSettings
 from kd_plugins.files import read_json, write_json
-from kd_plugins.processes import end_with_parent, threads_each
+from kd_plugins.processes import threads_each, worker_pool
 from kd_plugins.report.results import read_results
 from kd_plugins.report.verdicts import verdict
 from kd_plugins.report.worth import worth_of_best
@@ -429,10 +426,7 @@ def measure_in_parallel(
     Raises:
         ValueError: the error of the first that fails; the others finish their current model.
     """
-    pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), _start_worker, (threads_each(workers),)
-    )
-    try:
+    with worker_pool(workers, "measured a model", _take_threads, threads_each(workers)) as pool:
         futures = [pool.submit(_measure_model, name, settings, folder) for name, folder in models]
         bar = tqdm(
             as_completed(futures),
@@ -443,21 +437,13 @@ def measure_in_parallel(
         )
         for future in bar:
             future.result()
-    except BrokenProcessPool:
-        raise ValueError(
-            "a process that measured a model was killed, perhaps for want of memory; the same "
-            "command goes on, with fewer --workers in less memory"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _measure_model(potential: str, settings: EvaluationSettings, folder: Path) -> None:
     Evaluator(potential, folder, settings, progress=False).all_but_speed()
 
 
-def _start_worker(threads: int) -> None:
+def _take_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    end_with_parent()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import Future, as_completed
 from typing import Any
 
 from ase import Atoms
@@ -14,7 +12,7 @@ from kd_plugins.evaluate.crystals import measure_crystal
 from kd_plugins.evaluate.evaluator import Evaluator
 from kd_plugins.evaluate.settings import CrystalSettings
 from kd_plugins.numbers import check_whole
-from kd_plugins.processes import end_with_parent, threads_each
+from kd_plugins.processes import threads_each, worker_pool
 from kd_plugins.teachers.registry import load_teacher
 
 _calculators: dict[str, Any] = {}
@@ -38,12 +36,8 @@ def measure_crystals(evaluator: Evaluator, workers: int) -> None:
         evaluator.crystals()
         return
 
-    threads = threads_each(n_workers)
-    # Spawned, since a fork of a process with threads of torch may hang.
-    pool = ProcessPoolExecutor(
-        n_workers, get_context("spawn"), _start_worker, (evaluator.potential, threads)
-    )
-    try:
+    opened = evaluator.potential, threads_each(n_workers)
+    with worker_pool(n_workers, "measured crystals", _open, *opened) as pool:
         futures: dict[Future[dict[str, Any]], str] = {
             pool.submit(_measure, one.atoms, settings): one.structure_id for one in missing
         }
@@ -56,23 +50,15 @@ def measure_crystals(evaluator: Evaluator, workers: int) -> None:
         )
         for future in bar:
             evaluator.keep_crystal(futures[future], future.result())
-    except BrokenProcessPool:
-        raise ValueError(
-            "a process that measured crystals was killed, perhaps for want of memory; the same "
-            "command goes on, with fewer --workers in less memory"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _measure(atoms: Atoms, settings: CrystalSettings) -> dict[str, Any]:
     return measure_crystal(atoms, _calculators["own"], settings)
 
 
-def _start_worker(potential: str, threads: int) -> None:
-    """Open the potential with a share of the cores, and end when the command does."""
+def _open(potential: str, threads: int) -> None:
+    """Open the potential with a share of the cores."""
     import torch
 
     torch.set_num_threads(threads)
-    end_with_parent()
     _calculators["own"] = getattr(load_teacher(potential), "calculator", None)

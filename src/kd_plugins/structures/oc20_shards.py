@@ -15,11 +15,9 @@ import signal
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.db.row import AtomsRow
 
-from kd_plugins.processes import end_with_parent
+from kd_plugins.processes import worker_pool
 from kd_plugins.structures.oc20_frames import Chunk, Frame, check_frame, read_frames
 
 SPLITS = ("train", "val")
@@ -80,23 +78,10 @@ def write_shards(tasks: Sequence[Task], rules: Rules, n_workers: int) -> Iterato
             yield
         return
 
-    # Spawned and not forked: the caller may have threads.
-    context = get_context("spawn")
-    pool = ProcessPoolExecutor(min(n_workers, len(tasks)), context, _start_worker, (rules,))
-    with pool:
-        futures: list[Future[None]] = [pool.submit(_work, task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield
-        except BrokenProcessPool:
-            raise ValueError(
-                "a process that read was killed, perhaps for want of memory; the same command goes "
-                "on, with fewer --workers in less memory"
-            ) from None
-        finally:
-            for future in futures:
-                future.cancel()
+    with worker_pool(min(n_workers, len(tasks)), "read", _start_worker, rules) as pool:
+        for future in as_completed([pool.submit(_work, task) for task in tasks]):
+            future.result()
+            yield
 
 
 _rules: list[Rules] = []
@@ -106,7 +91,6 @@ _rules: list[Rules] = []
 def _start_worker(rules: Rules) -> None:
     _rules.append(rules)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it, too, and cancels
-    end_with_parent()
 
 
 def _work(task: Task) -> None:
