@@ -96,6 +96,6 @@ def metric(name: str) -> Metric:
     return Metric(name.replace("_", " "), smaller_is_better=None)
 
 
-def beats(name: str, value: float, other: float) -> bool:
-    """Return whether a value of a metric is better; smaller is, where nothing else is known."""
-    return value > other if metric(name).smaller_is_better is False else value < other
+def rank(name: str, value: float) -> float:
+    """Return a number that is the smaller the better a value is; unknown metrics are errors."""
+    return -value if metric(name).smaller_is_better is False else value

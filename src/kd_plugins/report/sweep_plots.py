@@ -42,7 +42,8 @@ def draw_over_axis(
         levels: arms that are not swept, and the teacher, to their value, drawn as horizontal lines.
         styles: of the arms by their names in the experiment.
     """
-    others = [other for other in dict.fromkeys(o for one in swept for o in one.at) if other != axis]
+    all_axes = list(dict.fromkeys(other for one in swept for other in one.at))
+    others = [other for other in all_axes if other != axis]
     panel_axis, line_axes = (others[0], others[1:]) if len(others) > 1 else ("", others)
     # An arm that is not swept over the axis of the panels is drawn in each of them.
     panels = list(dict.fromkeys(one.at[panel_axis] for one in swept if panel_axis in one.at)) or [
@@ -66,13 +67,13 @@ def draw_over_axis(
         axes.set(ylabel=escape_text(metric(name).title), title=title)
     add_legend(figure, grid[0])
 
-    head = ["arm", *dict.fromkeys(o for one in swept for o in one.at), "seed", metric(name).title]
+    head = ["arm", *all_axes, "seed", metric(name).title]
     return Plot(
         name=f"sweep-{slug(axis)}-{slug(name)}",
         title=f"{capitalize(metric(name).label)} over {axis}",
         caption="Mean over the seeds, the bars one standard deviation.",
         figure=figure,
-        rows=[head, *_rows(swept, head[1:-2])],
+        rows=[head, *_rows(swept, all_axes)],
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from kd_plugins.report.metrics import beats, metric
+from kd_plugins.report.metrics import metric, rank
 from kd_plugins.report.results import ExperimentResults
 
 
@@ -59,6 +59,6 @@ def best_points(swept: Sequence[Swept], name: str, axis: str | None) -> list[Swe
     best: dict[tuple[object, ...], Swept] = {}
     for one in swept:
         others = (one.arm, *((other, label) for other, label in one.at.items() if other != axis))
-        if others not in best or beats(name, one.mean, best[others].mean):
+        if others not in best or rank(name, one.mean) < rank(name, best[others].mean):
             best[others] = one
     return list(best.values())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 
-from kd_plugins.report.metrics import TEACHER, metric
+from kd_plugins.report.metrics import TEACHER, metric, rank
 from kd_plugins.report.results import ExperimentResults, RunResults
 from kd_plugins.report.statistics import Difference
 from kd_plugins.report.sweeps import best_points, swept_arms
@@ -177,8 +177,7 @@ def _marks(experiment: ExperimentResults, name: str) -> dict[str, str]:
     }
     if len(means) < FEWEST_MARKED:
         return {}
-    sign = -1 if metric(name).smaller_is_better is False else 1
-    ranked = sorted(means, key=lambda arm: sign * means[arm])
+    ranked = sorted(means, key=lambda arm: rank(name, means[arm]))
     return dict(zip(ranked, MARKS_OF_BEST, strict=False))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from kd_plugins.report.metrics import TEACHER, metric
+from kd_plugins.report.metrics import TEACHER, metric, rank
 from kd_plugins.report.results import ExperimentResults
 from kd_plugins.report.statistics import FEWEST_PAIRS, mean_interval
 from kd_plugins.report.tables import THIN, decisive_metrics, format_number
@@ -95,8 +95,7 @@ def _best_arm(experiment: ExperimentResults) -> str | None:
             teacher is None or run.fingerprint != teacher for run in experiment.of(arm).values()
         )
     }
-    sign = -1 if metric(names[0]).smaller_is_better is False else 1
-    return min(means, key=lambda arm: sign * means[arm], default=None)
+    return min(means, key=lambda arm: rank(names[0], means[arm]), default=None)
 
 
 def _estimate(values: list[float]) -> Estimate:
