@@ -342,7 +342,9 @@ def _settings_of(experiment: Experiment) -> dict[str, Any]:
     sources = HOSTS[experiment.host].sources
     arms, base = experiment.swept_arms, Path(experiment.base)
     changes = {name: one.changes for name, one in arms.items()}
-    hashes = {str(path): file_hash(path) for arm in changes.values() for path in sources(base, arm)}
+    # All points of a sweep come from the same few files.
+    paths = dict.fromkeys(path for arm in changes.values() for path in sources(base, arm))
+    hashes = {str(path): file_hash(path) for path in paths}
     # Through JSON and back, so that tuples compare equal to the lists of a stored file.
     return json.loads(json.dumps({**asdict(experiment), "arms": changes, "sources": hashes}))
 

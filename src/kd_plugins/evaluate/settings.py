@@ -174,15 +174,20 @@ class CrystalSettings:
                 )
 
     @property
-    def files(self) -> list[str]:
-        """All files of crystals.
+    def listed(self) -> list[str]:
+        """The files that ``ids`` lists.
 
         Raises:
             FileNotFoundError, ValueError: see `listed_files`.
         """
         if self.ids is None or self.folder is None:
-            return list(self.structures)
-        return [*self.structures, *listed_files(self.ids, self.folder)]
+            return []
+        return listed_files(self.ids, self.folder)
+
+    @property
+    def files(self) -> list[str]:
+        """All files of crystals; raises what `listed` does."""
+        return [*self.structures, *self.listed]
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,7 @@ class EvaluationSettings:
     @property
     def files(self) -> list[str]:
         """All files that hold structures, and those that list crystals."""
-        listed = self.crystals.files[len(self.crystals.structures) :] if self.crystals else []
+        listed = self.crystals.listed if self.crystals else []
         return [*self.named_files, *listed]
 
     @property
