@@ -1,21 +1,26 @@
 """Speed and memory of CRACK's loss: the E x E form, torch's blocked cross entropy, kd_plugins.
 
-    python benchmarks/relational_loss.py                                  # the table of the README
+    python benchmarks/relational_loss.py                                  # all sizes, one thread
     python benchmarks/relational_loss.py --edges 7500 --widths 128        # one row
+    python benchmarks/relational_loss.py --edges 7500 --widths 128 --threads 1 2 --busy 2
 
 Forward and backward over random graphs of 25 neighbours an atom, float32. Forms are timed in turns
-in one process and the best turn counts; peak memory is that of a process of its own, which runs
-one form once. A form that would need more than ``--limit`` GiB is left out.
+in one process and the best turn counts, by the clock and in CPU time of all threads. Peak memory
+is that of a process of its own, which runs one form once. A form that would need more than
+``--limit`` GiB is left out. With ``--busy`` other processes compute beside it, which it starts and
+ends, and the median turn counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -55,6 +60,14 @@ FORMS: dict[str, Loss] = {
     "ours": ours,
 }
 
+BUSY = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    sum(range(100_000))
+"""
+"""What another process computes, until this one ends."""
+
 
 def _relations(student: Tensor, teacher: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
     """Return the relations that the teacher resolves, teacher's first."""
@@ -81,16 +94,38 @@ def step(loss: Loss, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     return torch.autograd.grad(loss(*inputs), inputs[0])[0]
 
 
-def seconds(forms: list[str], n_edges: int, width: int, turns: int) -> dict[str, float]:
-    """Return the best time of each form, taken in turns after one turn that does not count."""
-    inputs, best = batch(n_edges, width), dict.fromkeys(forms, math.inf)
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Keep the machine busy with so many other processes."""
+    started = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for one in started:
+            one.kill()
+            one.wait()
+
+
+def seconds(
+    forms: list[str], n_edges: int, width: int, turns: int, choose: Callable[[list[float]], float]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the time and the CPU time of each form, chosen of its turns but for the first."""
+    inputs = batch(n_edges, width)
+    clocks = time.perf_counter, time.process_time
+    taken: dict[str, list[list[float]]] = {form: [[], []] for form in forms}
+
     for turn in range(turns + 1):
         for form in forms:
-            start = time.perf_counter()
+            starts = [clock() for clock in clocks]
             step(FORMS[form], inputs)
+            ends = [clock() for clock in clocks]
+
             if turn or turns == 1:
-                best[form] = min(best[form], time.perf_counter() - start)
-    return best
+                for of_clock, start, end in zip(taken[form], starts, ends, strict=True):
+                    of_clock.append(end - start)
+
+    wall, cpu = ({form: choose(taken[form][place]) for form in forms} for place in (0, 1))
+    return wall, cpu
 
 
 def peak_memory(form: str, n_edges: int, width: int) -> float:
@@ -124,13 +159,19 @@ def affordable(form: str, n_edges: int, width: int, limit: float) -> bool:
     return form == "ours" or (4 * 4 * n_edges**2 <= limit * 2**30 and n_edges**2 * width <= 5e11)
 
 
-def row(n_edges: int, width: int, arguments: argparse.Namespace) -> str:
+def row(n_edges: int, width: int, threads: int, arguments: argparse.Namespace) -> str:
     """Return one line of the table; times and memory are ours, the others' as multiples of it."""
     forms = [form for form in FORMS if affordable(form, n_edges, width, arguments.limit)]
-    times = seconds(forms, n_edges, width, arguments.turns if n_edges <= 3e4 else 1)
-    peaks = {form: memory_elsewhere(form, n_edges, width, arguments.threads) for form in forms}
-    cells = [f"{n_edges:,}", f"{width:,}"]
-    for values, unit in ((times, "s"), (peaks, "MiB")):
+    turns = arguments.turns if n_edges <= 3e4 else 1
+    choose = statistics.median if arguments.busy else min
+
+    torch.set_num_threads(threads)
+    with busy(arguments.busy):
+        wall, cpu = seconds(forms, n_edges, width, turns, choose)
+    peaks = {form: memory_elsewhere(form, n_edges, width, threads) for form in forms}
+
+    cells = [f"{threads}", f"{n_edges:,}", f"{width:,}"]
+    for values, unit in ((wall, "s"), (cpu, "s"), (peaks, "MiB")):
         others = [values.get(form, math.nan) / values["ours"] for form in list(FORMS)[:-1]]
         cells += [f"{values['ours']:.3g} {unit}", *(_times(ratio) for ratio in others)]
     return f"| {' | '.join(cells)} |"
@@ -145,22 +186,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--edges", type=int, nargs="+", default=[256, 1000, 7500, 30000, 200000])
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 6272])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--busy", type=int, default=0, help="busy processes beside this one")
     parser.add_argument("--limit", type=float, default=4.0, help="GiB")
     parser.add_argument("--peak-of", choices=FORMS)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+
     if arguments.peak_of:
+        torch.set_num_threads(arguments.threads[0])
         print(peak_memory(arguments.peak_of, arguments.edges[0], arguments.widths[0]))
         return
-    print(f"torch {torch.__version__}, {arguments.threads} thread(s), CPU, float32")
+
+    beside = f", beside {arguments.busy} busy processes" if arguments.busy else ""
+    print(f"torch {torch.__version__}, CPU, float32{beside}")
     others = " | ".join(list(FORMS)[:-1])
-    print(f"| E | D | time | {others} | memory | {others} |")
-    print("|--:" * 8 + "|")
+    print(f"| threads | E | D | time | {others} | CPU time | {others} | memory | {others} |")
+    print("|--:" * 12 + "|")
     for width in arguments.widths:
         for n_edges in arguments.edges:
-            print(row(n_edges, width, arguments), flush=True)
+            for threads in arguments.threads:
+                print(row(n_edges, width, threads, arguments), flush=True)
 
 
 if __name__ == "__main__":
