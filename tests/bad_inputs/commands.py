@@ -344,6 +344,8 @@ SAMPLING = [
     Case("sample_molecule_repeated", f"{SAMPLE.replace('crystal', 'molecule')} --strain 2 --atoms 32", ("molecule", "periodic", "32")),
     Case("sample_molecule_cut", f"{SAMPLE.replace('crystal', 'molecule')} --surface 2", ("molecule", "periodic"), leaves=("out.extxyz.partial*",)),
     Case("sample_metal_without_molecules", f"{SAMPLE} --molecules 2", ("crystal/molecules", "bound"), leaves=("out.extxyz.partial*",)),
+    Case("sample_packing_of_a_crystal", f"{SAMPLE} --packing 2", ("crystal/packing", "periodic", "one molecule"), leaves=("out.extxyz.partial*",)),
+    Case("sample_too_many_copies", f"{SAMPLE} --packing 2 --settings s.yml", ("copies", "5"), {"s.yml": "packing: {copies: 5}"}),
     Case("sample_all_taken_out", f"{SAMPLE} --vacancy 2 --settings s.yml", ("missing", "4"), {"s.yml": "vacancy: {missing: 4}"}, leaves=("out.extxyz.partial*",)),
     Case("sample_always_too_near", f"{SAMPLE} --strain 2 --min-distance 3", ("crystal/strain", "50", "min_distance"), leaves=("out.extxyz.partial*",)),
     Case("sample_two_of_one_id", f"{SAMPLE} --strain 2", ("same", "--ids"), {"crystal.extxyz": twice}),

@@ -9,9 +9,12 @@ import pytest
 from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from ase.data.vdw_alvarez import vdw_radii
+from ase.neighborlist import neighbor_list
 
 from kd_plugins.sampling import (
     MolecularDynamics,
+    Packing,
     Rattle,
     RigidMolecules,
     Sampling,
@@ -19,6 +22,7 @@ from kd_plugins.sampling import (
     Surfaces,
     Vacancies,
     crystal_of,
+    find_molecules,
     sample,
 )
 from kd_plugins.sampling.guards import NEAREST, Guards
@@ -134,6 +138,30 @@ def test_rigid_molecules_keep_their_bonds() -> None:
         lengths = one.atoms.get_all_distances(mic=True)[:3, :3]
         assert np.allclose(lengths, water.get_all_distances())
         assert one.atoms.get_volume() > 2 * water.get_volume()
+
+
+def test_packed_molecules_are_rigid_and_touch_at_the_contact_of_info() -> None:
+    water = molecule("H2O")
+    seeds = [LabelledStructure("water", water)]
+    settings = Packing(2, copies=3, trials=2, rattle=(0.0, 0.0))
+
+    for one in sample(seeds, Sampling(packing=settings), seed=0):
+        atoms = one.atoms
+        assert len(atoms) == 9 and atoms.pbc.all()
+        found = find_molecules(atoms)
+        assert len(found) == 3
+        for members in found.members:
+            inner = np.linalg.norm(
+                atoms.positions[members][:, None] - atoms.positions[members], axis=2
+            )
+            assert np.allclose(inner, water.get_all_distances())
+
+        i, j, shifts, distances = neighbor_list("ijSd", atoms, 6.0)
+        is_between = (found.index[i] != found.index[j]) | shifts.any(axis=1)
+        ratios = distances / (vdw_radii[atoms.numbers[i]] + vdw_radii[atoms.numbers[j]])
+        nearest = ratios[is_between].min()
+        # No axis can shrink by another 2 %, and none has gone below the contact.
+        assert atoms.info["contact"] <= nearest < 1.03 * atoms.info["contact"]
 
 
 def test_vacancies_lack_atoms_of_the_repeated_cell() -> None:

@@ -17,6 +17,7 @@ COUNTS = {
     "rattle": "cells with displaced atoms",
     "md": "snapshots of molecular dynamics by --potential",
     "molecules": "crystals of rigid molecules: strained, rotated, rattled",
+    "packing": "crystals of copies of the seed, one molecule, packed at random",
     "vacancy": "cells with missing atoms",
     "surface": "slabs with vacuum",
 }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kd_plugins.sampling.selection import farthest_points as farthest_points
     from kd_plugins.sampling.selection import select as select
     from kd_plugins.sampling.settings import MolecularDynamics as MolecularDynamics
+    from kd_plugins.sampling.settings import Packing as Packing
     from kd_plugins.sampling.settings import Rattle as Rattle
     from kd_plugins.sampling.settings import RigidMolecules as RigidMolecules
     from kd_plugins.sampling.settings import Sampling as Sampling
@@ -52,6 +53,7 @@ _HOMES = {
     "farthest_points": "kd_plugins.sampling.selection",
     "select": "kd_plugins.sampling.selection",
     "MolecularDynamics": "kd_plugins.sampling.settings",
+    "Packing": "kd_plugins.sampling.settings",
     "Rattle": "kd_plugins.sampling.settings",
     "RigidMolecules": "kd_plugins.sampling.settings",
     "Sampling": "kd_plugins.sampling.settings",

@@ -12,7 +12,15 @@ from ase.build import surface
 from numpy.typing import NDArray
 
 from kd_plugins.sampling.deformation import deformed
-from kd_plugins.sampling.settings import Rattle, RigidMolecules, Strain, Surfaces, Vacancies
+from kd_plugins.sampling.packing import packed
+from kd_plugins.sampling.settings import (
+    Packing,
+    Rattle,
+    RigidMolecules,
+    Strain,
+    Surfaces,
+    Vacancies,
+)
 
 Info = dict[str, Any]
 """Where a structure comes from, for its ``info``."""
@@ -52,6 +60,19 @@ def with_rigid_molecules(
         ValueError: if the crystal has no molecules, or no draw keeps them apart.
     """
     return deformed(cell, generator, settings), {}
+
+
+def with_packing(
+    cell: Atoms, settings: Packing, generator: np.random.Generator
+) -> tuple[Atoms, Info]:
+    """Return a crystal of randomly turned and packed copies of a molecule, rattled.
+
+    Raises:
+        ValueError: as `packed`.
+    """
+    contact = float(generator.uniform(*settings.contact))
+    atoms = packed(cell, settings.copies, contact, settings.trials, generator)
+    return atoms, {"contact": contact, "rattle": _rattle(atoms, settings.rattle, generator)}
 
 
 def with_vacancies(
@@ -113,6 +134,7 @@ DRAWS: Mapping[str, Callable[[Atoms, Any, np.random.Generator], tuple[Atoms, Inf
     "strain": with_strain,
     "rattle": with_rattle,
     "molecules": with_rigid_molecules,
+    "packing": with_packing,
     "vacancy": with_vacancies,
     "surface": rattled_slab,
 }

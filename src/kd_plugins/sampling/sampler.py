@@ -54,7 +54,7 @@ def sample(
     dynamics on those before them. The ``info`` of its atoms tells where it comes from:
     ``method``, ``seed_structure``, ``random_seed``, and where they apply ``strain`` (xx, yy, zz,
     yz, xz, xy), ``rattle`` (Å), ``temperature`` (K), ``length_scale``, ``displacement``
-    (from the seed, Å), ``miller``, ``potential`` and ``potential_fingerprint``.
+    (from the seed, Å), ``contact``, ``miller``, ``potential`` and ``potential_fingerprint``.
 
     Args:
         structures: the seed structures; their labels and constraints are left out.

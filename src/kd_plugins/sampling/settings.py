@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from kd_plugins.numbers import check_number, check_whole, is_number, shown
 from kd_plugins.sampling.deformation import Deformation
+from kd_plugins.sampling.packing import MOST_COPIES
 
-METHODS = ("strain", "rattle", "md", "molecules", "vacancy", "surface")
+METHODS = ("strain", "rattle", "md", "molecules", "packing", "vacancy", "surface")
 """The methods, in the order of the pool; each is a field of `Sampling`."""
 
 
@@ -159,6 +160,38 @@ class RigidMolecules(Deformation):
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Crystals of copies of a molecule, turned at random and packed, their atoms rattled.
+
+    The seed is one molecule, without a cell. See `kd_plugins.sampling.packing.packed`.
+
+    Args:
+        count: structures of each seed structure, each packed anew.
+        copies: molecules in a cell.
+        contact: lowest and highest distance at which atoms of different molecules touch, over the
+            sum of their van der Waals radii; each structure has its own.
+        trials: packings of which the densest is taken.
+        rattle: lowest and highest standard deviation of the normal displacements, Å.
+
+    Raises:
+        ValueError: for a number out of bounds.
+    """
+
+    count: int = 0
+    copies: int = 2
+    contact: tuple[float, float] = (0.7, 1.0)
+    trials: int = 5
+    rattle: tuple[float, float] = (0.0, 0.05)
+
+    def __post_init__(self) -> None:
+        _check_count(self.count)
+        check_whole("copies", self.copies, least=1, most=MOST_COPIES)
+        _check_range("contact", self.contact, above=0)
+        check_whole("trials", self.trials, least=1)
+        _check_range("rattle", self.rattle, least=0, unit="Å")
+
+
+@dataclass(frozen=True)
 class Vacancies:
     """Seeds without some of their atoms, which are drawn at random, and rattled.
 
@@ -237,6 +270,7 @@ class Sampling:
         rattle: displaced atoms.
         md: molecular dynamics.
         molecules: crystals of rigid molecules.
+        packing: crystals of copies of a molecule.
         vacancy: missing atoms.
         surface: slabs.
 
@@ -251,6 +285,7 @@ class Sampling:
     rattle: Rattle = Rattle()
     md: MolecularDynamics = MolecularDynamics()
     molecules: RigidMolecules = RigidMolecules()
+    packing: Packing = Packing()
     vacancy: Vacancies = Vacancies()
     surface: Surfaces = Surfaces()
 
