@@ -172,6 +172,6 @@ def test_cpu_time_is_that_of_the_whole_process_tree(tmp_path: Path) -> None:
         f"subprocess.run([sys.executable, '-c', {burn!r}])",
     ]
     start = time.perf_counter()
-    ended = Trainings().run(command, tmp_path, 1)
+    ended = Trainings().run(command, tmp_path)
     assert ended is not None and ended.code == 0
     assert 0.5 < ended.cpu_seconds < 1.4 < time.perf_counter() - start

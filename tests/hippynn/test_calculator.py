@@ -17,7 +17,7 @@ from kd_plugins.hippynn import HippynnTeacher, export_student, to_arrays, write_
 from kd_plugins.hippynn.calculator import LARGEST_IN_BATCH, hippynn
 from kd_plugins.structures import LabelledStructure
 from kd_plugins.teachers import CalculatorTeacher, TeacherError, load_teacher
-from kd_plugins.teachers.calculator import describe
+from kd_plugins.teachers.calculator import _device_of, describe, weight_dtype
 from tests.hippynn import fixtures
 from tests.teachers.batching import assert_batch_independent
 
@@ -205,3 +205,27 @@ def test_curves_hold_every_finite_metric(tmp_path: Path) -> None:
     }
     with pytest.raises(ValueError, match="no epoch yet"):
         write_curves(SimpleNamespace(epoch_metric_values=[]), tmp_path / "none.json")
+
+
+def test_device_and_dtype_reach_the_model(run: Path) -> None:
+    """On torch's ``meta`` a model has a device without any hardware."""
+    assert _device_of(HippynnTeacher(str(run), device="meta")) == "meta"
+    assert weight_dtype(hippynn(str(run), dtype="float64")) == "float64"
+    assert weight_dtype(HippynnTeacher(str(run), dtype="float64")) == "float64"
+    assert weight_dtype(hippynn(str(run))) == "float32"
+
+
+def test_float64_has_the_same_forces_with_less_rounding(run: Path) -> None:
+    """The sum of all forces is zero but for rounding."""
+    atoms = make_bulk(2)
+    single, double = (
+        predict(load_teacher(f"hippynn folder={run} dtype={dtype}"), atoms, "forces")["forces"]
+        for dtype in ("float32", "float64")
+    )
+    assert np.abs(single - double).max() < 1e-4
+    assert np.abs(double.sum(axis=0)).max() < 1e-12
+
+
+def test_another_dtype_is_refused(run: Path) -> None:
+    with pytest.raises(TeacherError, match="dtype: expected float32 or float64, got 'float16'"):
+        hippynn(str(run), dtype="float16")

@@ -56,6 +56,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     command.add_argument("--elasticity", action="store_true", help="of these, too")
     command.add_argument("--stiffness", metavar="CSV", help="measured tensors to compare with")
     command.add_argument("--workers", type=int, default=1, metavar="N", help="crystals at a time")
+    command.add_argument("--device", default="auto", help="of both, see label --help")
     command.add_argument("--require", action="append", default=[], metavar="BAR", help=REQUIRE)
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.set_defaults(run=_evaluate)
@@ -72,6 +73,9 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.add_argument("--require", action="append", default=[], metavar="BAR", help=REQUIRE)
     command.add_argument("--workers", type=int, default=1, metavar="N", help="at a time")
+    command.add_argument(
+        "--device", default="auto", help="of trainings and measurements, see label --help"
+    )
     command.add_argument("--arm", help="whose mean over seeds must meet --require")
     command.set_defaults(run=_compare)
 
@@ -96,10 +100,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     settings = _measure(arguments)
     _check_requirements(arguments, planned(arguments.out / "student", settings), teacher_name)
 
-    student = Evaluator(student_name, arguments.out / "student", settings)
+    where = {"device": arguments.device}
+    student = Evaluator(student_name, arguments.out / "student", settings, **where)
     teacher = None
     if teacher_name:
-        teacher = Evaluator(teacher_name, arguments.out / "teacher", student.settings)
+        teacher = Evaluator(teacher_name, arguments.out / "teacher", student.settings, **where)
 
     with alone(arguments.out, "evaluate"):
         if settings.crystals:
@@ -216,7 +221,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     experiment = read_experiment(arguments.experiment)
     _check_arm(arguments, experiment)
-    found = Comparison(experiment, arguments.out, arguments.typed).all(arguments.workers)
+    comparison = Comparison(experiment, arguments.out, arguments.typed, arguments.device)
+    found = comparison.all(arguments.workers)
     for one in filter(None, (found["worth"], *found["verdicts"])):
         print(one["sentence"])
 

@@ -182,7 +182,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     diagnosis = diagnose(
         labels,
         store,
-        None if teacher is None else load_teacher(teacher),
+        None if teacher is None else load_teacher(teacher, arguments.device),
         arguments.limit,
         arguments.seed,
         allow=arguments.allow,
@@ -217,7 +217,7 @@ def _student_receptive_field(arguments: argparse.Namespace) -> float | None:
 
     if cutoff is not None or layers is not None:
         raise ValueError("give --student, or --student-cutoff and --student-layers, not both")
-    student = load_teacher(parse_teachers(arguments.student))
+    student = load_teacher(parse_teachers(arguments.student), arguments.device)
     found = getattr(student, "receptive_field", None)
     if found is None:
         raise ValueError(
@@ -380,6 +380,9 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--student-layers", type=int, metavar="N", help="of it that pass messages between atoms"
     )
     command.add_argument("--fix", metavar="DIR", help="write a store with the labels' energy zero")
+    command.add_argument(
+        "--device", default="auto", help="of --ask-teacher and --student, see label --help"
+    )
     command.add_argument("--limit", type=int, default=2000, help="structures to examine")
     command.add_argument("--seed", type=int, default=0, help="of the sample")
     command.set_defaults(run=_doctor)

@@ -43,10 +43,11 @@ from kd_plugins.evaluate.measurements import alone, read_folder_settings
 from kd_plugins.evaluate.requirements import check_metrics
 from kd_plugins.evaluate.settings import EvaluationSettings
 from kd_plugins.files import read_json, write_json
-from kd_plugins.processes import threads_each, worker_pool
+from kd_plugins.processes import worker_pool
 from kd_plugins.report.results import read_results
 from kd_plugins.report.verdicts import verdict
 from kd_plugins.report.worth import worth_of_best
+from kd_plugins.teachers.teacher import resolve_device
 
 COSTS, EVALUATION, COMPARE = "costs.json", "evaluation.json", "compare"
 VERDICT = "verdict.json"
@@ -90,13 +91,20 @@ class Comparison:
         experiment: arms, seeds and measurements.
         out: folder of all runs.
         command: the command line, for the report.
+        device: where potentials are measured, as `kd_plugins.teachers.load_teacher` takes it, and
+            what trainings see, see `Trainings`.
 
     Raises:
-        ValueError: if the folder holds another experiment, or something else.
+        ValueError: if the folder holds another experiment, or something else; for a device that
+            this machine does not have.
     """
 
-    def __init__(self, experiment: Experiment, out: Path, command: str | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, out: Path, command: str | None = None, device: str = "auto"
+    ) -> None:
+        resolve_device(device)
         self.experiment, self.out, self.command = experiment, out.expanduser(), command
+        self.device = device
         settings_with_folder(experiment, self.out)  # refuses another experiment's folder
 
     def runs(self) -> list[Run]:
@@ -111,8 +119,9 @@ class Comparison:
         """Train what is missing, then measure what is missing.
 
         Args:
-            workers: trainings at a time, each with a seed of its own and a share of the cores; then
-                models that are measured at a time. Speed is measured for one model after another.
+            workers: trainings at a time, each with a seed of its own and a share of the cores and
+                GPUs; then models that are measured at a time, likewise. Speed is measured for one
+                model after another.
             progress: show bars.
 
         Returns:
@@ -150,7 +159,7 @@ class Comparison:
         measured = [run for run in runs if run.arm in self.experiment.measured_arms]
         if workers > 1:
             models = self._unmeasured_models(measured)
-            measure_in_parallel(models, self.experiment.measure, workers, progress)
+            measure_in_parallel(models, self.experiment.measure, workers, progress, self.device)
         for run in (bar := tqdm(measured, "measuring", unit=" runs", disable=not progress)):
             bar.set_description(f"measuring {run.arm}, seed {run.seed}")
             self._measure(run)
@@ -202,13 +211,14 @@ class Comparison:
 
         After the first failure no training starts, and those of other workers are waited for.
         """
-        trainings = Trainings()
+        several = self.experiment.options.get("num_gpus", 1) > 1
+        trainings = Trainings(self.device, workers, several_gpus=several)
 
         def train_seed(seed: int) -> None:
             try:
                 for run in runs:
                     if run.seed == seed and not trainings.stopped:
-                        self._train(run, threads_each(workers), trainings)
+                        self._train(run, trainings)
                         bar.update()
             except BaseException:
                 trainings.stop()
@@ -231,7 +241,7 @@ class Comparison:
                     pass
                 raise
 
-    def _train(self, run: Run, threads: int, trainings: Trainings) -> None:
+    def _train(self, run: Run, trainings: Trainings) -> None:
         """Train a run by its host's own command, unless it is trained already.
 
         An arm with ``rounds`` is trained in ``round1``, ``round2`` and so on first, each time on
@@ -244,30 +254,31 @@ class Comparison:
         rounds = take_rounds(changes, experiment.host, experiment.teacher)
         for number in range(1, 1 + (rounds.count if rounds else 0)):
             one = replace(run, folder=run.folder / f"round{number}")
-            self._train_in(one, changes, threads, trainings)
+            self._train_in(one, changes, trainings)
             if rounds and (one.folder / TRAINED).exists() and not read_grown(one.folder):
                 call = write_call(one.folder, rounds, number, run.seed, changes, *self._pair(one))
-                _run(call, one, "sampling", threads, trainings)
+                _run(call, one, "sampling", trainings)
             if trainings.stopped:
                 return
             changes |= read_grown(one.folder)
-        self._train_in(run, changes, threads, trainings)
+        self._train_in(run, changes, trainings)
 
-    def _train_in(self, run: Run, changes: Settings, threads: int, trainings: Trainings) -> None:
+    def _train_in(self, run: Run, changes: Settings, trainings: Trainings) -> None:
         """Train in the folder of a run or of one of its rounds, and write what it cost."""
         if (run.folder / TRAINED).exists():
             return
         run.folder.mkdir(parents=True, exist_ok=True)
 
         experiment = self.experiment
-        command = HOSTS[experiment.host].command(
-            Path(experiment.base), run.folder, run.seed, changes, experiment.options
-        )
+        host, options = HOSTS[experiment.host], experiment.options
+        if self.device == "cpu" and "cpu" in host.options:
+            options = {"cpu": True, **options}
+        command = host.command(Path(experiment.base), run.folder, run.seed, changes, options)
 
         # A lock that is there was left by a training that was stopped, whose time is not known.
         is_fresh = not (run.folder / f"{TRAINING}.writer").exists()
         start = time.perf_counter()
-        finished = _run(command, run, "training", threads, trainings)
+        finished = _run(command, run, "training", trainings)
         seconds = time.perf_counter() - start
         if finished is None:
             return
@@ -297,7 +308,9 @@ class Comparison:
             return
         costs = _read_costs(run.folder)
         logged = dict(HOSTS[self.experiment.host].curves(run.folder))
-        student = Evaluator(*self._student(run), self.experiment.measure, progress=False)
+        student = Evaluator(
+            *self._student(run), self.experiment.measure, progress=False, device=self.device
+        )
 
         measured = evaluation(student, self._teacher)
         metrics = {**measured["metrics"], **logged.pop("metrics", {})}
@@ -320,7 +333,8 @@ class Comparison:
         if experiment.teacher is None:
             return None
         potential = fill_fields(experiment.teacher, {"runs": str(self.out / "runs")})
-        return Evaluator(potential, self.out / "teacher", experiment.measure)
+        folder = self.out / "teacher"
+        return Evaluator(potential, folder, experiment.measure, device=self.device)
 
     # --- The record of the experiment ---
 
@@ -352,15 +366,13 @@ class Comparison:
         return {**origin, **experiment.provenance}
 
 
-def _run(
-    command: Sequence[str], run: Run, what: str, threads: int, trainings: Trainings
-) -> Finished | None:
+def _run(command: Sequence[str], run: Run, what: str, trainings: Trainings) -> Finished | None:
     """Run a command in a folder; None if no further one may start.
 
     Raises:
         ValueError: with the end of its output, if it fails.
     """
-    finished = trainings.run(command, run.folder, threads)
+    finished = trainings.run(command, run.folder)
     if finished is not None and finished.code:
         raise ValueError(
             f"{run.arm}, seed {run.seed}: the {what} ended with exit code {finished.code}; "
@@ -414,20 +426,24 @@ def measure_in_parallel(
     settings: EvaluationSettings,
     workers: int,
     progress: bool = True,
+    device: str = "auto",
 ) -> None:
     """Measure models into their folders, each in a process of its own: all but speed and memory.
 
     Args:
         models: potential, as `Evaluator` takes it, and folder.
         settings: what to measure.
-        workers: processes at a time, which share the cores.
+        workers: processes at a time, which share the cores and GPUs.
         progress: show a bar.
+        device: where potentials compute, see `Evaluator`.
 
     Raises:
         ValueError: the error of the first that fails; the others finish their current model.
     """
-    with worker_pool(workers, "measured a model", _take_threads, threads_each(workers)) as pool:
-        futures = [pool.submit(_measure_model, name, settings, folder) for name, folder in models]
+    with worker_pool(workers, "measured a model", device=device) as pool:
+        futures = [
+            pool.submit(_measure_model, name, settings, folder, device) for name, folder in models
+        ]
         bar = tqdm(
             as_completed(futures),
             "measuring",
@@ -439,11 +455,5 @@ def measure_in_parallel(
             future.result()
 
 
-def _measure_model(potential: str, settings: EvaluationSettings, folder: Path) -> None:
-    Evaluator(potential, folder, settings, progress=False).all_but_speed()
-
-
-def _take_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
+def _measure_model(potential: str, settings: EvaluationSettings, folder: Path, device: str) -> None:
+    Evaluator(potential, folder, settings, progress=False, device=device).all_but_speed()

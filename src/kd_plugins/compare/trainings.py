@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from kd_plugins.files import FolderInUse, folder_lock
+from kd_plugins.processes import device_of_worker, threads_each
 
 LOG, TRAINING = "training.log", "training"
 """File of a host's output, and name of the lock on a run's folder."""
@@ -36,10 +37,21 @@ class Finished:
 class Trainings:
     """The trainings that run now, and whether more may start.
 
-    As a context manager it ends them at Ctrl-C.
+    As a context manager it ends them at Ctrl-C. Each has a share of the cores. Of several at a time
+    each sees one GPU, in turn; with ``cuda:1`` all see that one, with ``cpu`` none.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        workers: trainings at a time.
+        several_gpus: whether one training takes several GPUs, so that it sees all of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, device: str = "auto", workers: int = 1, *, several_gpus: bool = False
+    ) -> None:
+        self._device, self._workers, self._several_gpus = device, workers, several_gpus
+        self._free = list(range(workers))
+        """Numbers of the workers that train nothing."""
         self._running: dict[subprocess.Popen[bytes], Path] = {}
         self._lock = threading.Lock()  # runs are started by several threads
         self._stopped = False
@@ -74,13 +86,12 @@ class Trainings:
             for process in self._running:
                 process.terminate()
 
-    def run(self, command: Sequence[str], folder: Path, threads: int) -> Finished | None:
+    def run(self, command: Sequence[str], folder: Path) -> Finished | None:
         """Run a host's command to its end, its output in ``training.log``.
 
         Args:
             command: words of the command line.
             folder: of the run.
-            threads: for OMP_NUM_THREADS, unless the environment sets it.
 
         Returns:
             how it ended; None if no further training may start.
@@ -101,12 +112,13 @@ class Trainings:
             with self._lock:
                 if self._stopped:
                     return None
+                worker = self._free.pop(0)
                 process = subprocess.Popen(
                     command,
                     stdout=log,
                     stderr=log,
                     stdin=subprocess.DEVNULL,
-                    env={"OMP_NUM_THREADS": str(threads), **os.environ},
+                    env=self._environment(worker),
                     # The training keeps the lock if this process alone is killed.
                     pass_fds=[descriptor],
                 )
@@ -117,6 +129,43 @@ class Trainings:
             finally:
                 with self._lock:
                     del self._running[process]
+                    self._free.append(worker)
+
+    def _environment(self, worker: int) -> dict[str, str]:
+        """Return the environment of a training, whose OMP_NUM_THREADS a user may have set."""
+        own = {"OMP_NUM_THREADS": str(threads_each(self._workers)), **os.environ}
+        is_named = self._device not in ("auto", "cuda")
+        if not is_named and (self._workers == 1 or self._several_gpus):
+            return own
+
+        gpus = _gpu_names(os.environ)
+        return {**own, **visible_gpus(device_of_worker(self._device, worker, len(gpus)), gpus)}
+
+
+def visible_gpus(device: str, gpus: Sequence[str]) -> dict[str, str]:
+    """Return the environment variable that shows a process one GPU alone, or none.
+
+    Hosts have arguments of their own for the device; all of them see what this variable leaves.
+
+    Args:
+        device: ``cpu``, ``cuda:0`` or ``cuda:1``.
+        gpus: names of those that this process sees.
+
+    >>> visible_gpus("cuda:1", ["2", "5"]), visible_gpus("cpu", ["2", "5"])
+    ({'CUDA_VISIBLE_DEVICES': '5'}, {'CUDA_VISIBLE_DEVICES': ''})
+    """
+    name = gpus[int(device.partition(":")[2])] if device.startswith("cuda:") else ""
+    return {"CUDA_VISIBLE_DEVICES": name}
+
+
+def _gpu_names(environment: Mapping[str, str]) -> list[str]:
+    """Return the names of the GPUs that torch finds, as CUDA_VISIBLE_DEVICES has them."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    shown = environment.get("CUDA_VISIBLE_DEVICES")
+    names = shown.split(",") if shown else list(map(str, range(count)))
+    return names[:count]
 
 
 def _wait(process: subprocess.Popen[bytes]) -> Finished:

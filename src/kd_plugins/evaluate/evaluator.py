@@ -48,19 +48,26 @@ class Evaluator:
         folder: of the measurements; made if it is not there.
         settings: what to measure, beside what has been measured there.
         progress: show bars.
+        device: where the potential computes, as `kd_plugins.teachers.load_teacher` takes it.
 
     Raises:
-        TeacherError: if the potential cannot be made.
+        TeacherError: if the potential cannot be made, or not on that device.
         ValueError: if the folder holds another potential, measurements with other settings or of
             files that have changed since, or if structures or potential do not allow a
             measurement.
     """
 
     def __init__(
-        self, potential: str, folder: Path, settings: EvaluationSettings, progress: bool = True
+        self,
+        potential: str,
+        folder: Path,
+        settings: EvaluationSettings,
+        progress: bool = True,
+        device: str = "auto",
     ) -> None:
         self.potential, self.folder, self.progress = potential, folder, progress
-        self.model: Teacher = load_teacher(potential)
+        self.device = device
+        self.model: Teacher = load_teacher(potential, device)
         if settings.dynamics or settings.crystals:
             self.calculator()  # refuses a potential that cannot move atoms
 
@@ -109,7 +116,13 @@ class Evaluator:
         structures = self.structures
         total = len(structures)
         report = label(
-            structures, self.potential, folder, names, total=total, progress=self.progress
+            structures,
+            self.potential,
+            folder,
+            names,
+            device=self.device,
+            total=total,
+            progress=self.progress,
         )
         if report.failed:
             first, reason = next(iter(report.failed.items()))

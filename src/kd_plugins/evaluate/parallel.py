@@ -12,7 +12,7 @@ from kd_plugins.evaluate.crystals import measure_crystal
 from kd_plugins.evaluate.evaluator import Evaluator
 from kd_plugins.evaluate.settings import CrystalSettings
 from kd_plugins.numbers import check_whole
-from kd_plugins.processes import threads_each, worker_pool
+from kd_plugins.processes import worker_pool
 from kd_plugins.teachers.registry import load_teacher
 
 _calculators: dict[str, Any] = {}
@@ -24,7 +24,7 @@ def measure_crystals(evaluator: Evaluator, workers: int) -> None:
 
     Args:
         evaluator: of the potential; its settings have crystals.
-        workers: processes, which share the cores.
+        workers: processes, which share the cores and GPUs.
 
     Raises:
         ValueError: for no worker, or if a process was killed; then the same call goes on.
@@ -36,8 +36,9 @@ def measure_crystals(evaluator: Evaluator, workers: int) -> None:
         evaluator.crystals()
         return
 
-    opened = evaluator.potential, threads_each(n_workers)
-    with worker_pool(n_workers, "measured crystals", _open, *opened) as pool:
+    device = evaluator.device
+    opened = evaluator.potential, device
+    with worker_pool(n_workers, "measured crystals", _open, *opened, device=device) as pool:
         futures: dict[Future[dict[str, Any]], str] = {
             pool.submit(_measure, one.atoms, settings): one.structure_id for one in missing
         }
@@ -56,9 +57,6 @@ def _measure(atoms: Atoms, settings: CrystalSettings) -> dict[str, Any]:
     return measure_crystal(atoms, _calculators["own"], settings)
 
 
-def _open(potential: str, threads: int) -> None:
-    """Open the potential with a share of the cores."""
-    import torch
-
-    torch.set_num_threads(threads)
-    _calculators["own"] = getattr(load_teacher(potential), "calculator", None)
+def _open(potential: str, device: str) -> None:
+    """Open the potential."""
+    _calculators["own"] = getattr(load_teacher(potential, device), "calculator", None)

@@ -55,7 +55,8 @@ def fairchem(
 
     if config is not None:
         # The rank of the training that wrote the file would choose among this machine's GPUs.
-        config["local_rank"] = where.index or 0
+        is_any = where.type == "cuda" and where.index is None
+        config["local_rank"] = torch.cuda.current_device() if is_any else where.index or 0
     cpu = where.type == "cpu"
     try:
         with quiet():

@@ -16,7 +16,7 @@ from hippynn.graphs.nodes.tags import Energies, Network
 from hippynn.interfaces.ase_interface import HippynnCalculator
 
 from kd_plugins.hippynn.folder import load_model
-from kd_plugins.hippynn.teacher import HippynnTeacher
+from kd_plugins.hippynn.teacher import HippynnTeacher, resolve_dtype
 from kd_plugins.teachers.calculator import CalculatorTeacher
 from kd_plugins.teachers.teacher import TeacherError, resolve_device
 
@@ -123,6 +123,7 @@ def hippynn(
     skin: float = SKIN,
     trust_pickle: bool = False,
     device: str = "auto",
+    dtype: str = "float32",
 ) -> ElementsCalculator:
     """Return the potential ``hippynn``: energy, forces and stress of a trained model.
 
@@ -133,16 +134,18 @@ def hippynn(
         trust_pickle: let the folder's files run any code, which parts that are not hippynn's own
             need; for folders that you trust.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
+        dtype: of weights and of all that is computed: ``float32``, or ``float64`` for relaxations
+            and curvatures below float32's rounding.
 
     Raises:
         TeacherError: for a folder without a model that can be read, one with no or several
-            energies, an unknown unit, or a device that this machine does not have.
+            energies, an unknown unit or dtype, or a device that this machine does not have.
     """
     if energy_unit not in ENERGY_UNITS:
         raise TeacherError(
             f"energy_unit: expected {' or '.join(ENERGY_UNITS)}, got {energy_unit!r}"
         )
-    where = resolve_device(device)
+    where, precision = resolve_device(device), resolve_dtype(dtype)
     remedy = f"say so: hippynn folder={folder} trust_pickle=true"
 
     with warnings.catch_warnings():
@@ -153,7 +156,7 @@ def hippynn(
         except (OSError, ValueError) as error:
             raise TeacherError(str(error)) from error
 
-        model.to(torch.float32)
+        model.to(precision)
         energies = list(find_relatives(model.nodes_to_compute, Energies))
         if len(energies) != 1:
             raise TeacherError(f"{folder}: expected a model with one energy, got {len(energies)}")
@@ -161,7 +164,7 @@ def hippynn(
         calculator = ElementsCalculator(energies[0], skin=skin, en_unit=unit)
 
     # The dtype and the device of what hippynn makes of positions; its weights follow.
-    calculator.to(torch.float32)
+    calculator.to(precision)
     calculator.to(torch.device(where))
     calculator.receptive_field = _receptive_field(energies[0])
     if hasattr(energies[0], "atom_energies"):  # which energies of atomization have not

@@ -33,15 +33,27 @@ from numpy.typing import NDArray
 from kd_plugins.core.quantities import quantity
 from kd_plugins.hippynn.convert import ArrayNames, DataError, check_geometry, pad
 from kd_plugins.hippynn.folder import STRUCTURE, load_model
-from kd_plugins.numbers import check_whole
+from kd_plugins.numbers import check_whole, shown
 from kd_plugins.teachers.calculator import weights_hash
 from kd_plugins.teachers.ensemble import SPREAD
-from kd_plugins.teachers.teacher import resolve_device
+from kd_plugins.teachers.teacher import TeacherError, resolve_device
 
 BATCH_SIZES = {"cpu": 16, "cuda": 64}
 """Structures of a batch by kind of device. On one CPU core, structures of 16 to 54 atoms take as
 long in batches of 16 as in larger ones, and two thirds of the time that they take one by one."""
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _DEFAULT_NAMES = ArrayNames()
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """Return the dtype of that name.
+
+    Raises:
+        TeacherError: for another than ``float32`` and ``float64``, in which hippynn computes.
+    """
+    if dtype not in DTYPES:
+        raise TeacherError(f"dtype: expected {' or '.join(DTYPES)}, got {shown(dtype)}")
+    return DTYPES[dtype]
 
 
 class HippynnTeacher:
@@ -64,11 +76,12 @@ class HippynnTeacher:
         trust_pickle: let a folder's files run any code, which parts that are not hippynn's own
             need; for folders that you trust.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
+        dtype: in which they compute, ``float32`` or ``float64``; that of each model if left out.
 
     Raises:
         DataError: for a model without atomic energies, with several energies, or a folder without
             one.
-        TeacherError: for a device that this machine does not have.
+        TeacherError: for a device that this machine does not have, or another dtype.
     """
 
     def __init__(
@@ -78,6 +91,7 @@ class HippynnTeacher:
         *,
         trust_pickle: bool = False,
         device: str = "auto",
+        dtype: str | None = None,
     ) -> None:
         given = list(models) if isinstance(models, list | tuple) else [models]
         if not given:
@@ -88,7 +102,8 @@ class HippynnTeacher:
             batch_size = BATCH_SIZES.get(torch.device(self.device).type, BATCH_SIZES["cpu"])
         self.batch_size = check_whole("batch_size", batch_size, least=1)
 
-        self._models = [_Model(one, trust_pickle, self.device) for one in given]
+        precision = None if dtype is None else resolve_dtype(dtype)
+        self._models = [_Model(one, trust_pickle, self.device, precision) for one in given]
         self.species = frozenset.intersection(*(model.species for model in self._models))
         self.has_cells = all(model.has_cells for model in self._models)
 
@@ -195,8 +210,10 @@ class HippynnTeacher:
 class _Model:
     """A copy of one model on a device, and the predictors that were made of it."""
 
-    def __init__(self, model: Any, trust_pickle: bool, device: str) -> None:
-        self.graph = copy.deepcopy(_load(model, trust_pickle)).eval().to(device)
+    def __init__(
+        self, model: Any, trust_pickle: bool, device: str, dtype: torch.dtype | None
+    ) -> None:
+        self.graph = copy.deepcopy(_load(model, trust_pickle)).eval().to(device, dtype)
         self._is_node = hasattr(model, "main_output")
         self._predictors: dict[tuple[str, ...], tuple[Predictor, dict[str, Any]]] = {}
 

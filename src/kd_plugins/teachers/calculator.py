@@ -316,9 +316,19 @@ def count_weights(calculator: Any) -> int:
 
     Parameters that are integers are tables, such as hippynn's of elements, and do not count.
     """
+    return sum(one.numel() for one in _weights(calculator))
+
+
+def weight_dtype(calculator: Any) -> str | None:
+    """Return the dtypes of these weights, such as ``float32``; None where there are none."""
+    names = {str(one.dtype).removeprefix("torch.") for one in _weights(calculator)}
+    return " and ".join(sorted(names)) or None
+
+
+def _weights(calculator: Any) -> set[torch.nn.Parameter]:
     modules = [module for one in components(calculator) for module in _find_modules(one)]
     shared_once = {parameter for module in modules for parameter in module.parameters()}
-    return sum(one.numel() for one in shared_once if one.is_floating_point())
+    return {one for one in shared_once if one.is_floating_point()}
 
 
 def _inner_calculators(calculator: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ class RayEngine:
     """Workers that are Ray actors; a dead one is replaced, here or on another machine.
 
     Uses the cluster of ``RAY_ADDRESS``, or starts one on this machine. The store's folder must be
-    the same on all of them; GPUs are shared evenly.
+    the same on all of them; GPUs are shared evenly, unless ``device`` names one by its number.
 
     Args:
         teacher: its name, since each actor makes its own.
@@ -45,9 +46,8 @@ class RayEngine:
         if self._started:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
 
-        # Ray shows an actor only the GPUs that it has reserved, so each reserves its share.
-        gpus = min(1, ray.cluster_resources().get("GPU", 0) / n_workers)
-        self._actor = ray.remote(num_cpus=1, num_gpus=gpus)(_RayWorker)
+        n_gpus = int(ray.cluster_resources().get("GPU", 0))
+        self._actor = ray.remote(num_cpus=1, **_gpu_options(device, n_workers, n_gpus))(_RayWorker)
         self._job = (teacher, device, folder.resolve(), sys.path)
         self._actors = {worker: self._start(worker) for worker in range(n_workers)}
         self._pending: dict[Any, int] = {}
@@ -85,6 +85,26 @@ class RayEngine:
 
     def _start(self, worker: int) -> Any:
         return self._actor.remote(*self._job, f"ray-{worker}")
+
+
+def _gpu_options(device: str, n_workers: int, n_gpus: int) -> dict[str, Any]:
+    """Return the options with which Ray gives actors their GPUs.
+
+    Ray shows an actor only the GPU of which it has reserved a share. The shares of one GPU's actors
+    must fit on it, or Ray would wait for ever for another GPU.
+
+    >>> _gpu_options("auto", 4, 3), _gpu_options("cuda", 2, 4), _gpu_options("cpu", 2, 4)
+    ({'num_gpus': 0.5}, {'num_gpus': 1.0}, {'num_gpus': 0})
+    >>> _gpu_options("cuda:1", 2, 4)["num_gpus"]
+    0
+    """
+    if device in ("auto", "cuda") and n_gpus:
+        return {"num_gpus": 1 / math.ceil(n_workers / n_gpus)}
+    if device in ("auto", "cuda", "cpu"):
+        return {"num_gpus": 0}
+    # The user has chosen: with this variable Ray hides no GPU from an actor.
+    variables = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+    return {"num_gpus": 0, "runtime_env": {"env_vars": variables}}
 
 
 class _RayWorker:

@@ -86,8 +86,10 @@ class TeacherSpec:
         if signature is None:
             return
 
+        # `load` gives the device, so the user need not.
+        given = {"device": "auto"} if "device" in signature.parameters else {}
         try:
-            signature.bind(**self.arguments)
+            signature.bind(**{**given, **self.arguments})
         except TypeError as error:
             raise TeacherError(f"teacher {str(self)!r} cannot be made: {error}") from None
 

@@ -10,9 +10,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
-from kd_plugins.processes import end_with_parent, threads_each
+from kd_plugins.processes import end_with_parent, take_share
 from kd_plugins.store import StoreError
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure
@@ -76,13 +74,13 @@ class ProcessEngine:
         teacher: its name, since each process makes its own.
         folder: of the store.
         n_workers: how many.
-        device: where each worker's teacher computes, as `load_teacher` takes it.
+        device: where each worker's teacher computes, as `load_teacher` takes it. Without a number,
+            each worker has a GPU, see `kd_plugins.processes.device_of_worker`.
     """
 
     def __init__(self, teacher: str, folder: Path, n_workers: int, device: str = "auto") -> None:
         self.n_workers = n_workers
-        n_threads = threads_each(n_workers)
-        self._job = (teacher, device, folder, n_threads)
+        self._job = (teacher, device, folder, n_workers)
 
         # Each worker is forked from a server that has imported everything and computed nothing:
         # it starts at once, and no thread or CUDA context of this process is copied.
@@ -133,7 +131,7 @@ class ProcessEngine:
 
     def _start(self, worker: int) -> None:
         here, there = self._context.Pipe()
-        arguments = (there, *self._job, f"worker-{worker}")
+        arguments = (there, *self._job, worker)
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
 
@@ -142,14 +140,15 @@ class ProcessEngine:
         self._processes[worker], self._pipes[worker] = process, here
 
 
-def _serve(pipe: Any, teacher: str, device: str, folder: Path, n_threads: int, shard: str) -> None:
+def _serve(pipe: Any, teacher: str, device: str, folder: Path, n_workers: int, number: int) -> None:
     """Label the batches that come through a pipe until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     end_with_parent()
-    torch.set_num_threads(n_threads)  # or all workers together would have too many
+    take_share(device, number, n_workers)
 
     try:
-        worker = Worker(load_teacher(teacher, device), TargetStore.open(folder), shard)
+        made = load_teacher(teacher, device)
+        worker = Worker(made, TargetStore.open(folder), f"worker-{number}")
         while True:
             pipe.send(worker.label(pipe.recv()))
     except (TeacherError, StoreError) as error:
