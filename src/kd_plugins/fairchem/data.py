@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from ase.geometry import complete_cell
-from fairchem.core.common import distutils
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch
-from tqdm import tqdm
 
 from kd_plugins.config import ConfigError
 from kd_plugins.core.quantities import quantity
@@ -24,6 +21,7 @@ from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.core.terms import Term
 from kd_plugins.fairchem.checkpointing import Checkpoint, read_checkpoint
 from kd_plugins.fairchem.convert import EnergyOffsets, structure_ids, structures
+from kd_plugins.fairchem.matching import MISSING, label_command, match
 from kd_plugins.fairchem.preflight import check_structure, read
 from kd_plugins.fairchem.settings import Auto, DistillSettings
 from kd_plugins.fairchem.teacher import FrozenEquiformerV2
@@ -33,19 +31,9 @@ from kd_plugins.store.record import Record
 from kd_plugins.store.store import TargetStore
 from kd_plugins.store.structure import Structure
 
-MISSING = "missing"
-"""Name of the error that structures have no target, in ``allow``."""
-SHOWN = 5
-"""Missing ids that a message names."""
 _NEVER_STORED = {"force_derivatives": "force derivatives along directions drawn in each step"}
 _KEEP_ATOMS = ("normalizer", "element_references", "decompose_tensor")
 """Transforms of fairchem that are known not to move atoms."""
-SAME_ID_REMEDY = (
-    "targets are kept by sid/fid, so give each structure its own: in an ASE database as data of "
-    "its row, db.update(id, data={'sid': ..., 'fid': 0}) (key-value pairs are not read by "
-    "fairchem, which counts rows instead, in each data set anew), in an LMDB as sid and fid of "
-    "each Data"
-)
 
 
 class TargetProvider(Protocol):
@@ -251,17 +239,6 @@ def used_quantities(terms: Sequence[Term], held: Iterable[str]) -> tuple[str, ..
     return tuple(name for name in held if name in used)
 
 
-def label_command(teacher: str, store: object) -> str:
-    """Return the command that labels the data sets of a run by the ids that it sees.
-
-    Args:
-        teacher: as a store's manifest has it, several joined by `` & ``.
-        store: folder to label into.
-    """
-    teachers = teacher.replace(" & ", " --teacher ")
-    return f"kd-plugins label --fairchem X.yml --teacher {teachers} --store {store}"
-
-
 def check_storable(terms: Sequence[Term], dataset: Mapping[str, Any]) -> None:
     """Refuse terms with other targets in each step, and transforms that may move atoms.
 
@@ -371,7 +348,10 @@ class Collater:
 
         batch = note_labelled(self.collate(data))
         if self.inputs.stored is not None:
-            return self.inputs.stored.attach(batch)
+            try:
+                return self.inputs.stored.attach(batch)
+            except ConfigError as error:
+                return UnusableStructure(str(error))
 
         # Read here, on the CPU: in the step the numbers among them would be waited for.
         batch.kd_structure_ids = structure_ids(batch)
@@ -454,7 +434,7 @@ class TargetInputs:
             return
         from kd_plugins.fairchem.label_datasets import label_missing
 
-        label_missing(self.stored.store, self._labelling, datasets, device)
+        label_missing(self.stored, self._labelling, datasets, device)
         self._labelling = None
 
     def starting_model(self, provider: TargetProvider, device: torch.device) -> FrozenEquiformerV2:
@@ -481,118 +461,22 @@ class TargetInputs:
         return FrozenEquiformerV2(checkpoint, device)
 
     def check_datasets(
-        self, datasets: Mapping[str, Dataset[Any]], limit: int, device: torch.device
+        self,
+        datasets: Mapping[str, Dataset[Any]],
+        settings: DistillSettings,
+        device: torch.device,
+        n_workers: int,
     ) -> None:
-        """Refuse data sets of which a structure has no target; ranks share the work.
-
-        An id must not stand for two structures, in one data set or across all. Some structures are
-        compared with those that were labelled; the others are when their batch is made.
+        """Match data sets with the store, where there is one, see `kd_plugins.fairchem.matching`.
 
         Args:
             datasets: "train", "val" and "unlabelled" to a data set of fairchem.
-            limit: how many of each to compare.
+            settings: of the run.
             device: over which ranks communicate.
+            n_workers: processes of each rank that read.
 
         Raises:
-            ConfigError: with an id of two structures, or with the number of structures without a
-                target and the first few.
+            ConfigError: if a structure has no target, or an id stands for two structures.
         """
-        if self.stored is None:
-            return
-        rank, n_ranks = distutils.get_rank(), distutils.get_world_size()
-
-        # Each rank reads every n-th structure, which takes 1 / n of the time.
-        ids_of_rank: dict[str, list[str]] = {}
-        ids: dict[str, list[str]] = {}
-        for name, dataset in datasets.items():
-            places = range(rank, len(dataset), n_ranks)  # type: ignore[arg-type]
-            bar = tqdm(places, f"matching {name}", leave=False, disable=not distutils.is_master())
-            ids_of_rank[name] = read_ids(dataset, bar)
-            ids[name] = _interleaved(gather_objects(ids_of_rank[name]))
-        check_ids(datasets, ids)
-
-        held = set(self.stored.store.ids())
-        for name, dataset in datasets.items():
-            missing = [its_id for its_id in ids_of_rank[name] if its_id not in held]
-            self._refuse_missing(missing, len(ids[name]), name, device)
-
-            every = max(1, len(ids[name]) // limit)
-            for index in range(rank, len(ids[name]), n_ranks * every):
-                self.stored.attach(Batch.from_data_list([dataset[index]]))
-
-    def _refuse_missing(
-        self, missing: list[str], size: int, name: str, device: torch.device
-    ) -> None:
-        # All ranks must raise together, or those without a fault wait for the others forever.
-        count = int(distutils.all_reduce(len(missing), device=device))
-        if not count:
-            return
-        if self.stored.allows_missing and name != SPLIT:
-            logging.warning(
-                f"dataset.{name}: {count} of {size} structures have no target and learn from their "
-                f"labels alone (overruled by allow: [{MISSING}])"
-            )
-            return
-
-        store = self.stored.store
-        shown = f": {', '.join(missing[:SHOWN])}" if missing else " (named by another rank)"
-        raise ConfigError(
-            f"dataset.{name}: {count} of {size} structures have no target in "
-            f"{store.folder}{shown}; label this run's data sets by the names that it sees: "
-            f"{label_command(store.manifest.teacher, store.folder)}"
-            + (f"; if it is meant so, allow: [{MISSING}] overrules this" if name != SPLIT else "")
-        )
-
-
-def gather_objects(value: Any) -> list[Any]:
-    """Return the objects of all ranks, in the order of ranks."""
-    if distutils.get_world_size() == 1:
-        return [value]
-
-    values: list[Any] = [None] * distutils.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def _interleaved(ids: Sequence[Sequence[str]]) -> list[str]:
-    """Return the ids of all structures, when rank r has those of places r, r + n, r + 2n, ..."""
-    ordered = [""] * sum(len(found) for found in ids)
-    for rank, found in enumerate(ids):
-        ordered[rank :: len(ids)] = found
-    return ordered
-
-
-def read_ids(dataset: Dataset[Any], places: Iterable[int]) -> list[str]:
-    """Return the ids of some structures, as the trainer finds them."""
-    return [structure_ids(Batch.from_data_list([dataset[place]]))[0] for place in places]
-
-
-def check_ids(datasets: Mapping[str, Dataset[Any]], ids: Mapping[str, Sequence[str]]) -> None:
-    """Refuse data sets in which one id stands for two structures.
-
-    Args:
-        datasets: "train", "val" and so on to a data set of fairchem.
-        ids: the same names to the ids of all its structures, in order.
-
-    Raises:
-        ConfigError: naming both places, the id, and how the structures differ.
-    """
-    first: dict[str, tuple[str, int]] = {}
-    for name, found in ids.items():
-        for index, its_id in enumerate(found):
-            here = name, index
-            before = first.setdefault(its_id, here)
-            if before == here:
-                continue
-
-            # The same structure twice is no error: samplers and splits may repeat one.
-            ours, theirs = (
-                structures(Batch.from_data_list([datasets[which][place]]))[0]
-                for which, place in (before, here)
-            )
-            difference = ours.difference(theirs)
-            if difference is not None:
-                raise ConfigError(
-                    f"dataset.{before[0]}[{before[1]}] and dataset.{name}[{index}] are both called "
-                    f"{its_id!r} and are not the same: {difference}; {SAME_ID_REMEDY}"
-                )
+        if self.stored is not None:
+            match(self.stored, datasets, settings.preflight, settings.seed, device, n_workers)

@@ -25,21 +25,14 @@ from fairchem.core.datasets.base_dataset import create_dataset
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch
-from tqdm import tqdm
 
 from kd_plugins.config import ConfigError, read_yaml
 from kd_plugins.core.terms import Term
 from kd_plugins.fairchem.batch_teacher import EqV2Teacher
 from kd_plugins.fairchem.checkpointing import Checkpoint
-from kd_plugins.fairchem.convert import structure_ids, structures
-from kd_plugins.fairchem.data import (
-    SHOWN,
-    StoredTargets,
-    check_ids,
-    check_storable,
-    gather_objects,
-    used_quantities,
-)
+from kd_plugins.fairchem.convert import structures
+from kd_plugins.fairchem.data import StoredTargets, check_storable, used_quantities
+from kd_plugins.fairchem.matching import SHOWN, Matching, check_ids, gather_objects, read_ids
 from kd_plugins.fairchem.settings import check_sources
 from kd_plugins.fairchem.teacher import GRAPH_SETTINGS, FrozenEquiformerV2
 from kd_plugins.fairchem.unlabelled import SPLIT as UNLABELLED
@@ -96,13 +89,12 @@ class DatasetStructures:
     @cached_property
     def ids(self) -> dict[str, list[str]]:
         """The ids of each data set, in order, after a check that each stands for one structure."""
-        ids = {name: self._read_ids(name) for name in self.datasets}
+        ids = {
+            name: list(read_ids(dataset, name, range(len(dataset))))  # type: ignore[arg-type]
+            for name, dataset in self.datasets.items()
+        }
         check_ids(self.datasets, ids)
         return ids
-
-    def _read_ids(self, name: str) -> list[str]:
-        bar = tqdm(range(len(self.datasets[name])), f"reading ids of {name}", leave=False)  # type: ignore[arg-type]
-        return [structure_ids(self._batch(name, index))[0] for index in bar]
 
     def _batch(self, name: str, index: int) -> Batch:
         try:
@@ -322,17 +314,18 @@ def _manifest(
 
 
 def label_missing(
-    store: TargetStore,
+    stored: StoredTargets,
     model: FrozenEquiformerV2,
     datasets: Mapping[str, Dataset[Any]],
     device: torch.device,
 ) -> None:
     """Label the structures of a run that its store lacks; the first rank does, the others wait.
 
-    A run that is killed meanwhile goes on where it was.
+    A run that is killed meanwhile goes on where it was. Nothing is read where a note says that the
+    store has these very data sets.
 
     Args:
-        store: from `open_automatic_store`.
+        stored: from `open_automatic_store`.
         model: of the teacher.
         datasets: "train", "val" and "unlabelled" to a data set of fairchem.
         device: of the model.
@@ -341,10 +334,14 @@ def label_missing(
         ConfigError: on all ranks, if a structure cannot be read or labelled, or one id stands for
             two of them.
     """
+    matching = Matching(stored, datasets)
+    if matching.find_note() is not None:
+        return
+
     error = None
     if distutils.is_master():
         try:
-            error = _label_on_this_rank(store, model, datasets, device)
+            error = _label_on_this_rank(matching, model, device)
         except ConfigError as caught:
             error = str(caught)
         except (StoreError, TeacherError) as caught:
@@ -353,17 +350,16 @@ def label_missing(
 
 
 def _label_on_this_rank(
-    store: TargetStore,
-    model: FrozenEquiformerV2,
-    datasets: Mapping[str, Dataset[Any]],
-    device: torch.device,
+    matching: Matching, model: FrozenEquiformerV2, device: torch.device
 ) -> str | None:
     """Label what is missing; return the structures that cannot be labelled, with the reasons."""
-    found = DatasetStructures(datasets)
+    store = matching.stored.store
+    found = DatasetStructures(matching.datasets)
     held = set(store.ids())
     missing = {its_id for ids in found.ids.values() for its_id in ids} - held
     logging.info(f"targets: {store.folder} holds {len(held)} structures, lacks {len(missing)}")
     if not missing:
+        matching.keep_labelled(found.ids)
         return None
 
     teacher = EqV2Teacher(model, device)
@@ -372,6 +368,7 @@ def _label_on_this_rank(
         found.without(held), teacher, store.folder, store.manifest.dtypes, total=len(missing)
     )
     if not report.failed:
+        matching.keep_labelled(found.ids)
         return None
     shown = [f"{its_id} ({reason})" for its_id, reason in list(report.failed.items())[:SHOWN]]
     return (

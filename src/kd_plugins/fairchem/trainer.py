@@ -263,7 +263,8 @@ class DistillMixin:
             )
             for name, dataset in datasets.items()
         }
-        self._inputs.check_datasets(datasets, limit, self.device)
+        n_workers = self.config["optim"].get("num_workers", 0)
+        self._inputs.check_datasets(datasets, settings, self.device, n_workers)
 
         # The offset is what alignment takes away.
         ignored = ("energy-offset",) if settings.align else ()

@@ -137,6 +137,10 @@ class Total:
         added = [int.from_bytes(digest, "big") for digest in digests]
         return Total(self.records + len(added), (self.digest + sum(added)) % MODULUS)
 
+    def joined(self, other: Total) -> Total:
+        """Return the total of the records of two shards."""
+        return Total(self.records + other.records, (self.digest + other.digest) % MODULUS)
+
 
 @dataclass(frozen=True)
 class FileState:

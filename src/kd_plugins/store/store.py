@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -192,6 +193,23 @@ class TargetStore:
         """Yield every structure id, shard by shard, in order within a shard."""
         for shard in self._shards():
             yield from shard.ids()
+
+    def content_digest(self) -> str | None:
+        """Return a digest of the manifest and of all records, without reading them.
+
+        It is made of the number of records that the shards should hold and the sum of their
+        checksums. None while a batch is being written, and for shards that were never counted.
+        """
+        total = Total()
+        for path in self._shard_paths():
+            entry = WrittenLog(path.resolve()).read()
+            if entry is None or entry.state is None:
+                return None
+            total = total.joined(entry.after)
+
+        content = hashlib.blake2b((self.folder / MANIFEST).read_bytes(), digest_size=16)
+        content.update(f"{total.records} {total.digest}".encode())
+        return content.hexdigest()
 
     def is_empty(self) -> bool:
         """Return whether the store has no record; without counting them all."""
