@@ -60,7 +60,8 @@ def evaluation(student: Evaluator, teacher: Evaluator | None = None) -> dict[str
         teacher: potential to compare with, measured with the same settings on the same machine.
 
     Returns:
-        ``model``, ``fingerprint``, ``weights`` and, as far as measured, ``metrics`` (name to
+        ``model``, ``fingerprint``, ``weights``, ``computing`` (``student`` and ``teacher`` to
+        ``device`` and ``dtype``) and, as far as measured, ``metrics`` (name to
         number), ``teacher`` (the teacher's own errors from labels, costs, drift and distance
         between runs, by the same names), ``parity``, ``speed``, ``rdf``, ``volumes`` and
         ``elasticity``. Metrics against labels are called ``force_rmse`` and so on, those against
@@ -74,9 +75,12 @@ def evaluation(student: Evaluator, teacher: Evaluator | None = None) -> dict[str
     results: dict[str, Any] = {
         "model": student.potential,
         "fingerprint": student.model.fingerprint,
+        "computing": {"student": student.computing},
         "metrics": {},
         "teacher": {},
     }
+    if teacher is not None:
+        results["computing"]["teacher"] = teacher.computing
     _add_weights(results, student, teacher)
     if student.settings.structures:
         _add_accuracy(results, student, teacher)

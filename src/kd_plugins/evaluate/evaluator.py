@@ -30,6 +30,7 @@ from kd_plugins.evaluate.settings import DynamicsSettings, EvaluationSettings
 from kd_plugins.files import write_json
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure, read_structures
+from kd_plugins.teachers.calculator import weight_dtype
 from kd_plugins.teachers.labelling import label
 from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import Teacher
@@ -99,6 +100,12 @@ class Evaluator:
             )
         return calculator
 
+    @property
+    def computing(self) -> dict[str, str | None]:
+        """Device of the potential, and dtype of its weights; None without weights of torch."""
+        inner = getattr(self.model, "calculator", self.model)
+        return {"device": self.model.device, "dtype": weight_dtype(inner)}
+
     # --- Accuracy ---
 
     @cached_property
@@ -167,7 +174,7 @@ class Evaluator:
             "microseconds": run.microseconds_per_atom,
             "nanoseconds_per_day": run.nanoseconds_per_day,
             "bytes": bytes_per_atom,
-            "device": self.model.device,
+            **self.computing,
         }
 
     def runs(self) -> list[dict[str, Any]]:

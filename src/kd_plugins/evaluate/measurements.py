@@ -241,7 +241,8 @@ def _read_elasticity(raw: object) -> Mapping[str, Any] | None:
 class SpeedPart:
     """Costs of a step in one cell: µs per atom, ns of simulation per day, bytes per atom.
 
-    ``device`` is where they were measured; version 0.1.0 did not write it.
+    ``device`` is where they were measured and ``dtype`` that of the weights; earlier versions did
+    not write them.
     """
 
     atoms: int
@@ -249,6 +250,7 @@ class SpeedPart:
     nanoseconds_per_day: float = reader(_read_positive)
     bytes: float | None = None
     device: str | None = None
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.atoms < 1 or (self.bytes is not None and self.bytes <= 0):

@@ -23,6 +23,7 @@ from kd_plugins.report.figures import (
     use_log_scale,
 )
 from kd_plugins.report.metrics import metric
+from kd_plugins.report.places import Place, caption, differ
 from kd_plugins.report.results import Cell
 
 COST_METRICS = {"microseconds": "microseconds_per_atom", "bytes": "bytes_per_atom"}
@@ -47,6 +48,7 @@ def draw_pareto(
     points: Mapping[str, CostsAndErrors],
     teacher: float | None,
     styles: ArmStyles,
+    places: Mapping[str, Place],
 ) -> Plot:
     """Draw an error over a cost, a point an arm; left and low is good.
 
@@ -56,16 +58,16 @@ def draw_pareto(
         points: arm to its costs and errors.
         teacher: its cost, in the unit of the page.
         styles: of the arms.
+        places: arm, or ``teacher``, to where its costs were measured.
     """
     figure, (axes,) = make_panels(1)
     for arm, point in points.items():
-        _draw_point(axes, point, escape_text(arm), styles[arm])
+        _draw_point(axes, point, escape_text(_with_place(arm, arm, places)), styles[arm])
 
     costs = [value for point in points.values() for value in point.costs]
     if teacher is not None:
-        axes.axvline(
-            teacher, color=INK, linestyle=TEACHER_STYLE.dashes, linewidth=1, label="teacher's cost"
-        )
+        label = _with_place("teacher's cost", "teacher", places)
+        axes.axvline(teacher, color=INK, linestyle=TEACHER_STYLE.dashes, linewidth=1, label=label)
         costs.append(teacher)
 
     use_log_scale(axes.xaxis, costs)
@@ -82,20 +84,27 @@ def draw_pareto(
     return Plot(
         name=f"pareto-{slug(error)}-{slug(cost)}",
         title=f"{capitalize(metric(error).label)} against {metric(cost).label}",
-        caption="One point an arm: mean over the seeds, the bars one standard deviation.",
+        caption="One point an arm: mean over the seeds, the bars one standard deviation."
+        + caption(places),
         figure=figure,
         rows=rows,
     )
 
 
 @styled
-def draw_scaling(cost: str, cells: Mapping[str, Sequence[Cell]], styles: ArmStyles) -> Plot:
+def draw_scaling(
+    cost: str,
+    cells: Mapping[str, Sequence[Cell]],
+    styles: ArmStyles,
+    places: Mapping[str, Place],
+) -> Plot:
     """Draw a cost over the number of atoms; both axes logarithmic.
 
     Args:
         cost: ``microseconds`` or ``bytes``.
         cells: arm, or ``teacher``, to the cells of all its seeds.
         styles: of the arms.
+        places: arm, or ``teacher``, to where its costs were measured.
     """
     figure, (axes,) = make_panels(1)
     means = {arm: mean_costs(cost, of_arm) for arm, of_arm in cells.items()}
@@ -109,7 +118,7 @@ def draw_scaling(cost: str, cells: Mapping[str, Sequence[Cell]], styles: ArmStyl
             color=style.colour,
             marker=style.marker,
             linestyle=style.dashes,
-            label=escape_text(arm),
+            label=escape_text(_with_place(arm, arm, places)),
         )
 
     cost_metric = metric(COST_METRICS[cost])
@@ -122,7 +131,7 @@ def draw_scaling(cost: str, cells: Mapping[str, Sequence[Cell]], styles: ArmStyl
     return Plot(
         name=f"growth-{cost}",
         title=f"{capitalize(cost_metric.label)} in growing cells",
-        caption="Mean over the seeds.",
+        caption="Mean over the seeds." + caption(places),
         figure=figure,
         rows=[["arm", "atoms", cost_metric.title], *rows],
     )
@@ -146,6 +155,13 @@ def mean_costs(cost: str, cells: Sequence[Cell]) -> list[tuple[int, float]]:
             by_size.setdefault(cell.atoms, []).append(value * factor)
 
     return [(n_atoms, float(np.mean(by_size[n_atoms]))) for n_atoms in sorted(by_size)]
+
+
+def _with_place(label: str, name: str, places: Mapping[str, Place]) -> str:
+    """Return the label of a series, with its place where not all have the same."""
+    if name not in places or not differ(places.values()):
+        return label
+    return f"{label} ({places[name]})"
 
 
 def _draw_point(axes: Axes, point: CostsAndErrors, label: str, style: ArmStyle) -> None:

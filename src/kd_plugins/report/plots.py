@@ -22,6 +22,7 @@ from kd_plugins.report.physics_plots import (
     draw_rdf,
     draw_volumes,
 )
+from kd_plugins.report.places import COSTS, caption, places
 from kd_plugins.report.results import (
     Cell,
     ExperimentResults,
@@ -77,6 +78,11 @@ def _sweeps(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]:
     if not experiment.points:
         return
 
+    measured = caption(places(experiment))
+
+    def placed(name: str, plot: Plot) -> Plot:
+        return replace(plot, caption=plot.caption + measured) if name in COSTS else plot
+
     for name in experiment.metrics:
         swept = swept_arms(experiment, name)
         levels = {one.arm: one.mean for one in swept if not one.at}
@@ -87,13 +93,14 @@ def _sweeps(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]:
         for axis in dict.fromkeys(axis for one in swept for axis in one.at):
             on_axis = [one for one in swept if axis in one.at]
             if len({one.at[axis] for one in on_axis}) > 1:
-                yield draw_over_axis(axis, name, on_axis, levels, styles)
-        yield from _maps(name, best_points(swept, name, experiment.best_over))
+                yield placed(name, draw_over_axis(axis, name, on_axis, levels, styles))
+        for plot in _maps(name, best_points(swept, name, experiment.best_over)):
+            yield placed(name, plot)
 
     for name in (*experiment.metrics, *COST_METRICS.values()):
         with_weights = [one for one in swept_arms(experiment, name) if one.weights is not None]
         if len({one.weights for one in with_weights}) > 1:
-            yield draw_over_weights(name, with_weights, styles)
+            yield placed(name, draw_over_weights(name, with_weights, styles))
 
 
 def _maps(name: str, swept: Sequence[Swept]) -> Iterator[Plot]:
@@ -120,7 +127,10 @@ def _differences(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[P
     }
     differences = _without_empty(differences)
     if differences:
-        yield draw_differences(differences, styles)
+        plot = draw_differences(differences, styles)
+        if set(COSTS) & set(experiment.metrics):
+            plot = replace(plot, caption=plot.caption + caption(places(experiment)))
+        yield plot
 
 
 def _accuracy(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]:
@@ -159,20 +169,22 @@ def _parities(experiment: ExperimentResults) -> list[tuple[Reference, ParityQuan
 
 
 def _cost(experiment: ExperimentResults, styles: ArmStyles) -> Iterator[Plot]:
+    measured = places(experiment)
+
     for cost in COST_METRICS:
         teacher = _teacher_cost(experiment, cost)
         for error in experiment.metrics:
             points = _costs_and_errors(experiment, cost, error)
             # A single point is compared with nothing.
             if points and (len(points) > 1 or teacher is not None):
-                yield draw_pareto(COST_METRICS[cost], error, points, teacher, styles)
+                yield draw_pareto(COST_METRICS[cost], error, points, teacher, styles, measured)
 
     for cost in COST_METRICS:
         cells = {arm: _cells(_seeds(experiment, arm), "student") for arm in experiment.arms}
         cells["teacher"] = _cells(list(experiment.runs.values()), "teacher")
         known = {arm: of_arm for arm, of_arm in cells.items() if mean_costs(cost, of_arm)}
         if known:
-            yield draw_scaling(cost, known, styles)
+            yield draw_scaling(cost, known, styles, measured)
 
 
 def _costs_and_errors(

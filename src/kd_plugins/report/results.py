@@ -54,19 +54,34 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Cell:
-    """Costs of a step in a cell: µs per atom, ns of simulation per day, bytes per atom; where."""
+    """Costs of a step in a cell: µs per atom, ns of simulation per day, bytes per atom.
+
+    ``device`` and ``dtype`` are where and in which precision they were measured.
+    """
 
     atoms: int
     microseconds: float
     nanoseconds_per_day: float | None = None
     bytes: float | None = None
     device: str | None = None
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         _check_count("atoms", self.atoms)
         _check_positive("microseconds", self.microseconds)
         _check_positive("bytes", self.bytes)
         _check_size("nanoseconds_per_day", self.nanoseconds_per_day)
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Device on which a potential was measured, and dtype of its weights if it has any."""
+
+    device: str
+    dtype: str | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.device, self.dtype)))
 
 
 @dataclass(frozen=True)
@@ -170,6 +185,7 @@ class RunResults:
         elasticity: crystal, then student, teacher or reference (an experiment), to moduli.
         left_out: crystals that were not measured, with the reasons.
         provenance: of an evaluation by itself.
+        computing: student and teacher to device and dtype; earlier versions did not keep them.
     """
 
     model: str
@@ -188,6 +204,7 @@ class RunResults:
     elasticity: Mapping[str, Mapping[Side, Stiffness]] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    computing: Mapping[Potential, Computing] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_text("model", self.model)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 
 from kd_plugins.report.metrics import TEACHER, metric, rank
-from kd_plugins.report.results import ExperimentResults, RunResults
+from kd_plugins.report.results import ExperimentResults, Potential, RunResults
 from kd_plugins.report.statistics import Difference
 from kd_plugins.report.sweeps import best_points, swept_arms
 from kd_plugins.report.verdicts import difference
@@ -118,8 +118,12 @@ def measurements_table(experiment: ExperimentResults) -> Table:
         [metric(name).title, *(mean_and_spread(experiment, arm, name) for arm in experiment.arms)]
         for name in names
     ]
-
     teacher = [_teacher_cell(experiment, name) for name in names]
+
+    computing = {arm: _computing(experiment.of(arm).values(), "student") for arm in experiment.arms}
+    if set(computing.values()) != {NOTHING}:
+        rows.append(["device and precision", *computing.values()])
+        teacher.append(_computing(experiment.runs.values(), "teacher"))
     if set(teacher) <= {NOTHING}:
         return head, rows
     with_teacher = [[*row, cell] for row, cell in zip(rows, teacher, strict=True)]
@@ -196,6 +200,12 @@ def _teacher_cell(experiment: ExperimentResults, name: str) -> str:
     """
     values = {run.teacher[name] for run in experiment.runs.values() if name in run.teacher}
     return format_spread([metric(name).factor * value for value in sorted(values)])
+
+
+def _computing(runs: Iterable[RunResults], side: Potential) -> str:
+    """Return the devices and precisions of runs, one unless they were measured apart."""
+    found = {str(run.computing[side]) for run in runs if side in run.computing}
+    return "; ".join(sorted(found)) or NOTHING
 
 
 def _spread_of_runs(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kd_plugins.report.metrics import metric
+from kd_plugins.report.places import difference_in_words, places
 from kd_plugins.report.results import SMALLEST, ExperimentResults
 from kd_plugins.report.statistics import Difference, compare_pairs
 
@@ -55,7 +56,9 @@ def difference(experiment: ExperimentResults, arm: str, name: str) -> Difference
     return compare_pairs([arm_values[s] for s in seeds], [control_values[s] for s in seeds])
 
 
-def compare_in_words(arm: str, control: str, differences: Differences, cost: float | None) -> str:
+def compare_in_words(
+    arm: str, control: str, differences: Differences, cost: float | None, measured: str = ""
+) -> str:
     """Return the sentence that compares an arm with the control.
 
     Args:
@@ -63,6 +66,7 @@ def compare_in_words(arm: str, control: str, differences: Differences, cost: flo
         control: the name of the control.
         differences: of the metrics for the verdict.
         cost: ratio of the processor times of training; None if unknown.
+        measured: where the costs of both were measured, if that differs.
 
     >>> lower = Difference(-9.34, 5, (-13.0, -5.0), (-14.0, -4.1))
     >>> compare_in_words("student", "control", {"force_rmse": lower}, 1.04)
@@ -73,13 +77,16 @@ def compare_in_words(arm: str, control: str, differences: Differences, cost: flo
     phrases = [_phrase(metric(name).label, found) for name, found in differences.items()]
     if cost is not None:
         phrases.append(f"training took {cost:.2f} times the CPU time")
+    if measured:
+        phrases.append(measured)
     return f"{arm} against {control}: {'; '.join(phrases or ['nothing to compare'])}."
 
 
 def _compare(experiment: ExperimentResults, arm: str, control: str) -> Verdict:
     differences = {name: difference(experiment, arm, name) for name in experiment.metrics}
     cost = _cost_ratio(experiment, arm, control)
-    sentence = compare_in_words(arm, control, differences, cost)
+    measured = difference_in_words(places(experiment), arm, control)
+    sentence = compare_in_words(arm, control, differences, cost, measured)
     return Verdict(arm, _outcome(differences), sentence, differences, cost)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from kd_plugins.report.metrics import TEACHER, metric, rank
+from kd_plugins.report.places import difference_in_words, places
 from kd_plugins.report.results import ExperimentResults
 from kd_plugins.report.statistics import FEWEST_PAIRS, mean_interval
 from kd_plugins.report.tables import THIN, decisive_metrics, format_number
@@ -77,6 +78,7 @@ def worth_of_best(experiment: ExperimentResults) -> Worth | None:
         return None
 
     parts = [_first_metric(experiment, first, numbers), *_parts(numbers)]
+    parts.append(difference_in_words(places(experiment), arm, "teacher"))
     sentence = f"{_beginning(experiment, arm, numbers)}: {'; '.join(filter(None, parts))}."
     return Worth(arm, sentence, numbers)
 
