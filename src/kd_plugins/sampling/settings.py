@@ -179,8 +179,8 @@ class Packing:
 
     count: int = 0
     copies: int = 2
-    contact: tuple[float, float] = (0.7, 1.0)
-    trials: int = 5
+    contact: tuple[float, float] = (0.8, 1.0)
+    trials: int = 3
     rattle: tuple[float, float] = (0.0, 0.05)
 
     def __post_init__(self) -> None:
