@@ -464,6 +464,10 @@ LOSSES = [
         "directed",
     ),
     python("crack_negatives", "Crack(negatives='all')", "negatives", "all", "local"),
+    python("crack_negatives_mapping", "Crack(negatives={'sample': 9})", "negatives", "sample"),
+    python("sampled_one", "SampledNegatives(1)", "negatives.sample", "1", "4"),
+    python("sampled_half", "SampledNegatives(8.5)", "negatives.sample", "8.5"),
+    python("sampled_seed", "SampledNegatives(8, seed=-1)", "negatives.seed", "-1"),
     python(
         "crack_nan_student",
         "crack_loss(torch.full((3, 4), nan), teacher, edges)",

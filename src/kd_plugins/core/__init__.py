@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kd_plugins.core.distances import norm as norm
     from kd_plugins.core.distances import squared_mean as squared_mean
     from kd_plugins.core.distances import squared_sum as squared_sum
+    from kd_plugins.core.negatives import SampledNegatives as SampledNegatives
     from kd_plugins.core.projection import Projection as Projection
     from kd_plugins.core.quantities import QUANTITIES as QUANTITIES
     from kd_plugins.core.quantities import Quantity as Quantity
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from kd_plugins.core.terms import TermReport as TermReport
 
 _HOMES = {
+    "SampledNegatives": "kd_plugins.core.negatives",
     "ContrastiveResult": "kd_plugins.core.contrastive",
     "Crack": "kd_plugins.core.contrastive",
     "Instance": "kd_plugins.core.contrastive",

@@ -35,6 +35,18 @@ def unit_embeddings(embeddings: NodeEmbeddings) -> NodeEmbeddings:
     return F.normalize(embeddings, dim=1, eps=SHORTEST_EMBEDDING)
 
 
+def similarities(
+    anchors: Float[Tensor, "A D"], keys: Float[Tensor, "E D"], temperature: float
+) -> Float[Tensor, "A E"]:
+    """Return all cosines of unit vectors, divided by the temperature."""
+    # Logits of bfloat16 would be off by a tenth. float64 on a GPU, because the host may have
+    # allowed TF32 there, which has the digits of float16, in the backward pass, too.
+    dtype = anchors.dtype
+    exact = dtype if anchors.device.type == "cpu" else torch.float64
+    with torch.autocast(anchors.device.type, enabled=False):
+        return ((anchors.to(exact) / temperature) @ keys.to(exact).T).to(dtype)
+
+
 # ----------------------------------------------------------------------------------------------
 # Which edges of a batch have a relation
 

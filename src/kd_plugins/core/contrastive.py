@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from kd_plugins.core._infonce import info_nce_in_blocks
 from kd_plugins.core._relations import (
@@ -31,8 +32,10 @@ from kd_plugins.core._relations import (
     check_edge_index,
     check_numbers,
     check_shapes,
+    similarities,
     to_common_dtype,
 )
+from kd_plugins.core.negatives import BLOCK_NUMBERS, SampledNegatives, sampled_info_nce
 from kd_plugins.core.reduction import (
     counts_of_ranks,
     gather_from_ranks,
@@ -43,7 +46,7 @@ from kd_plugins.names import suggestion
 from kd_plugins.numbers import is_number, shown
 
 Anchor = Literal["teacher", "student"]
-Negatives = Literal["local", "global"]
+Negatives = Literal["local", "global"] | SampledNegatives
 Form = Literal["auto", "plain", "blocked"]
 
 Losses = Float[Tensor, " A"]
@@ -116,12 +119,7 @@ def info_nce(
     >>> [round(loss, 4) for loss in losses.tolist()], is_correct.tolist()
     ([0.3133, 0.3133], [True, True])
     """
-    # Logits of bfloat16 would be off by a tenth. float64 on a GPU, because the host may have
-    # allowed TF32 there, which has the digits of float16, in the backward pass, too.
-    dtype = anchors.dtype
-    exact = dtype if anchors.device.type == "cpu" else torch.float64
-    with torch.autocast(anchors.device.type, enabled=False):
-        logits = ((anchors.to(exact) / temperature) @ keys.to(exact).T).to(dtype)
+    logits = similarities(anchors, keys, temperature)
 
     positives = logits.diagonal(offset=offset)
     if logits.shape[1] == 0:  # no keys have no largest
@@ -202,6 +200,7 @@ class Crack:
             DistributedDataParallel, the gradient of one process on the union of their batches.
             Each rank then sends and holds the embeddings of all atoms of all ranks, both models',
             sends their gradients back, and takes n times as long for its own relations.
+            `SampledNegatives` draws some of this process's batch, for very many relations.
         form: ``"plain"`` makes all logits at once, ``"blocked"`` a block at a time, with memory
             that grows linearly; the numbers are the same. ``"auto"`` follows `choose_form`.
 
@@ -222,14 +221,19 @@ class Crack:
         _check_positive("tolerance", self.tolerance)
         _check_choice("anchor", self.anchor, ("teacher", "student"))
         _check_choice("edges", self.edges, ("undirected", "directed"))
-        _check_choice("negatives", self.negatives, ("local", "global"))
+        _check_negatives(self.negatives)
         _check_choice("form", self.form, ("auto", "plain", "blocked"))
 
     def __call__(
-        self, student: NodeEmbeddings, teacher: NodeEmbeddings, edge_index: EdgeIndex
+        self,
+        student: NodeEmbeddings,
+        teacher: NodeEmbeddings,
+        edge_index: EdgeIndex,
+        *,
+        step: int = 0,
     ) -> tuple[Float[Tensor, " E_kept"], Bool[Tensor, " E_chosen"]]:
         """Return the losses of the relations kept, and which of the chosen edges were kept."""
-        comparison = self.compare(student, teacher, edge_index)
+        comparison = self.compare(student, teacher, edge_index, step=step)
         return comparison.losses, comparison.kept
 
     def compare(
@@ -240,6 +244,7 @@ class Crack:
         *,
         atoms: Bool[Tensor, " N"] | None = None,
         perfect: bool = False,
+        step: int = 0,
     ) -> ContrastiveResult:
         """Return the losses with how good they are.
 
@@ -250,9 +255,10 @@ class Crack:
             atoms: (N,) which atoms count; edges of others do not. All if left out.
             perfect: also contrast the teacher with itself, which takes a third of the time of
                 this loss and its gradient on top. The top-1 accuracy costs nothing.
+            step: of the training, by which negatives are drawn if they are.
         """
         sides = [(student, teacher)]
-        return self.compare_each(sides, edge_index, atoms=atoms, perfect=perfect)[0]
+        return self.compare_each(sides, edge_index, atoms=atoms, perfect=perfect, step=step)[0]
 
     def compare_each(
         self,
@@ -261,6 +267,7 @@ class Crack:
         *,
         atoms: Bool[Tensor, " N"] | None = None,
         perfect: bool = False,
+        step: int = 0,
     ) -> list[ContrastiveResult]:
         """Return the losses of several embeddings of the same atoms, such as one a degree l.
 
@@ -272,6 +279,7 @@ class Crack:
             edge_index: see `compare`.
             atoms: see `compare`.
             perfect: see `compare`.
+            step: see `compare`.
         """
         for student, teacher in sides:
             check_shapes(student, teacher)
@@ -291,9 +299,8 @@ class Crack:
         results = []
         for place, (student, _) in enumerate(sides):
             of_kept = first[place, : counts[place]]
-            result = self._contrast(
-                student, relations[place].select(of_kept), pairs.index_select(1, of_kept), perfect
-            )
+            chosen = relations[place].select(of_kept), pairs.index_select(1, of_kept)
+            result = self._contrast(student, *chosen, perfect, step)
             both = self.edges == "undirected"
             results.append(replace(result, kept=_both(kept[place]) if both else kept[place]))
         return results
@@ -304,6 +311,7 @@ class Crack:
         relations: Relations,
         pairs: Int[Tensor, "2 E"],
         perfect: bool,
+        step: int,
     ) -> ContrastiveResult:
         """Return the losses of the teacher's relations that are kept, along these pairs."""
         teacher, own = relations.embeddings, slice(0, None)
@@ -318,6 +326,7 @@ class Crack:
             both_directions=self.edges == "undirected",
             own=own,
             perfect=perfect,
+            step=step,
         )
 
 
@@ -342,15 +351,22 @@ class Instance:
         """Check every setting."""
         _check_positive("temperature", self.temperature)
         _check_choice("anchor", self.anchor, ("teacher", "student"))
-        _check_choice("negatives", self.negatives, ("local", "global"))
+        _check_negatives(self.negatives)
         _check_choice("form", self.form, ("auto", "plain", "blocked"))
 
-    def __call__(self, student: NodeEmbeddings, teacher: NodeEmbeddings) -> Float[Tensor, " N"]:
+    def __call__(
+        self, student: NodeEmbeddings, teacher: NodeEmbeddings, *, step: int = 0
+    ) -> Float[Tensor, " N"]:
         """Return one loss an atom."""
-        return self.compare(student, teacher).losses
+        return self.compare(student, teacher, step=step).losses
 
     def compare(
-        self, student: NodeEmbeddings, teacher: NodeEmbeddings, *, perfect: bool = False
+        self,
+        student: NodeEmbeddings,
+        teacher: NodeEmbeddings,
+        *,
+        perfect: bool = False,
+        step: int = 0,
     ) -> ContrastiveResult:
         """Return the losses with how good they are; see `Crack.compare`."""
         check_shapes(student, teacher)
@@ -370,6 +386,7 @@ class Instance:
             both_directions=False,
             own=own,
             perfect=perfect,
+            step=step,
         )
 
 
@@ -444,15 +461,16 @@ def _compare(
     both_directions: bool,
     own: slice,
     perfect: bool,
+    step: int,
 ) -> ContrastiveResult:
     """Return the losses of this rank's relations, and those of a perfect student if asked for."""
     keys, anchors = (student, teacher) if settings.anchor == "teacher" else (teacher, student)
-    losses, is_correct = _contrast(keys, anchors, settings, both_directions, own)
+    losses, is_correct = _contrast(keys, anchors, settings, both_directions, own, step)
 
     perfect_losses = None
     if perfect:
         with torch.no_grad():
-            perfect_losses, _ = _contrast(teacher, teacher, settings, both_directions, own)
+            perfect_losses, _ = _contrast(teacher, teacher, settings, both_directions, own, step)
 
     return ContrastiveResult(losses, is_correct, torch.ones_like(is_correct), perfect_losses)
 
@@ -463,6 +481,7 @@ def _contrast(
     settings: Crack | Instance,
     both_directions: bool,
     own: slice,
+    step: int,
 ) -> tuple[Losses, IsCorrect]:
     """Return losses and top-1 correctness of the anchors of this rank, in both directions."""
     form = settings.form
@@ -470,40 +489,93 @@ def _contrast(
         embeddings = keys.embeddings
         form = choose_form(keys.count, embeddings.shape[1], embeddings.device.type)
 
-    if form == "plain":
-        losses, is_correct = info_nce(
-            _vectors(anchors)[own],
-            _vectors(keys),
-            settings.temperature,
-            both_directions,
-            own.start,
-        )
+    drawn, device = None, keys.embeddings.device
+    if isinstance(settings.negatives, SampledNegatives):
+        drawn = settings.negatives.draw(keys.count, both_directions, step, device)
+
+    if drawn is None:
+        contrast = _all_at_once if form == "plain" else _in_blocks
+        losses, is_correct = contrast(keys, anchors, settings.temperature, both_directions, own)
     else:
-        of_keys, of_anchors = keys.units, anchors.units
-        if keys.pairs is None:
-            of_anchors = of_anchors[own]
-        elif keys.is_wide:
-            of_keys, of_anchors = None, of_anchors @ of_keys.T
-        losses, is_correct = info_nce_in_blocks(
-            of_keys,
-            of_anchors,
-            keys.pairs,
-            keys.scale(),
-            anchors.scale()[own],
-            settings.temperature,
-            both_directions,
-            own.start,
+        losses, is_correct = _with_drawn(
+            keys, anchors, drawn, settings.temperature, both_directions, form == "blocked"
         )
 
     # Opposite relations have equal losses: (-r)·(-s) = r·s, and the set of keys is the same.
     return (_both(losses), _both(is_correct)) if both_directions else (losses, is_correct)
 
 
-def _vectors(relations: Relations) -> Float[Tensor, "E D"]:
-    """Return all relations of a model written out."""
-    vectors = relations.units
-    if relations.pairs is not None:
-        vectors = relation_vectors(vectors, relations.pairs, relations.shortest)
+def _all_at_once(
+    keys: Relations, anchors: Relations, temperature: float, both_directions: bool, own: slice
+) -> tuple[Losses, IsCorrect]:
+    """Contrast with all keys, by all logits."""
+    rows = _vectors(anchors, own)
+    return info_nce(rows, _vectors(keys), temperature, both_directions, own.start)
+
+
+def _in_blocks(
+    keys: Relations, anchors: Relations, temperature: float, both_directions: bool, own: slice
+) -> tuple[Losses, IsCorrect]:
+    """Contrast with all keys, a block of anchors at a time."""
+    of_keys, of_anchors = keys.units, anchors.units
+    if keys.pairs is None:
+        of_anchors = of_anchors[own]
+    elif keys.is_wide:
+        of_keys, of_anchors = None, of_anchors @ of_keys.T
+
+    return info_nce_in_blocks(
+        of_keys,
+        of_anchors,
+        keys.pairs,
+        keys.scale(),
+        anchors.scale()[own],
+        temperature,
+        both_directions,
+        own.start,
+    )
+
+
+def _with_drawn(
+    keys: Relations,
+    anchors: Relations,
+    drawn: Int[Tensor, " K"],
+    temperature: float,
+    both_directions: bool,
+    in_blocks: bool,
+) -> tuple[Losses, IsCorrect]:
+    """Contrast with some keys only; blocks of anchors are made again in the backward pass."""
+    negatives = _vectors(keys, drawn)
+    places = torch.full((keys.count,), -1, device=drawn.device)
+    places[drawn] = torch.arange(len(drawn), device=drawn.device)
+    _ = anchors.units  # computed once and kept, so not within a block
+
+    def losses_of(block: slice) -> tuple[Losses, IsCorrect]:
+        rows = _vectors(anchors, block), _vectors(keys, block), negatives, places[block]
+        return sampled_info_nce(*rows, keys.count, temperature, both_directions)
+
+    if not in_blocks:
+        return losses_of(slice(0, keys.count))
+
+    numbers = BLOCK_NUMBERS.get(drawn.device.type, BLOCK_NUMBERS["cuda"])
+    step = max(numbers // sum(negatives.shape), 1)
+    blocks = [slice(start, start + step) for start in range(0, keys.count, step)]
+    parts = [
+        checkpoint(losses_of, block, use_reentrant=False, preserve_rng_state=False)
+        for block in blocks
+    ]
+    losses, is_correct = zip(*parts, strict=True)
+    return torch.cat(losses), torch.cat(is_correct)
+
+
+def _vectors(
+    relations: Relations, places: slice | Int[Tensor, " E"] = slice(None)
+) -> Float[Tensor, "E D"]:
+    """Return relations of a model written out, all or some."""
+    units = relations.units
+    if relations.pairs is None:
+        vectors = units[places]
+    else:
+        vectors = relation_vectors(units, relations.pairs[:, places], relations.shortest)
     return vectors.to(relations.embeddings.dtype)
 
 
@@ -537,3 +609,8 @@ def _check_positive(name: str, value: float) -> None:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"unknown {name} {shown(value)}{suggestion(str(value), choices)}")
+
+
+def _check_negatives(value: Negatives) -> None:
+    if not isinstance(value, SampledNegatives):
+        _check_choice("negatives", value, ("local", "global"))

@@ -172,8 +172,8 @@ class DistanceTerm:
                 f"got {shown(self.distance)}"
             )
 
-    def evaluate(self, inputs: LossInputs) -> list[TermResult]:
-        """Return one number an item; a distance has no other measures."""
+    def evaluate(self, inputs: LossInputs, step: int = 0) -> list[TermResult]:
+        """Return one number an item; a distance has no other measures, and is that of any step."""
         compared = _compared(self.degrees, *inputs.pair(self.quantity))
         mask = inputs.mask(self.quantity)
         return [
@@ -210,7 +210,7 @@ class CrackTerm:
         """Check names and weight."""
         _check_term(self)
 
-    def evaluate(self, inputs: LossInputs) -> list[TermResult]:
+    def evaluate(self, inputs: LossInputs, step: int = 0) -> list[TermResult]:
         """Return one number a relation; those that are too short are left out."""
         if inputs.edge_index is None:
             raise ValueError(f"term {self.name!r} needs the edge_index of the batch; got none")
@@ -220,7 +220,7 @@ class CrackTerm:
         atoms = None if inputs.is_complete(self.quantity) else inputs.mask(self.quantity)
 
         comparisons = self.relation.compare_each(
-            sides, inputs.edge_index, atoms=atoms, perfect=self.excess
+            sides, inputs.edge_index, atoms=atoms, perfect=self.excess, step=step
         )
         return [
             _to_result(comparison, left_out=(~comparison.kept).sum(), degree=degree)
@@ -252,7 +252,7 @@ class InstanceTerm:
         """Check names and weight."""
         _check_term(self)
 
-    def evaluate(self, inputs: LossInputs) -> list[TermResult]:
+    def evaluate(self, inputs: LossInputs, step: int = 0) -> list[TermResult]:
         """Return one number an atom that has a target."""
         student, teacher = inputs.pair(self.quantity)
         left_out: Tensor | int = 0
@@ -263,14 +263,13 @@ class InstanceTerm:
             student, teacher = student[mask], teacher[mask]
             left_out = (~mask).sum()
 
-        return [
-            _to_result(
-                self.relation.compare(_vectors(ours), _vectors(theirs), perfect=self.excess),
-                left_out=left_out,
-                degree=degree,
+        results = []
+        for degree, ours, theirs in _compared(self.degrees, student, teacher):
+            comparison = self.relation.compare(
+                _vectors(ours), _vectors(theirs), perfect=self.excess, step=step
             )
-            for degree, ours, theirs in _compared(self.degrees, student, teacher)
-        ]
+            results.append(_to_result(comparison, left_out=left_out, degree=degree))
+        return results
 
 
 Term = DistanceTerm | CrackTerm | InstanceTerm
@@ -391,7 +390,7 @@ class DistillationLoss:
 
         Args:
             inputs: the batch.
-            step: at which the weights are taken.
+            step: at which the weights are taken, and by which negatives are drawn if they are.
             terms: which to evaluate; those that are active at the step if left out. A term of
                 weight zero, evaluated for its report, adds nothing to the total.
         """
@@ -400,7 +399,7 @@ class DistillationLoss:
 
         for term in self.active(step) if terms is None else terms:
             weight = term.weight(step)
-            for result in term.evaluate(inputs):
+            for result in term.evaluate(inputs, step):
                 # Not 0 * mean, which is NaN where a term that is switched off diverges.
                 if weight != 0:
                     total = total + weight * masked_mean(result.items, result.mask)

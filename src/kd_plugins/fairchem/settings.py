@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kd_plugins.config import ConfigError, distance, read_config, reader, weight
-from kd_plugins.core.contrastive import Crack, Instance
+from kd_plugins.core.contrastive import Crack, Instance, Negatives
 from kd_plugins.core.distances import Distance
+from kd_plugins.core.negatives import SampledNegatives
 from kd_plugins.core.schedules import Schedule
 from kd_plugins.core.terms import (
     CrackTerm,
@@ -65,6 +66,22 @@ class StudentSettings:
     trust_pickle: bool = False
 
 
+def read_negatives(raw: object) -> Negatives:
+    """Return the negatives that are meant by local, global or ``{sample: K, seed: 0}``.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if raw in ("local", "global"):
+        return "local" if raw == "local" else "global"
+    if isinstance(raw, Mapping) and "sample" in raw and set(raw) <= {"sample", "seed"}:
+        return SampledNegatives(**raw)
+    raise ValueError(
+        f"expected local, global or {{sample: K}}, with a seed beside it or without, got {raw!r}; "
+        "keys are drawn from each rank's own batch, so sample does not go with global"
+    )
+
+
 @dataclass(frozen=True)
 class CrackSettings:
     """CRACK (Lim, Choung, Han 2025) over the student's edges.
@@ -77,7 +94,8 @@ class CrackSettings:
         lmax: highest degree for ``features: each``; all that both models have if left out.
         excess: also log how far the loss is above that of a student that is its teacher.
         negatives: relations of each rank's own batch, or ``global``: of all ranks' batches, at the
-            price of sending all their embeddings and of as many times the time as there are ranks.
+            price of sending all their embeddings and of as many times the time as there are ranks;
+            or ``{sample: K, seed: 0}``, see `kd_plugins.core.SampledNegatives`.
     """
 
     weight: Schedule = reader(weight)
@@ -88,7 +106,7 @@ class CrackSettings:
     features: Features = "l0"
     lmax: int | None = None
     excess: bool = False
-    negatives: Literal["local", "global"] = "local"
+    negatives: Negatives = reader(read_negatives, default="local")
 
     def __post_init__(self) -> None:
         """Check the settings now, with the place in the YAML at hand, by building the term."""
@@ -111,7 +129,7 @@ class InstanceSettings:
     anchor: Literal["teacher", "student"] = "teacher"
     features: Features = "l0"
     lmax: int | None = None
-    negatives: Literal["local", "global"] = "local"
+    negatives: Negatives = reader(read_negatives, default="local")
 
     def __post_init__(self) -> None:
         """Check the settings now, by building the term."""
