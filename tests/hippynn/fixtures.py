@@ -34,8 +34,10 @@ class Hipnn:
     forces: Any
 
 
-def make_hipnn(seed: int = 2, width: int = 4, elements: Iterable[int] = (42,)) -> Hipnn:
-    """Return a model of one interaction layer with vector sensitivity."""
+def make_hipnn(
+    seed: int = 2, width: int = 4, elements: Iterable[int] = (42,), layers: int = 1
+) -> Hipnn:
+    """Return a model of one interaction layer with vector sensitivity, or of several."""
     torch.manual_seed(seed)
     species = inputs.SpeciesNode(db_name="numbers")
     positions = inputs.PositionsNode(db_name="positions")
@@ -47,7 +49,7 @@ def make_hipnn(seed: int = 2, width: int = 4, elements: Iterable[int] = (42,)) -
         "dist_soft_min": 1.5,
         "dist_soft_max": 3.5,
         "dist_hard_max": 4.0,
-        "n_interaction_layers": 1,
+        "n_interaction_layers": layers,
         "n_atom_layers": 1,
     }
     network = networks.HipnnVec(

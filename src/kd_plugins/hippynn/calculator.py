@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms, units
+from ase import Atoms
 from hippynn.graphs import find_relatives
 from hippynn.graphs.nodes.base.node_functions import NodeNotFound
 from hippynn.graphs.nodes.tags import Energies, Network
 from hippynn.interfaces.ase_interface import HippynnCalculator
 
+from kd_plugins.hippynn.convert import energy_factor
 from kd_plugins.hippynn.folder import load_model
 from kd_plugins.hippynn.teacher import HippynnTeacher, resolve_dtype
 from kd_plugins.teachers.calculator import CalculatorTeacher
@@ -22,7 +23,6 @@ from kd_plugins.teachers.teacher import TeacherError, resolve_device
 
 SKIN = 0.5
 """Å beyond the cutoff within which neighbours are kept; hippynn's 1 Å triples a solid's pairs."""
-ENERGY_UNITS: Mapping[str, float] = {"eV": units.eV, "kcal/mol": units.kcal / units.mol}
 LARGEST_IN_BATCH = 200
 """Atoms of the largest structure that is predicted in a batch. A batch's pair finder compares all
 atoms with all; from about 200 on, ASE's neighbour lists, which grow linearly, are faster."""
@@ -141,10 +141,10 @@ def hippynn(
         TeacherError: for a folder without a model that can be read, one with no or several
             energies, an unknown unit or dtype, or a device that this machine does not have.
     """
-    if energy_unit not in ENERGY_UNITS:
-        raise TeacherError(
-            f"energy_unit: expected {' or '.join(ENERGY_UNITS)}, got {energy_unit!r}"
-        )
+    try:
+        unit = energy_factor(energy_unit)
+    except ValueError as error:
+        raise TeacherError(str(error)) from error
     where, precision = resolve_device(device), resolve_dtype(dtype)
     remedy = f"say so: hippynn folder={folder} trust_pickle=true"
 
@@ -160,19 +160,18 @@ def hippynn(
         energies = list(find_relatives(model.nodes_to_compute, Energies))
         if len(energies) != 1:
             raise TeacherError(f"{folder}: expected a model with one energy, got {len(energies)}")
-        unit = ENERGY_UNITS[energy_unit]
         calculator = ElementsCalculator(energies[0], skin=skin, en_unit=unit)
 
     # The dtype and the device of what hippynn makes of positions; its weights follow.
     calculator.to(precision)
     calculator.to(torch.device(where))
-    calculator.receptive_field = _receptive_field(energies[0])
+    calculator.receptive_field = receptive_field(energies[0])
     if hasattr(energies[0], "atom_energies"):  # which energies of atomization have not
         calculator.make_batches = lambda: HippynnTeacher(energies[0], device=where)
     return calculator
 
 
-def _receptive_field(energy: Any) -> float | None:
+def receptive_field(energy: Any) -> float | None:
     """Return the cutoff times the interaction layers in Å; None for what is no HIPNN."""
     try:
         networks = [node.torch_module for node in find_relatives(energy, Network)]

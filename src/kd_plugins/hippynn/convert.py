@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase import units
 from numpy.typing import DTypeLike, NDArray
 
 from kd_plugins.names import renamed_argument
@@ -35,12 +36,28 @@ SMALLEST_VOLUME = 1e-3
 HEAVIEST = 118
 """The largest atomic number that has a name."""
 FLOATS = (torch.float32, torch.float64)
+ENERGY_UNITS: Mapping[str, float] = {"eV": units.eV, "kcal/mol": units.kcal / units.mol}
+"""Units of a model's energies to eV; ASE and LAMMPS' ``metal`` have eV and Å."""
 ROWS_SHOWN = 5
 """How many rows a message lists."""
 
 
 class DataError(ValueError):
     """A database, or a teacher's targets for it, cannot be right; the message names the remedy."""
+
+
+def energy_factor(energy_unit: str) -> float:
+    """Return the eV in a unit of a model's energies.
+
+    Raises:
+        ValueError: for a unit other than those of `ENERGY_UNITS`.
+
+    >>> energy_factor("eV")
+    1.0
+    """
+    if energy_unit not in ENERGY_UNITS:
+        raise ValueError(f"energy_unit: expected {' or '.join(ENERGY_UNITS)}, got {energy_unit!r}")
+    return ENERGY_UNITS[energy_unit]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 
 from kd_plugins.files import write_json
-from kd_plugins.hippynn.folder import STRUCTURE, WEIGHTS, find_unread, load_structure
+from kd_plugins.hippynn.folder import (
+    STRUCTURE,
+    WEIGHTS,
+    find_unread,
+    load_model,
+    load_structure,
+)
 from kd_plugins.hippynn.unpickler import HIPPYNN_PICKLES
 from kd_plugins.torch_files import load_torch_file, pickled_names
 
@@ -22,7 +28,15 @@ PACKAGE = "kd_plugins"
 
 
 def export_student(
-    run: str | Path, out: str | Path, weights: str = WEIGHTS, *, trust_pickle: bool = False
+    run: str | Path,
+    out: str | Path,
+    weights: str = WEIGHTS,
+    *,
+    trust_pickle: bool = False,
+    lammps: bool = False,
+    energy_unit: str = "eV",
+    device: str = "auto",
+    dtype: str = "float32",
 ) -> Path:
     """Write a folder that ``load_model_from_cwd`` reads where ``kd_plugins`` is not installed.
 
@@ -36,13 +50,21 @@ def export_student(
         weights: file of the run with the weights; the best ones if left out.
         trust_pickle: let the run's files run any code, which parts that are not hippynn's own need;
             for runs that you trust.
+        lammps: also write ``lammps/`` there: hippynn's object for LAMMPS, which LAMMPS unpickles,
+            an input, and a README.
+        energy_unit: of the model, for LAMMPS, see `kd_plugins.hippynn.lammps.write_lammps`.
+        device: where LAMMPS is to compute, likewise.
+        dtype: in which LAMMPS is to compute, likewise.
 
     Raises:
+        ImportError: for ``lammps`` without LAMMPS' Python package.
         FileNotFoundError: if the run lacks a file, and naming it.
         FileExistsError: if ``out`` holds something.
         ValueError: if something of this package is in the model, or something that is not hippynn's
             and not trusted, or a file is damaged; nothing is then written.
     """
+    if not lammps and (energy_unit, device, dtype) != ("eV", "auto", "float32"):
+        raise ValueError("energy_unit, device and dtype are LAMMPS'; leave them out, or set lammps")
     run, out = Path(run).expanduser(), Path(out).expanduser()
     structure = _read_structure(run, weights, trust_pickle)
     state = _read_weights(run / weights, trust_pickle)
@@ -56,6 +78,11 @@ def export_student(
         torch.save(structure, partial / STRUCTURE)
         torch.save(state, partial / WEIGHTS)
         _check_names(set(pickled_names(partial / STRUCTURE)))
+        if lammps:
+            from kd_plugins.hippynn.lammps import write_lammps
+
+            model = load_model(partial, trust_pickle=trust_pickle, remedy=REMEDY)
+            write_lammps(partial / "lammps", model, energy_unit, device, dtype)
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -249,7 +249,7 @@ class _Nodes:
     """The nodes of one model's graph that a teacher needs; it rewires the graph."""
 
     def __init__(self, graph: GraphModule, is_node: bool) -> None:
-        self.energy = graph.nodes_to_compute[0].parents[0] if is_node else _energy_node(graph)
+        self.energy = graph.nodes_to_compute[0].parents[0] if is_node else energy_node(graph)
         if not hasattr(self.energy, "atom_energies"):
             raise DataError(
                 f"energy node {self.energy.name!r} ({type(self.energy).__name__}) has no atomic "
@@ -327,7 +327,12 @@ def _from_folder(folder: Path, trust_pickle: bool) -> GraphModule:
         raise DataError(str(error)) from error
 
 
-def _energy_node(graph: GraphModule) -> Any:
+def energy_node(graph: GraphModule) -> Any:
+    """Return the node of a model's energy.
+
+    Raises:
+        DataError: if there is none, or several.
+    """
     try:
         found = find_relatives(graph.nodes_to_compute, lambda node: isinstance(node, Energies))
     except NodeNotFound as error:
