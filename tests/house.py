@@ -38,7 +38,7 @@ ALLOWED_IMPORTS = {
     "kd_plugins/files.py": set(),
     "kd_plugins/names.py": set(),
     "kd_plugins/numbers.py": {"torch", "numpy"},
-    "kd_plugins/processes.py": set(),
+    "kd_plugins/processes.py": {"torch"},
     "kd_plugins/torch_files.py": {"torch"},
     "kd_plugins/cli.py": {"kd_plugins"},
     "kd_plugins/exit_codes.py": set(),
