@@ -37,9 +37,16 @@ from kd_plugins import (
     crack_loss,
     instance_loss,
 )
-from kd_plugins.core import Constant, LossInputs, squared_mean, squared_sum
+from kd_plugins.core import (
+    Constant,
+    LossInputs,
+    SampledNegatives,
+    squared_mean,
+    squared_sum,
+)
 
 TEMPERATURE, COLD = 0.15, 0.01
+SAMPLED = SampledNegatives(256)
 NEIGHBOURS = 25
 Loss = Callable[..., Tensor]
 
@@ -106,6 +113,22 @@ def plain_atoms(student: Tensor, teacher: Tensor, temperature: float, anchor: st
     rows, columns = (F.normalize(side, dim=1, eps=1e-3) for side in (teacher, student))
     rows, columns = (rows, columns) if anchor == "teacher" else (columns, rows)
     return cross_entropy(rows, columns, temperature) / len(rows)
+
+
+def plain_sampled(
+    student: Tensor, teacher: Tensor, edge_index: Tensor, drawn: Tensor, temperature: float
+) -> Tensor:
+    """Return the loss of directed edges with these keys as negatives, by all logits."""
+    rows, columns = relations(student, teacher, edge_index)
+    logits = rows @ columns.T / temperature
+    is_drawn = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    is_drawn[drawn] = True
+
+    weights = (len(rows) - 1) / (len(drawn) - is_drawn.double())
+    is_positive = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    negatives = torch.where(is_drawn & ~is_positive, logits.exp(), 0).sum(dim=1)
+    positives = logits.diagonal()
+    return ((positives.exp() + weights * negatives).log() - positives).mean()
 
 
 # Inputs of a case and autocast's precision; the last two as in fairchem's mixed precision.
@@ -192,12 +215,34 @@ def cases(setup: Setup) -> Iterator[tuple[str, Loss, Loss, Tensor, Tensor]]:
         name = f"{form} D={width}, {edges}, {anchor} asks, temperature {temperature}"
         yield name, ours, partial(plain, **asked), student, teacher
 
+    for form, temperature in itertools.product(("plain", "blocked"), temperatures):
+        student, teacher, edge_index = (one.to(setup.device) for one in batch(n_edges, 128))
+        drawn = SAMPLED.draw(n_edges, False, 0, edge_index.device)
+        crack = Crack(temperature, edges="directed", negatives=SAMPLED, form=form)
+        name = f"{form}, {SAMPLED.sample} negatives, temperature {temperature}"
+        ours = partial(mean_of, crack, edge_index)
+        reference = partial(
+            plain_sampled, edge_index=edge_index, drawn=drawn, temperature=temperature
+        )
+        yield name, ours, reference, student, teacher
+
     for form, anchor, temperature in itertools.product(("plain", "blocked"), sides, temperatures):
         student, teacher, _ = batch(n_edges, 128)
         asked = {"anchor": anchor, "temperature": temperature}
         name = f"atoms {form}, {anchor} asks, temperature {temperature}"
         ours, reference = partial(instance_loss, form=form, **asked), partial(plain_atoms, **asked)
         yield name, ours, reference, student, teacher
+
+
+def mean_of(crack: Crack, edge_index: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean of a loss over its relations."""
+    losses, _ = crack(student, teacher, edge_index)
+    return losses.mean()
+
+
+def sampled(student: Tensor, teacher: Tensor, edge_index: Tensor) -> Tensor:
+    """Return CRACK's loss with few negatives."""
+    return mean_of(Crack(negatives=SAMPLED), edge_index, student, teacher)
 
 
 def errors_of(
@@ -280,6 +325,7 @@ def speed(setup: Setup, found: Found) -> None:
     compiled = torch.compile(cross_entropy, dynamic=False, **backend)
     forms: dict[str, Loss] = {
         "ours": crack_loss,
+        "sampled negatives": sampled,
         "plain": plain,
         "torch.compile": partial(plain, form=compiled),
         "in chunks": partial(plain, form=in_chunks),
@@ -338,6 +384,8 @@ def host_waits(setup: Setup, found: Found) -> None:
         found[f"crack_loss, {n_edges} edges"] = waits(call, setup)
         step = lambda given=inputs: gradient(crack_loss(*given), given[0])  # noqa: E731
         found[f"crack_loss and gradient, {n_edges} edges"] = waits(step, setup)
+        step = lambda given=inputs: gradient(sampled(*given), given[0])  # noqa: E731
+        found[f"the same with {SAMPLED.sample} negatives, {n_edges} edges"] = waits(step, setup)
 
     call, step = distillation_steps(500 if setup.dry else 7500, setup)
     found["targets made"] = waits(call, setup)
