@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,10 @@ from kd_plugins.cli import main
 from kd_plugins.compare.trainings import Trainings
 from kd_plugins.processes import take_share
 from kd_plugins.teachers import load_teacher
+from tests.devices import moves_a_model_to_meta
 from tests.hosts import is_installed
 
 STAND_IN = "tests.test_devices:EmtBesideWeights"
-
-
-class Moved(BaseException):
-    """A model was moved to the device that was named; nothing catches it on the way."""
 
 
 class EmtBesideWeights(EMT):
@@ -33,21 +29,6 @@ class EmtBesideWeights(EMT):
     def __init__(self, device: str) -> None:
         super().__init__()
         self.model = torch.nn.Linear(1, 1).to(device)
-
-
-@pytest.fixture
-def on_meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
-    """Return a context that expects a model to be moved to torch's device ``meta``."""
-    move = torch.nn.Module.to
-
-    def record(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        device = torch._C._nn._parse_to(*args, **kwargs)[0]
-        if device is not None and device.type == "meta":
-            raise Moved
-        return move(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.nn.Module, "to", record)
-    yield lambda: pytest.raises(Moved)
 
 
 @pytest.fixture
@@ -80,7 +61,7 @@ metrics: [teacher_force_rmse]
 
 @pytest.mark.parametrize("command", ["label", "evaluate", "sample", "doctor", "student", "compare"])
 def test_every_command_hands_its_device_to_the_potential(
-    command: str, tmp_path: Path, copper: str, store: str, on_meta: Callable[[], Any]
+    command: str, tmp_path: Path, copper: str, store: str
 ) -> None:
     (tmp_path / "nothing.py").touch()
     (tmp_path / "experiment.yml").write_text(EXPERIMENT.format(copper=copper))
@@ -94,7 +75,7 @@ def test_every_command_hands_its_device_to_the_potential(
         "student": ["doctor", "--store", store, "--student", STAND_IN],
         "compare": ["compare", str(tmp_path / "experiment.yml"), "--out", out],
     }
-    with on_meta():
+    with moves_a_model_to_meta():
         main([*words[command], "--device", "meta"])
 
 
@@ -172,12 +153,10 @@ NATIVE = {
 
 
 @pytest.mark.parametrize(("distribution", "name"), NATIVE.values(), ids=NATIVE)
-def test_native_teachers_move_their_model_to_the_device(
-    distribution: str, name: str, on_meta: Callable[[], Any]
-) -> None:
+def test_native_teachers_move_their_model_to_the_device(distribution: str, name: str) -> None:
     if not is_installed(distribution):
         pytest.skip(f"{distribution} is not installed")
-    with on_meta():
+    with moves_a_model_to_meta():
         load_teacher(name, device="meta")
 
 

@@ -19,6 +19,7 @@ from kd_plugins.chgnet.settings import read_training
 from kd_plugins.compare import Comparison, read_experiment
 from kd_plugins.report.results import read_results
 from tests.chgnet import fixtures
+from tests.devices import moves_a_model_to_meta
 
 
 def test_command_trains_and_prints_the_path_of_the_student(
@@ -58,6 +59,12 @@ def test_changes_on_the_command_line_set_labels_subset_and_checkpoint(
     assert (tmp_path / "second" / "best.pth.tar").exists()
 
 
+@pytest.mark.parametrize("way", ["cached", "plain"])
+def test_the_device_of_the_yaml_reaches_the_model(way: str, config: Path) -> None:
+    with moves_a_model_to_meta():
+        main([str(config), f"way={way}", "device=meta"])
+
+
 BAD: dict[str, tuple[list[str], list[str]]] = {
     "wrong keys": (
         ["optim.lerning_rate=1", "train.stor=x", "loss.criterion=MEA", "optim.batch_size=x"],
@@ -85,6 +92,8 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "no checkpoint": (["student.model=training.yml"], ["student.model", "training.yml: is text"]),
     "prefix": (["student.trainable=[mpl.]"], ["no parameter's name starts with 'mpl.'"]),
     "larger than there is": (["train.size=9"], ["9"]),
+    "no device": (["device=gpu"], ["device: expected auto, cpu, cuda or cuda:NUMBER, got 'gpu'"]),
+    "no worker": (["workers=0"], ["workers: expected a whole number of 1 or more, got 0"]),
     "share": (["force_share=0"], ["force_share: expected above 0 and at most 1, got 0"]),
     "labels that are not there": (["loss.hard.magmoms=1"], ["it has no label magmoms"]),
 }

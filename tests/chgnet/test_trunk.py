@@ -29,7 +29,7 @@ from kd_plugins.chgnet import (
     fit,
 )
 from kd_plugins.chgnet.fitting import _collate
-from kd_plugins.chgnet.frozen_trunk import choose_coordinates
+from kd_plugins.chgnet.frozen_trunk import ATOMS_ON_GPU, _in_batches, _Task, choose_coordinates
 from tests.chgnet import fixtures
 from tests.chgnet.fixtures import Labelled, differs
 from tests.house import ROOT
@@ -138,6 +138,55 @@ def test_features_are_read_back_as_they_were_made(
         one, other = getattr(made, field.name), getattr(read, field.name)
         assert torch.equal(one, other)
         assert one.dtype == other.dtype
+
+
+def test_features_of_two_processes_equal_those_of_one(salts: Labelled, tmp_path: Path) -> None:
+    """Byte for byte; what is there already is not computed again."""
+    data = salts.data()
+    trunk = FrozenTrunk(fixtures.frozen())
+    one, two = tmp_path / "one", tmp_path / "two"
+    CachedData(data, trunk, one, progress=False)
+    CachedData(data.part([0]), trunk, two, progress=False)
+    before = {path: path.stat().st_mtime_ns for path in two.rglob("*.safetensors")}
+
+    found = CachedData(data, trunk, two, progress=False, workers=2)
+    assert contents(one) == contents(two) and len(found) == len(data) == 4
+    assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+def test_features_of_several_structures_at_once_are_those_of_each(features: CachedData) -> None:
+    """Of other numbers of atoms and other coordinates; none depends on the others."""
+    graphs = [graph for graph, _ in features.data]
+    along = [[0, 4, 5], list(range(features[1][0].node_embeddings.shape[0]))]
+    batch = features.trunk.features_of(graphs, along)
+    for graph, coordinates, found in zip(graphs, along, batch, strict=True):
+        alone = features.trunk.features(graph, coordinates)
+        for field in fields(alone):
+            one, other = getattr(found, field.name), getattr(alone, field.name)
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gpu_takes_structures_of_similar_size_together(features: CachedData) -> None:
+    graph = features.data[0][0]
+    n_atoms = len(graph.atomic_number)
+    tasks = [_Task(graph, range(3 * n_atoms), Path(str(number))) for number in range(50)]
+    batches = _in_batches(tasks, "cuda")
+    assert sorted(task.path for batch in batches for task in batch) == sorted(
+        task.path for task in tasks
+    )
+    assert max(len(batch) for batch in batches) == ATOMS_ON_GPU // n_atoms
+    assert [len(batch) for batch in _in_batches(tasks, "cpu")] == [1] * 50
+
+
+def test_the_trunk_is_moved_to_the_device_and_the_readout_is_not() -> None:
+    """On torch's ``meta`` a model has a device without any hardware."""
+    trunk = FrozenTrunk(fixtures.frozen(), device="meta")
+    assert all(one.is_meta for one in trunk._frozen.parameters())
+    assert not any(one.is_meta for one in trunk.model.parameters())
 
 
 def names(folder: Path) -> set[str]:

@@ -66,6 +66,8 @@ def run(settings: TrainingSettings) -> None:
         force_share=settings.force_share,
         allow=settings.allow,
         way=settings.way,
+        device=settings.device,
+        workers=settings.workers,
     )
 
     write_learning_curves(found.fitted.errors, settings.out, found.fitted.untrained)

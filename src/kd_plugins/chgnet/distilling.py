@@ -49,6 +49,8 @@ from kd_plugins.chgnet.summary import describe_result
 from kd_plugins.chgnet.trainer import OURS, DistillTrainer
 from kd_plugins.chgnet.validation import check_apart
 from kd_plugins.names import suggestion
+from kd_plugins.numbers import check_whole
+from kd_plugins.teachers.teacher import resolve_device
 
 Way = Literal["cached", "plain"]
 ChosenWay = Literal["auto", "cached", "plain"]
@@ -93,6 +95,8 @@ def distill(
     force_share: float = 1.0,
     allow: Sequence[str] = (),
     way: ChosenWay = "auto",
+    device: str = "auto",
+    workers: int = 1,
 ) -> Distilled:
     """Train a student; on cached features where that is cheaper, else with CHGNet's Trainer.
 
@@ -122,6 +126,10 @@ def distill(
             see `CachedData`.
         allow: names of errors to overrule, see `check_student` and `check_apart`.
         way: ``cached`` or ``plain`` takes that way without an estimate, see `Distilled`.
+        device: where features are computed and CHGNet's Trainer trains: ``auto`` (CUDA where there
+            is one; of the Trainer, what CHGNet chooses), ``cpu``, ``cuda`` or ``cuda:1``. A run may
+            go on on another one.
+        workers: processes that compute features, see `CachedData`.
 
     Raises:
         DataError: if the data lack a target or cannot be right, or validation structures are those
@@ -147,6 +155,9 @@ def distill(
     if way not in get_args(ChosenWay):
         raise ValueError(f"way: unknown {way!r}{suggestion(str(way), get_args(ChosenWay))}")
 
+    resolve_device(device)
+    check_whole("workers", workers, least=1)
+
     out, cache = check_run_folder(out, "out"), check_run_folder(cache, "cache")
     if out.resolve() == cache.resolve():
         raise ValueError(f"out: expected another folder than cache, got {out} for both")
@@ -156,7 +167,11 @@ def distill(
     print(freeze_except(model, trainable))
     check_magmoms(model, loss.ratios)
 
-    task = _Task(model, loss, train, validation, settings, out, cache, float(force_share), way)
+    task = _Task(
+        *(model, loss, train, validation, settings, out, cache, float(force_share), way),
+        device=device,
+        workers=workers,
+    )
     if not task.resumes:
         check_apart(train, validation, allow)
         check_student(model, train, loss.ratios, validation, allow)
@@ -183,6 +198,8 @@ class _Task:
     cache: Path
     force_share: float
     way: ChosenWay
+    device: str
+    workers: int
 
     @property
     def resumes(self) -> bool:
@@ -214,7 +231,7 @@ class _Task:
             return "plain", reason
 
         try:
-            trunk = FrozenTrunk(self.model)
+            trunk = FrozenTrunk(self.model, self.device)
         except UnsuitableTrunk as error:
             if self.way == "cached":
                 raise ValueError(f"way: cached: {error}") from error
@@ -238,12 +255,12 @@ class _Task:
     def _cost_of_the_model(self) -> float:
         """Return the seconds of the training with the whole model, from a trial."""
         samples = sorted(self.train.samples, key=lambda sample: sample.n_atoms)
-        step = _time(lambda: _step(self.model, samples[len(samples) // 2]))
+        step = _time_step(self.model, samples[len(samples) // 2], resolve_device(self.device))
         return self.settings.epochs * (len(self.train) + len(self.validation)) * step
 
     def on_features(self) -> Fitted:
         """Train with `fit`."""
-        trunk = FrozenTrunk(self.model)
+        trunk = FrozenTrunk(self.model, self.device)
         data = (self.train, self.validation)
 
         # Before features are computed for a run that is refused.
@@ -251,21 +268,25 @@ class _Task:
         read_last(self.out, wanted)
 
         train, validation = (
-            CachedData(one, trunk, self.cache, force_share=self.force_share) for one in data
+            CachedData(one, trunk, self.cache, force_share=self.force_share, workers=self.workers)
+            for one in data
         )
         return fit(trunk, train, validation, self.loss, self.settings, self.out, check=False)
 
     def with_trainer(self, trainable: Sequence[str] | Literal["all"]) -> Fitted:
         """Train with `DistillTrainer`."""
         wanted, force_share = self._trainer_arguments(trainable), self.force_share
+        use_device = None if self.device == "auto" else self.device
         if self.resumes:
-            trainer = DistillTrainer.load(self.out / LAST)
+            trainer = DistillTrainer.load(self.out / LAST, use_device=use_device)
             if trainer.is_of_all_forces:
                 force_share = 1.0
             kept = {name: trainer.trainer_args.get(name) for name in wanted}
             refuse_other_settings(self.out, kept, wanted)
         else:
-            trainer = DistillTrainer(self.model, **wanted)
+            trainer = DistillTrainer(self.model, use_device=use_device, **wanted)
+            # Not kept with the run, which may go on on another device.
+            del trainer.trainer_args["use_device"]
 
         loaders = [
             DataLoader(
@@ -379,7 +400,7 @@ def estimate(
     n_predicted = epochs * len(samples)
 
     # Trials: a step with the whole model, a row of the Jacobian, a step on features.
-    plain_step = _time(lambda: _step(trunk.model, middle))
+    plain_step = _time_step(trunk.model, middle, trunk.device)
 
     features = trunk.features(middle.graph, range(PROBED))
     probe = _time(lambda: trunk.features(middle.graph, range(PROBED)))
@@ -406,10 +427,18 @@ def estimate(
     )
 
 
-def _step(model: CHGNet, sample: GraphSample) -> None:
+def _time_step(model: CHGNet, sample: GraphSample, device: str) -> float:
+    """Return the seconds of a step with the whole model on a device, and move it to the CPU."""
+    model.to(device)
+    seconds = _time(lambda: _step(model, sample, device))
+    model.cpu()
+    return seconds
+
+
+def _step(model: CHGNet, sample: GraphSample, device: str) -> None:
     """Take the gradient of errors in energy and forces, as a step of the Trainer does."""
     graphs, _ = collate_graphs([(sample.graph, dict(sample.targets))])
-    prediction = model(graphs, task="efs")
+    prediction = model([graph.to(device) for graph in graphs], task="efs")
 
     error = torch.nn.functional.l1_loss(prediction["e"], torch.zeros_like(prediction["e"]))
     total = error + sum(forces.abs().mean() for forces in prediction["f"])
@@ -428,6 +457,8 @@ def _time(call: Callable[[], object]) -> float:
     for _ in range(2):
         start = time.perf_counter()
         call()
+        if torch.cuda.is_available():  # a GPU computes on after the call
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 

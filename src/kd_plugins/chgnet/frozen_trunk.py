@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import as_completed
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +31,15 @@ from kd_plugins.chgnet.data import DistillData, GraphSample, check_distill_data
 from kd_plugins.chgnet.loss import WEIGHT
 from kd_plugins.chgnet.run_folder import check_run_folder, write_whole
 from kd_plugins.chgnet.student import HEAD, check_is_model, count_trainable
-from kd_plugins.numbers import is_number, shown
+from kd_plugins.numbers import check_whole, is_number, shown
+from kd_plugins.processes import worker_pool
+from kd_plugins.teachers.teacher import resolve_device
 
 CHUNK = 4
 """Rows of the Jacobian that are differentiated at once: more is hardly faster and takes memory."""
+ATOMS_ON_GPU = 256
+"""Atoms of the structures whose features a GPU computes at once; a CPU takes one structure, which
+is as fast and gives the same numbers whatever the other structures are. No GPU has run this."""
 
 N_STRAINS = 6
 """Symmetric strains, the last rows of every Jacobian."""
@@ -77,15 +85,18 @@ class FrozenTrunk:
     Args:
         model: of which only the readout MLP trains. It is moved to the CPU, where the features are;
             a step there takes a millisecond.
+        device: where features are computed: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``
+            or ``cuda:1``.
 
     Raises:
-        ValueError: if anything else trains.
+        ValueError: if anything else trains, or for a device that is not there.
         UnsuitableTrunk: if the model pools before its MLP, or drops features at random.
     """
 
-    def __init__(self, model: CHGNet) -> None:
+    def __init__(self, model: CHGNet, device: str = "auto") -> None:
         check_is_model(model)
         _check_suitable(model)
+        self.device = resolve_device(device)
         self.model = model.cpu()
 
         # A copy, so that weights which the user unfreezes later do not change the features.
@@ -93,11 +104,12 @@ class FrozenTrunk:
         self._node_embeddings: Tensor | None = None
         self._frozen.mlp.register_forward_pre_hook(self._keep_node_embeddings)
         self.fingerprint = _hash_trunk(self._frozen)
+        self._frozen.to(self.device)
 
     def embeddings(self, graph: CrystalGraph) -> Float[Tensor, "n D"]:
         """Return the node embeddings of one structure, without derivatives."""
         with torch.no_grad():
-            return self._forward(graph)
+            return self._forward([graph.to(self.device)]).cpu()
 
     def features(
         self, graph: CrystalGraph, coordinates: Sequence[int] | None = None
@@ -108,27 +120,49 @@ class FrozenTrunk:
             graph: of the structure.
             coordinates: along which to differentiate, 3 * atom + axis; all if left out.
         """
-        n_atoms = len(graph.atomic_number)
-        along = list(range(3 * n_atoms)) if coordinates is None else list(coordinates)
+        along = range(3 * len(graph.atomic_number)) if coordinates is None else coordinates
+        (made,) = self.features_of([graph], [along])
+        return made
 
-        # CHGNet's graph holds fractional coordinates; here Cartesian shifts and a strain of the
-        # lattice, both zero, enter them, so that autograd differentiates along these.
-        lattice = graph.lattice.detach()
-        shift = torch.zeros(n_atoms, 3, requires_grad=True)
-        strain = torch.zeros(3, 3, requires_grad=True)
-        moved = copy.copy(graph)
-        moved.lattice = lattice + lattice @ strain
-        moved.atom_frac_coord = graph.atom_frac_coord.detach() + shift @ torch.linalg.inv(lattice)
+    def features_of(
+        self, graphs: Sequence[CrystalGraph], coordinates: Sequence[Sequence[int]]
+    ) -> list[TrunkFeatures]:
+        """Compute the features of several structures at once, on the device; they are on the CPU.
+
+        A structure's features depend on the others by float32's rounding.
+
+        Args:
+            graphs: of the structures.
+            coordinates: of each, along which to differentiate, 3 * atom + axis.
+        """
+        moved, shifts, strains = [], [], []
+        for graph in graphs:
+            # CHGNet's graph holds fractional coordinates; here Cartesian shifts and a strain of the
+            # lattice, both zero, enter them, so that autograd differentiates along these.
+            here = graph.to(self.device)
+            lattice, places = here.lattice.detach(), here.atom_frac_coord.detach()
+            shifts.append(torch.zeros_like(places, requires_grad=True))
+            strains.append(torch.zeros_like(lattice, requires_grad=True))
+            here.lattice = lattice + lattice @ strains[-1]
+            here.atom_frac_coord = places + shifts[-1] @ torch.linalg.inv(lattice)
+            moved.append(here)
+
         embeddings = self._forward(moved)
-
-        return TrunkFeatures(
-            node_embeddings=embeddings.detach(),
-            jacobian=_compute_jacobian(embeddings, shift, strain, along),
-            coordinates=torch.tensor(along, dtype=torch.int64),
-            atomic_numbers=graph.atomic_number.long(),
-            # In double precision: single loses digits of the determinant of a long cell.
-            volume=torch.linalg.det(lattice.double()).abs().float(),
-        )
+        jacobians = _compute_jacobians(embeddings, shifts, strains, coordinates)
+        of_atoms = embeddings.detach().cpu().split([len(shift) for shift in shifts])
+        return [
+            TrunkFeatures(
+                node_embeddings=found,
+                jacobian=jacobian,
+                coordinates=torch.tensor(list(along), dtype=torch.int64),
+                atomic_numbers=graph.atomic_number.long(),
+                # In double precision: single loses digits of the determinant of a long cell.
+                volume=torch.linalg.det(graph.lattice.detach().double()).abs().float(),
+            )
+            for graph, along, found, jacobian in zip(
+                graphs, coordinates, of_atoms, jacobians, strict=True
+            )
+        ]
 
     def predict(self, features: Sequence[TrunkFeatures]) -> dict[str, Tensor]:
         """Return energy, forces and stress of the model as it is now, differentiable once.
@@ -169,8 +203,8 @@ class FrozenTrunk:
         structure_index = torch.repeat_interleave(n_atoms)
         return torch.zeros(len(n_atoms)).index_add(0, structure_index, atomic_energies) / n_atoms
 
-    def _forward(self, graph: CrystalGraph) -> Tensor:
-        self._frozen([graph], task="e")
+    def _forward(self, graphs: Sequence[CrystalGraph]) -> Tensor:
+        self._frozen(list(graphs), task="e")
         embeddings, self._node_embeddings = self._node_embeddings, None
         return embeddings
 
@@ -219,9 +253,10 @@ class CachedData(Dataset[tuple[TrunkFeatures, dict[str, Tensor]]]):
         force_share: of the force components, above 0; 1 is exact.
         seed: of the choice of components.
         progress: show a bar.
+        workers: processes that compute what is missing, with a share of the cores and GPUs each.
 
     Raises:
-        ValueError: for a share that is not above 0 and at most 1.
+        ValueError: for a share that is not above 0 and at most 1, no worker, or if one was killed.
         OSError: naming what cannot be written; features that are whole stay.
     """
 
@@ -234,8 +269,10 @@ class CachedData(Dataset[tuple[TrunkFeatures, dict[str, Tensor]]]):
         force_share: float = 1.0,
         seed: int = 0,
         progress: bool = True,
+        workers: int = 1,
     ) -> None:
         check_force_share(force_share)
+        check_whole("workers", workers, least=1)
         check_distill_data("data", data)
         if not isinstance(trunk, FrozenTrunk):
             raise ValueError(f"trunk: expected a FrozenTrunk, got {trunk!r}")
@@ -245,8 +282,14 @@ class CachedData(Dataset[tuple[TrunkFeatures, dict[str, Tensor]]]):
         self.force_share, self.seed = force_share, seed
         self.folder.mkdir(parents=True, exist_ok=True)
 
-        bar = tqdm(data.samples, "features of the frozen trunk", unit="", disable=not progress)
-        self.features = [self._read_or_compute(sample) for sample in bar]
+        tasks = [self._task(sample) for sample in data.samples]
+        with tqdm(
+            desc="features of the frozen trunk", total=len(tasks), unit="", disable=not progress
+        ) as bar:
+            missing = {task.path: task for task in tasks if task.read() is None}
+            bar.update(len(tasks) - len(missing))
+            _write_missing(trunk, list(missing.values()), workers, bar)
+        self.features = [task.read_written() for task in tasks]
         self.targets = [
             _keep_along(sample.targets, found.coordinates)
             for sample, found in zip(data.samples, self.features, strict=True)
@@ -272,18 +315,106 @@ class CachedData(Dataset[tuple[TrunkFeatures, dict[str, Tensor]]]):
         """Bytes of the features of all its structures."""
         return sum(one.jacobian.nbytes + one.node_embeddings.nbytes for one in self.features)
 
-    def _read_or_compute(self, sample: GraphSample) -> TrunkFeatures:
+    def _task(self, sample: GraphSample) -> _Task:
         along = choose_coordinates(sample, self.force_share, self.seed)
-        path = self.folder / _file_name(sample, along)
+        return _Task(sample.graph, along, self.folder / _file_name(sample, along))
 
+
+# --- What is missing, in one process or several ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A structure, the coordinates along which to differentiate, and the file of its features."""
+
+    graph: CrystalGraph
+    along: Sequence[int]
+    path: Path
+
+    def read(self) -> TrunkFeatures | None:
+        """Return the features, or None where there is no file of them that is whole."""
+        found = _read_features(self.path)
         # A file of another version of this package may have other rows.
-        found = _read_features(path)
-        if found is not None and len(found.jacobian) == len(along) + N_STRAINS:
-            return found
+        is_same = found is not None and len(found.jacobian) == len(self.along) + N_STRAINS
+        return found if is_same else None
 
-        made = self.trunk.features(sample.graph, along)
-        write_whole(path, save({name: value.contiguous() for name, value in vars(made).items()}))
-        return made
+    def read_written(self) -> TrunkFeatures:
+        """Return the features that must be there now."""
+        found = self.read()
+        if found is None:
+            raise OSError(f"{self.path}: was written, and is damaged or gone; run this again")
+        return found
+
+
+def _write_missing(
+    trunk: FrozenTrunk, tasks: Sequence[_Task], workers: int, bar: tqdm[None]
+) -> None:
+    """Write the features of structures, each file whole."""
+    batches = _in_batches(tasks, trunk.device)
+    if min(workers, len(batches)) < 2:
+        for batch in batches:
+            _write_features(trunk, batch)
+            bar.update(len(batch))
+        return
+
+    # As plain tensors of the CPU: a process of its own builds the model on its GPU.
+    frozen = trunk._frozen.as_dict()
+    frozen["state_dict"] = {name: one.cpu() for name, one in frozen["state_dict"].items()}
+    n_workers = min(workers, len(batches))
+    device = trunk.device
+    with worker_pool(
+        n_workers, "computed features", _open_trunk, frozen, device, device=device
+    ) as pool:
+        futures = {pool.submit(_work, batch): len(batch) for batch in batches}
+        for future in as_completed(futures):
+            future.result()
+            bar.update(futures[future])
+
+
+def _in_batches(tasks: Sequence[_Task], device: str) -> list[list[_Task]]:
+    """Return structures of similar size together, up to `ATOMS_ON_GPU`; on a CPU each alone.
+
+    Every structure of a batch takes as many backward passes as the one with most coordinates.
+    """
+    if device == "cpu":
+        return [[task] for task in tasks]
+
+    batches: list[list[_Task]] = []
+    n_atoms = ATOMS_ON_GPU
+    for task in sorted(tasks, key=lambda one: len(one.along)):
+        size = len(task.graph.atomic_number)
+        if n_atoms + size > ATOMS_ON_GPU:
+            batches.append([])
+            n_atoms = 0
+        batches[-1].append(task)
+        n_atoms += size
+    return batches
+
+
+def _write_features(trunk: FrozenTrunk, tasks: Sequence[_Task]) -> None:
+    made = trunk.features_of([task.graph for task in tasks], [task.along for task in tasks])
+    for task, one in zip(tasks, made, strict=True):
+        content = save({name: value.contiguous() for name, value in vars(one).items()})
+        write_whole(task.path, content)
+
+
+_trunks: list[FrozenTrunk] = []
+"""The trunk of a worker's process."""
+
+
+def _open_trunk(frozen: dict[str, Any], device: str) -> None:
+    with redirect_stdout(io.StringIO()):  # CHGNet prints its size
+        model = CHGNet.from_dict(frozen)
+    model.requires_grad_(False)
+    model.mlp.requires_grad_(True)
+    _trunks.append(FrozenTrunk(model, device))
+
+
+def _work(tasks: Sequence[_Task]) -> None:
+    _write_features(_trunks[0], tasks)
+
+
+# --- Coordinates and files ------------------------------------------------------------------------
 
 
 def check_force_share(force_share: float) -> None:
@@ -350,28 +481,52 @@ def _file_name(sample: GraphSample, along: Sequence[int]) -> str:
     return f"{digest.hexdigest()[:32]}.safetensors"
 
 
-def _compute_jacobian(
-    embeddings: Tensor, shift: Tensor, strain: Tensor, along: Sequence[int]
-) -> Tensor:
-    """Return the derivatives of the embeddings (n, D) along coordinates and strains, (R + 6, n D).
+def _compute_jacobians(
+    embeddings: Tensor,
+    shifts: Sequence[Tensor],
+    strains: Sequence[Tensor],
+    coordinates: Sequence[Sequence[int]],
+) -> list[Tensor]:
+    """Return each structure's derivatives of its embeddings (n, D), (R + 6, n D) on the CPU.
 
     By double backward: the gradient of v . w with respect to the positions is linear in w, and its
     derivative with respect to w along a direction of the positions is the row J^T of that
     direction. That takes one backward pass a row, R + 6 in all, and not one for each of the n D
-    embeddings.
+    embeddings. A structure's embeddings depend on its own positions alone, so that one pass gives a
+    row of every structure.
+
+    Args:
+        embeddings: (n1 + n2 + ..., D).
+        shifts: (n, 3) of each structure.
+        strains: (3, 3) of each.
+        coordinates: (R,) of each.
     """
     direction = torch.zeros_like(embeddings, requires_grad=True)
-    linear = torch.autograd.grad((embeddings * direction).sum(), (shift, strain), create_graph=True)
+    inputs = (*shifts, *strains)
+    linear = torch.autograd.grad((embeddings * direction).sum(), inputs, create_graph=True)
 
-    rows = []
-    for chunk in _directions(along, len(shift)).split(CHUNK):
-        moves, strains = chunk.split([shift.numel(), 9], dim=1)
-        outputs = (moves.reshape(-1, *shift.shape), strains.reshape(-1, 3, 3))
+    directions = [
+        _directions(along, len(shift)).to(shift.device)
+        for along, shift in zip(coordinates, shifts, strict=True)
+    ]
+    n_rows = [len(one) for one in directions]
+    padded = [nn.functional.pad(one, (0, 0, 0, max(n_rows) - len(one))) for one in directions]
+
+    chunks = []
+    for start in range(0, max(n_rows), CHUNK):
+        parts = [one[start : start + CHUNK] for one in padded]
+        moves = [
+            part[:, :-9].reshape(-1, *shift.shape)
+            for part, shift in zip(parts, shifts, strict=True)
+        ]
+        stretches = [part[:, -9:].reshape(-1, 3, 3) for part in parts]
         (found,) = torch.autograd.grad(
-            linear, direction, outputs, retain_graph=True, is_grads_batched=True
+            linear, direction, (*moves, *stretches), retain_graph=True, is_grads_batched=True
         )
-        rows.append(found.flatten(1))
-    return torch.cat(rows)
+        chunks.append(found.cpu())
+
+    of_structures = torch.cat(chunks).split([len(shift) for shift in shifts], dim=1)
+    return [rows[:n].flatten(1) for rows, n in zip(of_structures, n_rows, strict=True)]
 
 
 def _directions(along: Sequence[int], n_atoms: int) -> Tensor:

@@ -19,6 +19,7 @@ from kd_plugins.chgnet.trainer import LearningRateSchedule
 from kd_plugins.config import ConfigError, read_config, read_yaml, reader, set_dotted
 from kd_plugins.names import suggestion
 from kd_plugins.numbers import check_number, check_whole, shown
+from kd_plugins.teachers.teacher import resolve_device
 
 
 def _read_weights(raw: object) -> Mapping[str, Any]:
@@ -207,6 +208,8 @@ class TrainingSettings:
         allow: names of errors to overrule, which are then logged as warnings.
         way: ``cached`` on features, ``plain`` with CHGNet's Trainer, ``auto`` the cheaper one, see
             `kd_plugins.chgnet.distill`.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
+        workers: processes that compute features.
     """
 
     train: DataSettings | tuple[DataSettings, ...]
@@ -219,9 +222,13 @@ class TrainingSettings:
     force_share: float = 1.0
     allow: tuple[str, ...] = reader(_read_allow, default=())
     way: Literal["auto", "cached", "plain"] = "auto"
+    device: str = "auto"
+    workers: int = 1
 
     def __post_init__(self) -> None:
         """Check everything that can be checked before structures are read."""
+        resolve_device(self.device)
+        check_whole("workers", self.workers, least=1)
         check_force_share(self.force_share)
         self.loss.make().check_force_share(self.force_share)
         for name in ("out", "cache"):

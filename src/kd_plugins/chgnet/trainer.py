@@ -391,8 +391,12 @@ class DistillTrainer(Trainer):
         return self.best_model
 
     @classmethod
-    def load(cls, path: str | Path) -> DistillTrainer:
+    def load(cls, path: str | Path, use_device: str | None = None) -> DistillTrainer:
         """Return the trainer that resumes from a checkpoint, ``last.pth.tar``.
+
+        Args:
+            path: of the checkpoint.
+            use_device: to go on on; that of the run if left out.
 
         Raises:
             ValueError: if the checkpoint is not one of this trainer, or is damaged.
@@ -407,12 +411,20 @@ class DistillTrainer(Trainer):
                 # CHGNet reads the file again and warns of pickles; above it was read without any.
                 warnings.simplefilter("ignore", FutureWarning)
                 trainer = super().load(str(file))
+            if use_device is not None:
+                trainer._move(use_device)
             trainer._restore(state[OURS])
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise ValueError(
                 f"{file}: is damaged ({type(error).__name__}: {error}); to train anew, remove it"
             ) from error
         return trainer
+
+    def _move(self, device: str) -> None:
+        self.device = device
+        self.model.to(device)
+        # Adam's moments go to where their parameters are.
+        self.optimizer.load_state_dict(self.optimizer.state_dict())
 
     def _restore(self, kept: Mapping[str, Any]) -> None:
         self.criterion.step, self.errors = kept["step"], kept["errors"]
