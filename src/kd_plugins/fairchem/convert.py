@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from fairchem.core.common.utils import cg_change_mat
 from fairchem.core.models.base import GraphData, HydraModel
@@ -327,13 +328,13 @@ def structures(batch: Batch) -> list[Structure]:
     """Return elements, positions, cell and periodicity of each structure of a batch."""
     ends = batch.natoms.cumsum(0).tolist()
     starts = [0, *ends[:-1]]
-    numbers, positions = batch.atomic_numbers.long().cpu(), batch.pos.cpu()
-    cells = batch.cell.reshape(-1, 3, 3).cpu()
+    numbers, positions = batch.atomic_numbers.long().cpu().numpy(), batch.pos.cpu().numpy()
+    cells = batch.cell.reshape(-1, 3, 3).cpu().numpy()
 
     # Data sets of before fairchem stored `pbc` are periodic in all directions.
-    periodic = torch.ones(cells.shape[:2])
+    periodic = np.ones(cells.shape[:2], dtype=bool)
     if "pbc" in batch:
-        periodic = batch.pbc.reshape(-1, 3).bool().cpu()
+        periodic = batch.pbc.reshape(-1, 3).bool().cpu().numpy()
 
     return [
         Structure(numbers[start:end], positions[start:end], cell, pbc)

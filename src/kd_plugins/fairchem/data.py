@@ -143,11 +143,17 @@ class StoredTargets:
                 structure under its id.
         """
         found = zip(structure_ids(batch), structures(batch), strict=True)
-        batch.kd_targets = TeacherTargets.collate([self._read(*one) for one in found])
+        joined = TeacherTargets.collate([self._read(*one) for one in found])
+
+        # Numbers were checked when they were stored. Their sum is finite only if all of them are.
+        sums = torch.stack([value.sum() for value in joined.values.values()])
+        if not torch.isfinite(sums).all():
+            TeacherTargets(joined.structure_ids, joined.n_atoms, joined.values, joined.present)
+        batch.kd_targets = joined
         return batch
 
     def _read(self, structure_id: str, structure: Structure) -> TeacherTargets:
-        """Return the targets of one structure, as a batch of one."""
+        """Return the targets of one structure, as a batch of one whose numbers are unchecked."""
         try:
             record = self.store.record(structure_id)
         except (KeyError, StoreError) as error:
@@ -195,7 +201,10 @@ class StoredTargets:
                 shape = [size if isinstance(size, int) else sizes[size] for size in row.shape]
                 values[name] = torch.zeros(row.n_items(1, structure.n_atoms), *shape)
                 present[name] = torch.tensor([False])
-        return TeacherTargets((structure_id,), torch.tensor([structure.n_atoms]), values, present)
+        n_atoms = structure.n_atoms
+        return TeacherTargets.unchecked(
+            (structure_id,), torch.tensor([n_atoms]), values, present, n_atoms
+        )
 
 
 def _with_cell(record: Record) -> Structure:

@@ -429,7 +429,8 @@ class ShardReader:
 
     def __contains__(self, structure_id: str) -> bool:
         """Look at the key only; a damaged record is there, and is refused when it is read."""
-        return self._get_stored(structure_id) is not None
+        with self._transaction() as transaction, transaction.cursor() as cursor:
+            return cursor.set_key(encode_id(structure_id))  # without a copy of the record
 
     def ids(self) -> Iterator[str]:
         """Yield all ids in order, whatever is written to the shard in between."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from kd_plugins.core.quantities import quantity
+from kd_plugins.core.quantities import QUANTITIES, quantity
 from kd_plugins.core.targets import TeacherTargets
 from kd_plugins.store._integrity import DIGEST_SIZE, StoreError, stored_digest
 from kd_plugins.store.manifest import DTYPES, Manifest
@@ -162,7 +162,8 @@ def pack(record: Record, manifest: Manifest) -> bytes:
             f"{who}: the store holds no {unknown[0]!r}; it holds {', '.join(manifest.dtypes)}"
         )
 
-    record.targets()  # validates shapes and numbers
+    if not _is_valid(record):
+        record.targets()  # names the first fault
     if not record.values:
         raise ValueError(
             f"{who} has no value of any quantity; the store holds {', '.join(manifest.dtypes)}: "
@@ -237,6 +238,33 @@ def check_matches_manifest(record: Record, manifest: Manifest) -> None:
             )
 
 
+def _is_valid(record: Record) -> bool:
+    """Return whether a record is one that `Record.targets` takes; False where that is not sure.
+
+    The same checks at a tenth of the time, which for a fast teacher is a part of its own.
+    """
+    if not isinstance(record.structure, Structure) or not isinstance(record.values, Mapping):
+        return False
+
+    for name, value in record.values.items():
+        row = QUANTITIES.get(name)
+        if row is None or not isinstance(value, Tensor) or value.requires_grad:
+            return False
+        if value.dtype not in DTYPES.values() or value.layout is not torch.strided:
+            return False
+        if value.device.type != "cpu":
+            return False
+
+        shape = tuple(value.shape)
+        if row.scope == "atom" and shape[:1] != (record.structure.n_atoms,):
+            return False
+        if not row.fits(shape[1:] if row.scope == "atom" else shape):
+            return False
+        if not np.isfinite(value.numpy()).all():
+            return False
+    return isinstance(record.structure_id, str)
+
+
 def _check_is_real_tensor(value: object, what: str) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(
@@ -251,10 +279,10 @@ def _to_dtype(value: Tensor, dtype: str, what: str) -> NDArray[np.generic]:
     """Return a tensor's numbers in the store's dtype, none of which may overflow."""
     array = value.detach().cpu().to(DTYPES[dtype]).contiguous().numpy()
 
-    # `targets` has found all numbers finite, so one that is not has overflowed.
-    overflowed = np.argwhere(~np.isfinite(array))
-    if len(overflowed):
-        place = tuple(int(index) for index in overflowed[0])
+    # All numbers were finite, so one that is not has overflowed.
+    is_finite = np.isfinite(array)
+    if not is_finite.all():
+        place = tuple(int(index) for index in np.argwhere(~is_finite)[0])
         number = float(value[place])
         largest = float(torch.finfo(DTYPES[dtype]).max)
         finer = {"float16": "keep it as float32 or float64", "float32": "keep it as float64"}
@@ -274,7 +302,7 @@ def _to_float32(lengths: NDArray[np.float64], what: str) -> NDArray[np.float32]:
         single = lengths.astype(np.float32)
         lost = np.abs(single - lengths)
 
-    if not (lost <= POSITION_TOLERANCE).all():
+    if not lost.max() <= POSITION_TOLERANCE:
         largest = int(np.nan_to_num(lost, posinf=np.inf).argmax())
         place = np.unravel_index(largest, lost.shape)
         raise ValueError(

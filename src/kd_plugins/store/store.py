@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -44,6 +45,10 @@ SECONDS_TO_MAKE = 2.0
 """How long making a store waits for others that are making it, too."""
 
 
+NS_AT_REST = 2_000_000_000
+"""Since when a folder must not have changed for its shards to be listed once only."""
+
+
 class TargetStore:
     """A folder of teacher targets, found by structure id and never by position.
 
@@ -66,6 +71,7 @@ class TargetStore:
         self.folder = folder
         self.manifest = manifest
         self._readers: dict[str, ShardReader] = {}
+        self._listing: tuple[int, list[Path]] = (-1, [])  # when the folder changed, its shards
 
     # Making and opening.
 
@@ -438,8 +444,19 @@ class TargetStore:
 
     def _shard_paths(self) -> list[Path]:
         """Return the shards, including those whose file is missing."""
+        changed = self.folder.stat().st_mtime_ns
+        listed_at, paths = self._listing
+        if listed_at == changed:
+            return paths
+
         names = {name.removesuffix(SUFFIX) for name in os.listdir(self.folder)}
-        return [self.folder / name for name in sorted(names) if name.endswith(".lmdb")]
+        paths = [self.folder / name for name in sorted(names) if name.endswith(".lmdb")]
+
+        # Only of a folder that had been at rest: times may be as coarse as that, and a shard that
+        # is made in the same tick would not be seen.
+        if time.time_ns() - changed > NS_AT_REST:
+            self._listing = changed, paths
+        return paths
 
     def _shards(self) -> list[ShardReader]:
         readers = (self._reader(path) for path in self._shard_paths())

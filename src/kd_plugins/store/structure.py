@@ -18,6 +18,9 @@ POSITION_TOLERANCE = 1e-3
 More than float32 loses up to some 10,000 Å, and less than an atom moves in a step that matters.
 """
 
+FLATTEST_CELL = 1e-3
+"""Volume of a cell over that of a box of the same lengths, from which on it is simply inverted."""
+
 
 @dataclass(frozen=True, eq=False)
 class Structure:
@@ -66,7 +69,9 @@ class Structure:
     @property
     def n_atoms(self) -> int:
         """Number of atoms."""
-        return len(np.atleast_1d(self.atomic_numbers))
+        return (
+            self.atomic_numbers.size if self.atomic_numbers.ndim < 2 else len(self.atomic_numbers)
+        )
 
     def difference(self, other: Structure) -> str | None:
         """Describe the first difference from another structure; None if they are the same.
@@ -91,6 +96,10 @@ class Structure:
         if not np.array_equal(self.pbc, other.pbc):
             return f"it is periodic along {self.pbc.tolist()} here and {other.pbc.tolist()} there"
 
+        # Nearly always nothing has changed at all.
+        if (self.positions == other.positions).all() and (self.cell == other.cell).all():
+            return None
+
         cell_change = np.abs(self.cell - other.cell).max()
         if cell_change > POSITION_TOLERANCE:
             return f"its cell differs by {cell_change:.4f} Å"
@@ -104,10 +113,20 @@ class Structure:
         """Return each atom's displacement in Å without whole lattice vectors, (N, 3)."""
         displacements = self.positions - other.positions
 
-        # The pseudo-inverse also serves slabs and molecules, whose cells may be singular.
-        fractional = displacements @ np.linalg.pinv(self.cell)
+        fractional = displacements @ _inverse(self.cell)
         lattice_vectors = np.round(fractional) * self.pbc
         return displacements - lattice_vectors @ self.cell
+
+
+def _inverse(cell: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the inverse of a cell, or its pseudo-inverse, which takes six times as long.
+
+    The latter serves slabs and molecules, whose cells may be singular.
+    """
+    lengths = np.sqrt((cell**2).sum(axis=1)).prod()
+    if abs(np.linalg.det(cell)) > FLATTEST_CELL * lengths:
+        return np.linalg.inv(cell)
+    return np.linalg.pinv(cell)
 
 
 def as_real_numbers(name: str, value: object) -> NDArray[np.float64]:
@@ -134,8 +153,11 @@ def as_real_numbers(name: str, value: object) -> NDArray[np.float64]:
 
 def _as_elements(value: object) -> NDArray[np.int64]:
     """Return atomic numbers; checked as floats, so that no cast rounds or wraps a wrong one."""
-    numbers = as_real_numbers("atomic_numbers", value)
+    is_whole = isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size
+    if is_whole and value.min() >= 1 and value.max() <= HEAVIEST_ELEMENT:
+        return value.astype(np.int64)
 
+    numbers = as_real_numbers("atomic_numbers", value)
     is_element = (numbers == np.round(numbers)) & (numbers >= 1) & (numbers <= HEAVIEST_ELEMENT)
     if not is_element.all():
         atom = np.flatnonzero(~is_element)[0]
@@ -160,5 +182,5 @@ def _as_booleans(name: str, value: object) -> NDArray[np.bool_]:
 def _check_array(name: str, array: NDArray[np.generic], shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ValueError(f"{name}: expected {shape}, got {array.shape}")
-    if not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{name} holds NaN or inf")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from kd_plugins.store.record import Record, split_into_batches
+from kd_plugins.store.record import Record, pack, split_into_batches
 from kd_plugins.store.store import TargetStore
 from kd_plugins.structures.readers import LabelledStructure, to_structure
 from kd_plugins.teachers.teacher import Teacher, TeacherError
@@ -83,11 +83,12 @@ class Worker:
             try:
                 if isinstance(predicted, Exception):
                     raise predicted
-                packed = self.store.pack([_make_record(structure, predicted)])
+                # What the store has already was left out by `LabelRun`, which alone gives batches.
+                packed = pack(_make_record(structure, predicted), self.store.manifest)
             except Exception as error:  # the teacher's, or a value that no store takes
                 failed[structure.structure_id] = f"{type(error).__name__}: {error}"
                 continue
-            yield from packed.items()
+            yield structure.structure_id, packed
 
     def _predict_all(
         self, structures: Sequence[LabelledStructure]
@@ -142,5 +143,13 @@ class Worker:
 
 
 def _make_record(structure: LabelledStructure, predicted: Prediction) -> Record:
-    tensors = {name: torch.tensor(value) for name, value in predicted.items()}
+    # Copied, since a teacher may use its arrays again; torch's own copy takes ten times as long.
+    tensors = {
+        name: torch.from_numpy(value.copy()) if _is_array(value) else torch.tensor(value)
+        for name, value in predicted.items()
+    }
     return Record(structure.structure_id, to_structure(structure.atoms), tensors)
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.isnative

@@ -244,8 +244,9 @@ class LabelRun:
         self._count_labelled(outcome.labelled)
         self._fail(outcome.failed)
 
-        # At most twice as large or half as large at once: one slow structure says little.
-        factor = min(2.0, max(0.5, SECONDS_A_BATCH / max(outcome.seconds, 1e-9)))
+        # At most four times as large or half as large at once: one slow structure says little, but
+        # a fast teacher's first batches take less time than their commits.
+        factor = min(4.0, max(0.5, SECONDS_A_BATCH / max(outcome.seconds, 1e-9)))
         # A multiple of the teacher's batch size, or its last batch would be a small, slow one.
         n_batches = max(1, round(self.size * factor / self.teacher_batch))
         self.size = min(LARGEST_BATCH, n_batches * self.teacher_batch)
