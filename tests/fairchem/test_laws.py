@@ -57,12 +57,19 @@ def test_weights_change_the_student(make_config, teacher: Path) -> None:
     assert not equal(tiny.run(settings, tiny.parameters), plain)
 
 
-@pytest.mark.parametrize(("stop_at", "plateau"), [(3, True), (4, False), (5, False)])
+@pytest.mark.parametrize(
+    ("stop_at", "plateau", "negatives"),
+    [(3, True, "local"), (4, False, "local"), (5, False, {"sample": 4, "seed": 1})],
+    ids=["plateau", "validated", "sampled"],
+)
 def test_resumed_training_equals_uninterrupted(
-    make_config, teacher: Path, stop_at: int, plateau: bool
+    make_config, teacher: Path, stop_at: int, plateau: bool, negatives: Any
 ) -> None:
     """Killed in mid-epoch or after a validation: student, averages, projection and rate agree."""
-    settings = make_config(task=tiny.distill(teacher), model=tiny.model(**DROPOUT), trainer=EQV2)
+    task = tiny.distill(teacher)
+    for name in ("crack", "instance"):
+        task["distill"]["terms"][name]["negatives"] = negatives
+    settings = make_config(task=task, model=tiny.model(**DROPOUT), trainer=EQV2)
     settings["optim"].update(max_epochs=2, checkpoint_every=2, eval_every=2)
     if plateau:
         settings["optim"].update(scheduler="ReduceLROnPlateau")
