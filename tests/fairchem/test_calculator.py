@@ -10,6 +10,7 @@ from ase.io import write
 
 from kd_plugins.cli import main
 from kd_plugins.teachers import TeacherError, load_teacher
+from tests.devices import moves_a_model_to_meta
 from tests.fairchem import tiny
 
 
@@ -48,6 +49,11 @@ def test_eqv2_cannot_be_moved(
     student = ["eqv2", f"checkpoint={teacher}", "weights=raw"]
     assert main(["evaluate", "--student", *student, *words]) == 2
     assert "take 'fairchem checkpoint=PATH'" in capsys.readouterr().err
+
+
+def test_the_labelling_teacher_moves_its_model_to_the_device(teacher: Path) -> None:
+    with moves_a_model_to_meta():
+        load_teacher(f"eqv2 checkpoint={teacher} weights=raw", device="meta")
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:

@@ -13,11 +13,18 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
-from kd_plugins.hippynn import HippynnTeacher, export_student, to_arrays, write_curves
+from kd_plugins.hippynn import (
+    HippynnTeacher,
+    add_teacher_targets,
+    export_student,
+    to_arrays,
+    write_curves,
+)
 from kd_plugins.hippynn.calculator import LARGEST_IN_BATCH, hippynn
 from kd_plugins.structures import LabelledStructure
 from kd_plugins.teachers import CalculatorTeacher, TeacherError, load_teacher
 from kd_plugins.teachers.calculator import _device_of, describe, weight_dtype
+from tests.devices import moves_a_model_to_meta
 from tests.hippynn import fixtures
 from tests.teachers.batching import assert_batch_independent
 
@@ -207,9 +214,11 @@ def test_curves_hold_every_finite_metric(tmp_path: Path) -> None:
         write_curves(SimpleNamespace(epoch_metric_values=[]), tmp_path / "none.json")
 
 
-def test_device_and_dtype_reach_the_model(run: Path) -> None:
+def test_device_and_dtype_reach_the_model(run: Path, structures: list[LabelledStructure]) -> None:
     """On torch's ``meta`` a model has a device without any hardware."""
     assert _device_of(HippynnTeacher(str(run), device="meta")) == "meta"
+    with moves_a_model_to_meta():
+        add_teacher_targets(fixtures.make_database(structures), str(run), device="meta")
     assert weight_dtype(hippynn(str(run), dtype="float64")) == "float64"
     assert weight_dtype(HippynnTeacher(str(run), dtype="float64")) == "float64"
     assert weight_dtype(hippynn(str(run))) == "float32"
