@@ -2,11 +2,14 @@
 
     python benchmarks/step_overhead.py                      # the table of the README
     python benchmarks/step_overhead.py --turns 3 --layers 8 --hosts fairchem
+    python benchmarks/step_overhead.py --epochs 96 --turns 5     # whole epochs of fairchem
 
 One process, one batch of 16. fairchem: rattled slabs, small channels, as it is the ratio of layers
 that counts. CHGNet: rattled salts of 16 atoms; its readout learns from CHGNet + D3, whose
 calculator goes over the batch one by one before the plain step to be online. hippynn: rattled cells
 of 54 atoms; the teacher has the size of Matin et al. 2025.
+With `--epochs N` fairchem's loop goes over N structures, with its loader and metrics, and with 0
+and 2 processes that load: plainly, with targets that are read without a weight, and with the loss.
 The kinds of step are timed in turns, reading and collating included, and the best turn counts. A
 host is a function that returns its steps by name; add one to `HOSTS`.
 """
@@ -41,6 +44,23 @@ Steps = dict[str, Callable[[], None]]
 
 def fairchem(folder: Path, layers: int) -> Steps:
     """Return steps of a 2-layer EquiformerV2 with CRACK and n2n over l = 0."""
+    return {kind: epoch_of(trainer) for kind, trainer in trainers(folder, layers).items()}
+
+
+def fairchem_epochs(folder: Path, layers: int, structures: int, workers: int) -> Steps:
+    """Return whole epochs: plain, with targets that are read without a weight, and with a loss."""
+    made = trainers(folder, layers, structures, workers, ("plain", "read", "cached"))
+    return {kind: epoch_of(trainer) for kind, trainer in made.items()}
+
+
+def trainers(
+    folder: Path,
+    layers: int,
+    structures: int = BATCH,
+    workers: int = 0,
+    wanted: tuple[str, ...] = ("plain", "online", "cached"),
+) -> dict[str, Any]:
+    """Return fairchem's trainers of some structures, by the kind of their steps."""
     from kd_plugins.fairchem import compat
 
     compat.install()
@@ -51,9 +71,11 @@ def fairchem(folder: Path, layers: int) -> Steps:
     from kd_plugins.teachers import label
     from tests.fairchem import tiny
 
-    data = tiny.write_database(folder / "train.db", [tiny.slab(index) for index in range(BATCH)])
+    data = tiny.write_database(
+        folder / "train.db", [tiny.slab(index) for index in range(structures)]
+    )
     settings = tiny.config(folder, data)
-    settings["optim"].update(batch_size=BATCH, max_epochs=0)
+    settings["optim"].update(batch_size=BATCH, max_epochs=0, num_workers=workers)
     settings["optim"]["scheduler_params"]["warmup_epochs"] = 1.0
     teaching = {**settings, "model": tiny.model(num_layers=layers), "timestamp_id": "teacher"}
     tiny.run(teaching, lambda trainer: trainer.save())
@@ -75,30 +97,37 @@ def fairchem(folder: Path, layers: int) -> Steps:
     del cached["distill"]["teacher"]
     cached["distill"]["targets"] = str(store)
     ours = "kd_plugins.fairchem.EqV2DistillTrainer"
+    unweighted = copy.deepcopy(cached)
+    for term in unweighted["distill"]["terms"].values():
+        term["weight"] = 0.0
     kinds = {
         "plain": ("equiformerv2_forces", {}),
         "online": (ours, online),
+        "read": (ours, unweighted),
         "cached": (ours, cached),
     }
-    steps: Steps = {}
-    for kind, (trainer, task) in kinds.items():
+    made: dict[str, Any] = {}
+    for kind in wanted:
+        trainer, task = kinds[kind]
         run = {**copy.deepcopy(settings), "trainer": trainer, "task": task, "timestamp_id": kind}
         with new_trainer_context(config=run) as context:
-            steps[kind] = step_of(context.trainer)
-    return steps
+            made[kind] = context.trainer
+    return made
 
 
-def step_of(trainer: Any) -> Callable[[], None]:
-    """Return what one turn of fairchem's training loop does, from the loader to the weights."""
+def epoch_of(trainer: Any) -> Callable[[], None]:
+    """Return what fairchem's training loop does in an epoch, from the loader to the weights."""
     trainer.step = 1
 
-    def step() -> None:
+    def epoch() -> None:
         trainer.model.train()
-        batch = next(iter(trainer.train_loader))
-        out = trainer._forward(batch)
-        trainer._backward(trainer._compute_loss(out, batch))
+        for batch in trainer.train_loader:
+            out = trainer._forward(batch)
+            loss = trainer._compute_loss(out, batch)
+            trainer._compute_metrics(out, batch, trainer.evaluator, metrics={})
+            trainer._backward(loss)
 
-    return step
+    return epoch
 
 
 def chgnet(folder: Path, layers: int) -> Steps:
@@ -254,14 +283,35 @@ def seconds(steps: Steps, turns: int) -> dict[str, float]:
     return best
 
 
+def epoch_lines(layers: int, structures: int, turns: int) -> list[str]:
+    """Return a table of whole epochs of fairchem."""
+    lines = [
+        "| loading processes | plain epoch | targets read / plain | with CRACK + n2n / plain |",
+        "|--:|--:|--:|--:|",
+    ]
+    for workers in (0, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            best = seconds(fairchem_epochs(Path(folder), layers, structures, workers), turns)
+        plain = best["plain"]
+        ratios = f"{best['read'] / plain:.3f}x | {best['cached'] / plain:.3f}x"
+        lines.append(f"| {workers} | {plain:.3g} s | {ratios} |")
+    return lines
+
+
 def main() -> None:
     """Print one line a host."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--hosts", nargs="+", choices=HOSTS, default=list(HOSTS))
     parser.add_argument("--layers", type=int, default=20, help="of the teacher")
     parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--epochs", type=int, metavar="N", help="epochs of N structures, fairchem")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.epochs:
+        logging.disable()  # fairchem prints each of its settings
+        lines = epoch_lines(arguments.layers, arguments.epochs, arguments.turns)
+        print("\n".join(lines))
+        return
     lines = ["| host | plain step | cached / plain | online / cached |", "|---|--:|--:|--:|"]
     for host in arguments.hosts:
         with tempfile.TemporaryDirectory() as folder:

@@ -153,8 +153,12 @@ def as_real_numbers(name: str, value: object) -> NDArray[np.float64]:
 
 def _as_elements(value: object) -> NDArray[np.int64]:
     """Return atomic numbers; checked as floats, so that no cast rounds or wraps a wrong one."""
-    is_whole = isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size
-    if is_whole and value.min() >= 1 and value.max() <= HEAVIEST_ELEMENT:
+    if (
+        isinstance(value, np.ndarray)
+        and value.dtype.kind in "iu"
+        and value.size
+        and 1 <= value.min() <= value.max() <= HEAVIEST_ELEMENT
+    ):
         return value.astype(np.int64)
 
     numbers = as_real_numbers("atomic_numbers", value)
