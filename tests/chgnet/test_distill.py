@@ -15,6 +15,7 @@ from chgnet.model import CHGNet
 
 from kd_plugins.chgnet import DistillData, Distilled, FitSettings, distill
 from kd_plugins.chgnet.distilling import CostEstimate
+from kd_plugins.chgnet.run_folder import LAST, read_run_checkpoint
 from tests.chgnet import fixtures
 from tests.chgnet.fixtures import Labelled, differs
 from tests.house import ROOT
@@ -87,6 +88,16 @@ def test_a_way_that_is_named_is_taken_without_an_estimate(
 
     monkeypatch.setattr(MODULE._Task, "with_trainer", lambda *arguments: found.fitted)
     assert run(data, tmp_path / "plain", way="plain")[0].way == "plain"
+
+
+@pytest.mark.filterwarnings(LOADS)
+def test_a_run_may_go_on_on_another_device(data: DistillData, tmp_path: Path) -> None:
+    """The checkpoint does not name one, so that a GPU that is gone does not end a run."""
+    run(data, tmp_path, way="plain", device="cpu", settings=FitSettings(epochs=1))
+    kept = read_run_checkpoint(tmp_path / "out" / LAST)["trainer_args"]
+    assert "use_device" not in kept
+    found, _ = run(data, tmp_path, device="cpu", settings=FitSettings(epochs=1))
+    assert found.reason.startswith("goes on from")
 
 
 @pytest.mark.filterwarnings(LOADS)
