@@ -38,8 +38,8 @@ from kd_plugins.teachers.teacher import resolve_device
 CHUNK = 4
 """Rows of the Jacobian that are differentiated at once: more is hardly faster and takes memory."""
 ATOMS_ON_GPU = 256
-"""Atoms of the structures whose features a GPU computes at once; no GPU has run this. A CPU takes one
-structure at a time, whose numbers then depend on no other: 8 cells of 8 atoms at once took 1.08
+"""Atoms of the structures whose features a GPU computes at once; no GPU has run this. A CPU takes
+one structure at a time, whose numbers then depend on no other: 8 cells of 8 atoms at once took 1.08
 times as long as one by one, 8 cells of 2 atoms 0.70 times (one thread, in turn, best of four)."""
 
 N_STRAINS = 6
