@@ -3,10 +3,11 @@
     python benchmarks/scale.py                          # 10^3 and 10^4 structures of 16 atoms
     python benchmarks/scale.py --sizes 1000 10000 100000
 
-Prints the tables of docs/scale.md. One process, one core. The slope is that of log(time) over
-log(number) between the two largest sizes: 1 is linear, 0 does not grow. Costs of larger data are
-those of the largest size here: kept where the slope is below 0.15, carried on linearly up to 1.15,
-by the slope beyond.
+Prints the tables of docs/scale.md. Times are the process' CPU time on one core, so that other work
+on the machine does not count; neither does waiting for the disk. The slope is that of log(time)
+over log(number) between the two largest sizes: 1 is linear, 0 does not grow. Costs of larger data
+are those of the largest size here: kept where the slope is below 0.15, carried on linearly up to
+1.15, by the slope beyond.
 """
 
 from __future__ import annotations
@@ -90,10 +91,10 @@ def records(start: int, stop: int) -> list[Record]:
 
 @contextmanager
 def timed(times: Times, name: str) -> Iterator[None]:
-    """Add the time of a block to a part's."""
-    start = time.perf_counter()
+    """Add the CPU time of a block to a part's."""
+    start = time.process_time()
     yield
-    times[name] = times.get(name, 0.0) + time.perf_counter() - start
+    times[name] = times.get(name, 0.0) + time.process_time() - start
 
 
 def measure(size: int, folder: Path) -> tuple[Times, dict[str, float]]:
@@ -122,9 +123,10 @@ def measure(size: int, folder: Path) -> tuple[Times, dict[str, float]]:
             assert f"no-{name}" not in store
     times["store: look up an id that is missing"] *= size / len(some)
 
-    tracemalloc.start()
     with timed(times, "store: all ids, in memory"):
         held = set(store.ids())
+    tracemalloc.start()
+    held = set(store.ids())
     id_bytes = tracemalloc.get_traced_memory()[0] / len(held)
     tracemalloc.stop()
 
