@@ -22,6 +22,9 @@ from kd_plugins.core import (
 )
 from tests.core.draws import normal
 
+# torch 2.4's own checkpoint, which makes blocks again, uses a name that torch 2.4 calls old.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.autocast:FutureWarning")
+
 N_ATOMS, WIDTH = 12, 5
 EDGES = torch.combinations(torch.arange(N_ATOMS)).T[:, ::4]
 
@@ -103,7 +106,7 @@ def test_as_many_negatives_as_there_are_keys_are_all_of_them(form: str) -> None:
             student, teacher = sides()
             losses = losses_of(replace(relation, negatives=negatives), 0, student, teacher)
             results.append((losses, *torch.autograd.grad(losses.mean(), student)))
-        assert all(map(torch.equal, results[0], results[1]))
+        torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-14)
         assert not torch.equal(results[0][0], results[2][0])
 
 
