@@ -19,7 +19,7 @@ def test_config_is_read(path: Path) -> None:
     """And train and validation are not the same structures."""
     settings = read_training(path)
     assert settings.train != settings.validation
-    of_the_paper = (32, 0.01) if settings.student.trainable == ("mlp.",) else (8, 0.001)
+    of_the_paper = (32, 0.01) if settings.student.trainable == ("mlp.",) else (4, 0.001)
     assert (settings.optim.batch_size, settings.optim.learning_rate) == of_the_paper
     assert settings.loss.criterion == "MAE"
 
