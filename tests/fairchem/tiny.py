@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import os
 import traceback
@@ -199,6 +200,8 @@ def without_weights(terms: dict[str, Any]) -> dict[str, Any]:
 
 def run(settings: dict[str, Any], then: Any = None) -> Any:
     """Run fairchem's own train (or validate) task; return ``then(trainer)``."""
+    if settings["optim"]["num_workers"]:
+        collect_earlier_trainers()
     try:
         return _run(settings, then)
     except BaseException as error:
@@ -208,6 +211,15 @@ def run(settings: dict[str, Any], then: Any = None) -> Any:
         if gp_utils.initialized():
             gp_utils.cleanup_gp()
         distutils.cleanup()  # fairchem leaves its process groups open after an error
+
+
+def collect_earlier_trainers() -> None:
+    """Free trainers that are garbage, before a loader forks its workers.
+
+    A worker that collects one destroys its process group, and waits for ever for threads that only
+    the first process has.
+    """
+    gc.collect()
 
 
 def _run(settings: dict[str, Any], then: Any) -> Any:

@@ -6,6 +6,7 @@ noted beside the store, and the next start reads a sample.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -297,11 +298,17 @@ def read_ids(
     Raises:
         ConfigError: naming the first structure that cannot be read.
     """
+    n_workers = n_workers if len(places) >= FEWEST_TO_SHARE else 0
+    if n_workers:
+        # Here and not in a forked worker, where the end of an earlier trainer's process group would
+        # wait for threads that the worker does not have.
+        gc.collect()
+
     loader = DataLoader(
         _Ids(dataset, name, places),
         batch_size=100,
         collate_fn=list,
-        num_workers=n_workers if len(places) >= FEWEST_TO_SHARE else 0,
+        num_workers=n_workers,
         # Of its own, or the run would draw other numbers than without this check.
         generator=torch.Generator(),
     )
