@@ -502,6 +502,10 @@ def check_shard(path: Path, *, always_walk: bool = False) -> bool:
     if (has_no_state or is_unchanged) and not always_walk:
         return False
 
+    # The state may be of a batch that another process has written since the line was read.
+    if log.read() != entry and not always_walk:
+        return False
+
     found = walk_shard(path)
     state = FileState.of(path)
     if log.read() != entry:

@@ -43,7 +43,8 @@ STORE_LOCK = "store"
 """Held by the one command that writes, whose workers each have a shard of their own."""
 SECONDS_TO_MAKE = 2.0
 """How long making a store waits for others that are making it, too."""
-
+SECONDS_TO_BE_REFUSED = 0.5
+"""How long a writer waits for others, which may hold the lock only to find another's store."""
 
 NS_AT_REST = 2_000_000_000
 """Since when a folder must not have changed for its shards to be listed once only."""
@@ -316,7 +317,9 @@ class TargetStore:
         """
         with ExitStack() as locks:
             try:
-                locks.enter_context(folder_lock(self.folder, STORE_LOCK))
+                locks.enter_context(
+                    folder_lock(self.folder, STORE_LOCK, patience=SECONDS_TO_BE_REFUSED)
+                )
             except FolderInUse:
                 raise _busy(self.folder) from None
             except OSError as error:
