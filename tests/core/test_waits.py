@@ -2,70 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_plugins.core import Crack, SampledNegatives, _infonce, masked_mean
 from tests.core.draws import normal
 from tests.core.test_infonce import arguments, either_way, every_form
+from tests.waits import counted
 
 # torch 2.4's own checkpoint, which makes blocks again, uses a name that torch 2.4 calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.autocast:FutureWarning")
-
-WAITING = (
-    *("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"),
-    *("aten::unique_consecutive", "aten::unique_dim", "aten::repeat_interleave"),
-)
-"""``item()``, ``bool()``, ``int()`` and whatever has as many rows as its numbers say."""
-
-
-class _Operations(TorchDispatchMode):
-    """Counts the operations for which a host waits where the tensors are on a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = func._schema.name
-        is_index = name in ("aten::index", "aten::index_put_")
-        if name in WAITING or (is_index and _has_mask(args)):
-            self.found[name] += 1
-        return func(*args, **kwargs or {})
-
-
-def _has_mask(args: tuple[Any, ...]) -> bool:
-    return any(index is not None and index.dtype == torch.bool for index in args[1])
-
-
-@contextmanager
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Count the waits inside."""
-    operations = _Operations()
-
-    def counting(name: str) -> Callable[..., Any]:
-        method = getattr(Tensor, name)
-
-        def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            operations.found[name] += 1
-            return method(tensor, *args, **kwargs)
-
-        return call
-
-    with monkeypatch.context() as patched, operations:
-        # On a CPU these go past the dispatcher.
-        for name in ("tolist", "cpu"):
-            patched.setattr(Tensor, name, counting(name))
-        yield operations.found
 
 
 def test_waits_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,18 +6,16 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.fairchem import tiny
 from tests.fairchem.test_laws import EQV2, first_batch
 from tests.fairchem.test_stored_targets import stored
+from tests.waits import counted
 
 Settings = dict[str, Any]
 REGRESSION = {name: tiny.ALL_TERMS[name] for name in ("n2n", "atomic_energies", "energy", "forces")}
@@ -31,57 +29,6 @@ ALLOWED = 2
 ALLOWED_IN_CRACK = 3
 """Further ones of CRACK, whose relations are as many as the batch happens to have."""
 MODULES = 48
-
-_WAITING = (
-    *("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"),
-    *("aten::unique_consecutive", "aten::unique_dim"),
-)
-
-
-class _Operations(TorchDispatchMode):
-    """Counts the operations for which a host waits where the tensors are on a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name, kwargs = func._schema.name, kwargs or {}
-        if name in _WAITING or (name in ("aten::index", "aten::index_put_") and _has_mask(args)):
-            self.found[name] += 1
-        if name == "aten::repeat_interleave" and kwargs.get("output_size") is None:
-            self.found[name] += 1
-        return func(*args, **kwargs)
-
-
-def _has_mask(args: tuple[Any, ...]) -> bool:
-    """Return whether an index is a mask, of which the number of chosen rows is not known."""
-    return any(index is not None and index.dtype == torch.bool for index in args[1])
-
-
-@contextmanager
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Count the waits for the device inside, on a CPU, where there are none to see."""
-    operations = _Operations()
-
-    def counting(name: str) -> Callable[..., Any]:
-        method = getattr(torch.Tensor, name)
-
-        def call(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            operations.found[name] += 1
-            return method(tensor, *args, **kwargs)
-
-        return call
-
-    with monkeypatch.context() as patched, operations:
-        # AdamW's own counters of steps are tensors of the CPU on every device.
-        patched.setattr(torch.optim.AdamW, "step", lambda *_: None)
-        # On a CPU these go past the dispatcher.
-        for name in ("tolist", "cpu"):
-            patched.setattr(torch.Tensor, name, counting(name))
-        yield operations.found
 
 
 def waits_of_a_step(
