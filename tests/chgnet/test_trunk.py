@@ -29,7 +29,12 @@ from kd_plugins.chgnet import (
     fit,
 )
 from kd_plugins.chgnet.fitting import _collate
-from kd_plugins.chgnet.frozen_trunk import ATOMS_ON_GPU, _in_batches, _Task, choose_coordinates
+from kd_plugins.chgnet.frozen_trunk import (
+    ATOMS_ON_GPU,
+    _FeatureFile,
+    _in_batches,
+    choose_coordinates,
+)
 from tests.chgnet import fixtures
 from tests.chgnet.fixtures import Labelled, differs
 from tests.house import ROOT
@@ -173,7 +178,7 @@ def test_features_of_several_structures_at_once_are_those_of_each(features: Cach
 def test_a_gpu_takes_structures_of_similar_size_together(features: CachedData) -> None:
     graph = features.data[0][0]
     n_atoms = len(graph.atomic_number)
-    tasks = [_Task(graph, range(3 * n_atoms), Path(str(number))) for number in range(50)]
+    tasks = [_FeatureFile(graph, range(3 * n_atoms), Path(str(number))) for number in range(50)]
     batches = _in_batches(tasks, "cuda")
     assert sorted(task.path for batch in batches for task in batch) == sorted(
         task.path for task in tasks

@@ -22,7 +22,7 @@ from kd_plugins.config import ConfigError
 from kd_plugins.fairchem import matching
 from kd_plugins.fairchem.convert import structure_ids
 from kd_plugins.fairchem.data import StoredTargets
-from kd_plugins.fairchem.matching import Matching, draw_places, read_ids, structure_id
+from kd_plugins.fairchem.matching import DatasetMatch, draw_places, read_ids, structure_id
 from kd_plugins.store._integrity import FileState, WrittenLog, digest
 from kd_plugins.store._lmdb import begin_transaction
 from kd_plugins.store.check_note import CheckNote
@@ -69,7 +69,7 @@ def match(targets: StoredTargets, datasets: dict[str, Any], limit: int = 2) -> N
 
 def is_known(targets: StoredTargets, datasets: dict[str, Any]) -> bool:
     """Return whether a start would read a sample only."""
-    return Matching(targets, datasets).find_note() is not None
+    return DatasetMatch(targets, datasets).find_note() is not None
 
 
 def move(path: Path, row: int = 2) -> None:

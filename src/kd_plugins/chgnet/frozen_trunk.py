@@ -283,14 +283,21 @@ class CachedData(Dataset[tuple[TrunkFeatures, dict[str, Tensor]]]):
         self.force_share, self.seed = force_share, seed
         self.folder.mkdir(parents=True, exist_ok=True)
 
-        tasks = [self._task(sample) for sample in data.samples]
+        files = [self._feature_file(sample) for sample in data.samples]
         with tqdm(
-            desc="features of the frozen trunk", total=len(tasks), unit="", disable=not progress
+            desc="features of the frozen trunk", total=len(files), unit="", disable=not progress
         ) as bar:
-            missing = {task.path: task for task in tasks if task.read() is None}
-            bar.update(len(tasks) - len(missing))
+            kept = [file.read() for file in files]
+            # By path: one structure may stand there twice.
+            missing = {
+                file.path: file for file, one in zip(files, kept, strict=True) if one is None
+            }
+            bar.update(len(files) - len(missing))
             _write_missing(trunk, list(missing.values()), workers, bar)
-        self.features = [task.read_written() for task in tasks]
+        self.features = [
+            file.read_written() if one is None else one
+            for file, one in zip(files, kept, strict=True)
+        ]
         self.targets = [
             _keep_along(sample.targets, found.coordinates)
             for sample, found in zip(data.samples, self.features, strict=True)
@@ -316,16 +323,16 @@ class CachedData(Dataset[tuple[TrunkFeatures, dict[str, Tensor]]]):
         """Bytes of the features of all its structures."""
         return sum(one.jacobian.nbytes + one.node_embeddings.nbytes for one in self.features)
 
-    def _task(self, sample: GraphSample) -> _Task:
+    def _feature_file(self, sample: GraphSample) -> _FeatureFile:
         along = choose_coordinates(sample, self.force_share, self.seed)
-        return _Task(sample.graph, along, self.folder / _file_name(sample, along))
+        return _FeatureFile(sample.graph, along, self.folder / _file_name(sample, along))
 
 
 # --- What is missing, in one process or several ---------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Task:
+class _FeatureFile:
     """A structure, the coordinates along which to differentiate, and the file of its features."""
 
     graph: CrystalGraph
@@ -348,11 +355,12 @@ class _Task:
 
 
 def _write_missing(
-    trunk: FrozenTrunk, tasks: Sequence[_Task], workers: int, bar: tqdm[None]
+    trunk: FrozenTrunk, files: Sequence[_FeatureFile], workers: int, bar: tqdm[None]
 ) -> None:
     """Write the features of structures, each file whole."""
-    batches = _in_batches(tasks, trunk.device)
-    if min(workers, len(batches)) < 2:
+    batches = _in_batches(files, trunk.device)
+    n_workers = min(workers, len(batches))
+    if n_workers < 2:
         for batch in batches:
             _write_features(trunk, batch)
             bar.update(len(batch))
@@ -361,7 +369,6 @@ def _write_missing(
     # As plain tensors of the CPU: a process of its own builds the model on its GPU.
     frozen = trunk._frozen.as_dict()
     frozen["state_dict"] = {name: one.cpu() for name, one in frozen["state_dict"].items()}
-    n_workers = min(workers, len(batches))
     device = trunk.device
     with worker_pool(
         n_workers, "computed features", _open_trunk, frozen, device, device=device
@@ -372,31 +379,31 @@ def _write_missing(
             bar.update(futures[future])
 
 
-def _in_batches(tasks: Sequence[_Task], device: str) -> list[list[_Task]]:
+def _in_batches(files: Sequence[_FeatureFile], device: str) -> list[list[_FeatureFile]]:
     """Return structures of similar size together, up to `ATOMS_ON_GPU`; on a CPU each alone.
 
     Every structure of a batch takes as many backward passes as the one with most coordinates.
     """
     if device == "cpu":
-        return [[task] for task in tasks]
+        return [[file] for file in files]
 
-    batches: list[list[_Task]] = []
+    batches: list[list[_FeatureFile]] = []
     n_atoms = ATOMS_ON_GPU
-    for task in sorted(tasks, key=lambda one: len(one.along)):
-        size = len(task.graph.atomic_number)
+    for file in sorted(files, key=lambda one: len(one.along)):
+        size = len(file.graph.atomic_number)
         if n_atoms + size > ATOMS_ON_GPU:
             batches.append([])
             n_atoms = 0
-        batches[-1].append(task)
+        batches[-1].append(file)
         n_atoms += size
     return batches
 
 
-def _write_features(trunk: FrozenTrunk, tasks: Sequence[_Task]) -> None:
-    made = trunk.features_of([task.graph for task in tasks], [task.along for task in tasks])
-    for task, one in zip(tasks, made, strict=True):
+def _write_features(trunk: FrozenTrunk, files: Sequence[_FeatureFile]) -> None:
+    made = trunk.features_of([file.graph for file in files], [file.along for file in files])
+    for file, one in zip(files, made, strict=True):
         content = save({name: value.contiguous() for name, value in vars(one).items()})
-        write_whole(task.path, content)
+        write_whole(file.path, content)
 
 
 _trunks: list[FrozenTrunk] = []
@@ -411,8 +418,8 @@ def _open_trunk(frozen: dict[str, Any], device: str) -> None:
     _trunks.append(FrozenTrunk(model, device))
 
 
-def _work(tasks: Sequence[_Task]) -> None:
-    _write_features(_trunks[0], tasks)
+def _work(files: Sequence[_FeatureFile]) -> None:
+    _write_features(_trunks[0], files)
 
 
 # --- Coordinates and files ------------------------------------------------------------------------

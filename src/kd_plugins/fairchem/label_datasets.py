@@ -32,7 +32,7 @@ from kd_plugins.fairchem.batch_teacher import EqV2Teacher
 from kd_plugins.fairchem.checkpointing import Checkpoint
 from kd_plugins.fairchem.convert import structures
 from kd_plugins.fairchem.data import StoredTargets, check_storable, used_quantities
-from kd_plugins.fairchem.matching import SHOWN, Matching, check_ids, gather_objects, read_ids
+from kd_plugins.fairchem.matching import SHOWN, DatasetMatch, check_ids, gather_objects, read_ids
 from kd_plugins.fairchem.settings import check_sources
 from kd_plugins.fairchem.teacher import GRAPH_SETTINGS, FrozenEquiformerV2
 from kd_plugins.fairchem.unlabelled import SPLIT as UNLABELLED
@@ -334,7 +334,7 @@ def label_missing(
         ConfigError: on all ranks, if a structure cannot be read or labelled, or one id stands for
             two of them.
     """
-    matching = Matching(stored, datasets)
+    matching = DatasetMatch(stored, datasets)
     if matching.find_note() is not None:
         return
 
@@ -350,7 +350,7 @@ def label_missing(
 
 
 def _label_on_this_rank(
-    matching: Matching, model: FrozenEquiformerV2, device: torch.device
+    matching: DatasetMatch, model: FrozenEquiformerV2, device: torch.device
 ) -> str | None:
     """Label what is missing; return the structures that cannot be labelled, with the reasons."""
     store = matching.stored.store

@@ -81,7 +81,7 @@ def match(
         ConfigError: with an id of two structures, with the number of structures without a target
             and the first few, or with one that is not the structure that was labelled.
     """
-    matching = Matching(stored, datasets)
+    matching = DatasetMatch(stored, datasets)
     note = matching.find_note()
 
     if note is None:
@@ -101,7 +101,7 @@ def match(
             stored.attach(Batch.from_data_list([read(dataset, place, where)]))
 
 
-class Matching:
+class DatasetMatch:
     """One match of data sets with a store.
 
     Args:
