@@ -20,7 +20,7 @@ The plain form is `kd_plugins.core.contrastive.info_nce`, against which this one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -233,8 +233,27 @@ def _overflows(temperature: float, dtype: torch.dtype) -> bool:
 
 def _largest(logits: Block, both_directions: bool) -> PerAnchor:
     """Return each anchor's largest logit."""
-    largest = logits.amax(dim=0)
-    return torch.maximum(largest, -logits.amin(dim=0)) if both_directions else largest
+    largest = _over_keys(torch.amax, logits)
+    if not both_directions:
+        return largest
+    return torch.maximum(largest, -_over_keys(torch.amin, logits))
+
+
+def _over_keys(reduction: Callable[..., Tensor], values: Block) -> PerAnchor:
+    """Return a reduction over the keys, ``torch.sum``, ``amax`` or ``amin``.
+
+    On a CPU each thread has just written a stretch of the keys, so it reduces that stretch first.
+    torch itself would divide the anchors between threads, and each would read half of its numbers
+    from the other's cache: three times as slow with two threads.
+    """
+    n_keys, n_anchors = values.shape
+    parts = torch.get_num_threads() if values.device.type == "cpu" else 1
+    if parts == 1 or n_keys < parts:
+        return reduction(values, dim=0)
+
+    end = n_keys // parts * parts
+    of_parts = reduction(values[:end].view(parts, -1, n_anchors), dim=1)
+    return reduction(torch.cat([of_parts, values[end:]]), dim=0)
 
 
 def _log_sum_exp(logits: Block, both_directions: bool, shift: PerAnchor | None) -> PerAnchor:
@@ -243,9 +262,9 @@ def _log_sum_exp(logits: Block, both_directions: bool, shift: PerAnchor | None) 
     The shift, each anchor's largest logit, is left out where nothing overflows.
     """
     terms = logits.exp() if shift is None else (logits - shift).exp_()
-    total = terms.sum(dim=0)
+    total = _over_keys(torch.sum, terms)
     if both_directions:
-        total += _opposite_terms(terms, logits, shift, out=terms).sum(dim=0)
+        total += _over_keys(torch.sum, _opposite_terms(terms, logits, shift, out=terms))
 
     log_sum = total.double().log()
     return log_sum if shift is None else log_sum + shift
