@@ -30,6 +30,7 @@ from kd_plugins.structures import LabelledStructure, read_structures
 
 SETTINGS = {"structures", "validation", "share", "pool", "teacher", "seed", "seed_shift", "model"}
 SETTINGS |= {"loss", "learning_rate", "batch_size", "epochs", "train_evaluated", "out"}
+EPOCHS = {"max", "halve_after", "stop_after", "scale"}
 TEACHER_TERMS = ("atomic_energies", "teacher_energy", "teacher_forces")
 
 
@@ -111,8 +112,9 @@ def set_up(settings: dict[str, Any], loss: Any, modules: Any) -> Any:
 
 def train(settings: dict[str, Any]) -> None:
     """Train one model; leave the best one and the curves."""
-    if wrong := SETTINGS.symmetric_difference(settings):
-        raise SystemExit(f"expected {sorted(SETTINGS)}; missing or unknown are {sorted(wrong)}")
+    for keys, given in ((SETTINGS, settings), (EPOCHS, settings.get("epochs", EPOCHS))):
+        if wrong := keys.symmetric_difference(given):
+            raise SystemExit(f"expected {sorted(keys)}; missing or unknown are {sorted(wrong)}")
     parts = split(settings)
     database, out = make_database(parts), Path(settings["out"])
     weights = loss_weights(settings, len(parts["train"]), len(parts["pool"]))

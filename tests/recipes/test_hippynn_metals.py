@@ -206,10 +206,15 @@ def test_stopped_training_goes_on_as_an_uninterrupted_one(copper: Path, tmp_path
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
-def test_a_misspelt_setting_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("misspelt", ["shares", "epochs.halve_after_epochs"])
+def test_a_misspelt_setting_is_refused_before_anything_is_read(
+    tmp_path: Path, misspelt: str
+) -> None:
     experiment = read_experiment(RECIPE / "copper.yml")
-    settings = settings_of(experiment, "teacher", tmp_path, structures=["nowhere.xyz"], shares=0.5)
-    with pytest.raises(SystemExit, match=r"missing or unknown are \['shares'\]"):
+    settings = settings_of(experiment, "teacher", tmp_path, structures=["nowhere.xyz"])
+    inner = settings["epochs"] if "." in misspelt else settings
+    inner[misspelt.rpartition(".")[2]] = 0.5
+    with pytest.raises(SystemExit, match=rf"unknown are \['{misspelt.rpartition('.')[2]}'\]"):
         load("train").train(settings)
 
 
