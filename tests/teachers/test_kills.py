@@ -189,6 +189,65 @@ def test_killed_ray_actors_are_replaced(tmp_path: Path, ray_on_this_machine: Non
     assert killed == KILLS
 
 
+def test_workers_without_a_cpu_hold_nothing_up(
+    tmp_path: Path, ray_on_this_machine: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of three workers on two CPUs the third has none, and no structure."""
+    whole, folder = tmp_path / "whole", tmp_path / "store"
+    label(fixtures.copper_cells(100), fixtures.SLOW_EMT, whole, QUANTITIES, progress=False)
+    label(
+        fixtures.copper_cells(100),
+        fixtures.SLOW_EMT,
+        folder,
+        QUANTITIES,
+        engine="ray",
+        workers=3,
+        progress=False,
+    )
+    assert "has 2 CPUs for 3 workers" in caplog.text
+    assert fixtures.packed_records(folder) == fixtures.packed_records(whole)
+
+
+@pytest.mark.slow
+def test_a_node_is_lost_and_another_added(tmp_path: Path) -> None:
+    """The one that is left goes on alone, and every structure is labelled once."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    total = 1000
+    whole, folder = tmp_path / "whole", tmp_path / "store"
+    label(fixtures.copper_cells(total), fixtures.SLOW_EMT, whole, QUANTITIES, progress=False)
+
+    head = {"num_cpus": 1, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    lost = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    TargetStore.create(folder, fixtures.make_manifest())
+    run = LabelRun(
+        RayEngine(fixtures.SLOW_EMT, folder, 2), TargetStore.open(folder), tqdm(disable=True)
+    )
+
+    # Not the changes: Ray starts a node from the main thread only.
+    labelling = threading.Thread(target=run.all, args=(fixtures.copper_cells(total),))
+    labelling.start()
+    sizes = []
+    try:
+        for change in (partial(cluster.remove_node, lost, False), partial(cluster.add_node)):
+            before = size(folder)
+            while size(folder) < before + 50:
+                time.sleep(0.05)
+            change()
+            sizes.append(size(folder))
+        labelling.join()
+    finally:
+        run.engine.close()
+        ray.shutdown()
+        cluster.shutdown()
+    assert (run.report.labelled, run.report.failed) == (total, {})
+    assert 0 < sizes[0] < sizes[1] < total
+    assert fixtures.packed_records(folder) == fixtures.packed_records(whole)
+
+
 def command(folder: Path, structures: Path, engine: str) -> subprocess.Popen[str]:
     """Start the command with two workers."""
     words = f"label {structures} --teacher {fixtures.SLOW_EMT} --store {folder}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,21 @@ from kd_plugins.teachers.batches import Outcome, Worker
 from kd_plugins.teachers.registry import load_teacher
 from kd_plugins.teachers.teacher import TeacherError
 
+logger = logging.getLogger(__name__)
+
+MOST_DEAD_STARTS = 20
+"""Deaths of workers that had not begun, after which a run is given up, as `MOST_DEATHS`."""
+
 
 class RayEngine:
     """Workers that are Ray actors; a dead one is replaced, here or on another machine.
 
     Uses the cluster of ``RAY_ADDRESS``, or starts one on this machine. The store's folder must be
     the same on all of them; GPUs are shared evenly, unless ``device`` names one by its number.
+
+    A batch goes to an actor that runs: one for which the cluster has no CPU, because there are
+    fewer than workers or because a node was lost, has no batch that would wait for it. It takes
+    part as soon as a node is added.
 
     Args:
         teacher: its name, since each actor makes its own.
@@ -46,25 +57,47 @@ class RayEngine:
         if self._started:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
 
-        n_gpus = int(ray.cluster_resources().get("GPU", 0))
+        resources = ray.cluster_resources()
+        n_cpus, n_gpus = (int(resources.get(name, 0)) for name in ("CPU", "GPU"))
+        if n_cpus < n_workers:
+            logger.warning(
+                f"Ray's cluster has {n_cpus} CPUs for {n_workers} workers: the others wait until a "
+                "node is added"
+            )
         self._actor = ray.remote(num_cpus=1, **_gpu_options(device, n_workers, n_gpus))(_RayWorker)
         self._job = (teacher, device, folder.resolve(), sys.path)
-        self._actors = {worker: self._start(worker) for worker in range(n_workers)}
-        self._pending: dict[Any, int] = {}
+
+        self._actors: dict[int, Any] = {}
+        self._starting: dict[Any, int] = {}  # the actor of each answer that is awaited
+        self._idle: list[int] = []
+        self._labelling: dict[Any, tuple[int, int]] = {}  # worker and actor of each answer
+        self._waiting: deque[tuple[int, Sequence[LabelledStructure]]] = deque()
+        self._dead_starts = 0
+        for actor in range(n_workers):
+            self._start(actor)
 
     @property
     def pids(self) -> list[int]:
-        """Process id of each worker."""
+        """Process id of each actor."""
         return self._ray.get([actor.pid.remote() for actor in self._actors.values()])
 
     def submit(self, worker: int, batch: Sequence[LabelledStructure]) -> None:
-        """Send a batch to an actor."""
-        self._pending[self._actors[worker].label.remote(batch)] = worker
+        """Send a batch to an idle actor, as soon as there is one."""
+        self._waiting.append((worker, batch))
+        self._hand_out()
 
     def wait(self) -> list[tuple[int, Outcome | None]]:
         """Return the outcomes that have come, at least one."""
-        ready, _ = self._ray.wait(list(self._pending))
-        return [self._receive(reference) for reference in ready]
+        outcomes: list[tuple[int, Outcome | None]] = []
+        while not outcomes:
+            ready, _ = self._ray.wait([*self._starting, *self._labelling])
+            for reference in ready:
+                if reference in self._starting:
+                    self._receive_start(reference)
+                else:
+                    outcomes.append(self._receive(reference))
+            self._hand_out()
+        return outcomes
 
     def close(self) -> None:
         """Kill the actors: a shard is never left with half a batch."""
@@ -73,18 +106,47 @@ class RayEngine:
         if self._started:
             self._ray.shutdown()
 
-    def _receive(self, reference: Any) -> tuple[int, Outcome | None]:
-        worker = self._pending.pop(reference)
+    def _hand_out(self) -> None:
+        while self._waiting and self._idle:
+            worker, batch = self._waiting.popleft()
+            actor = self._idle.pop()
+            self._labelling[self._actors[actor].label.remote(batch)] = worker, actor
+
+    def _receive_start(self, reference: Any) -> None:
+        actor = self._starting.pop(reference)
         try:
-            return worker, self._ray.get(reference)
+            self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as error:
+            self._dead_starts += 1
+            if self._dead_starts > MOST_DEAD_STARTS:
+                raise TeacherError(
+                    f"{self._dead_starts} of Ray's workers died before they had begun; is "
+                    f"kd_plugins installed on every node? The last one: {error}"
+                ) from None
+            self._start(actor)
+        else:
+            self._idle.append(actor)
+
+    def _receive(self, reference: Any) -> tuple[int, Outcome | None]:
+        worker, actor = self._labelling.pop(reference)
+        try:
+            outcome = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:  # the worker's exception, wrapped
             raise error.cause from None
         except self._ray.exceptions.RayActorError:
-            self._actors[worker] = self._start(worker)
+            self._start(actor)
             return worker, None
 
-    def _start(self, worker: int) -> Any:
-        return self._actor.remote(*self._job, f"ray-{worker}")
+        self._idle.append(actor)
+        self._dead_starts = 0
+        return worker, outcome
+
+    def _start(self, actor: int) -> None:
+        if actor in self._actors:
+            # One that is out of reach may be alive, and would keep its shard from the next.
+            self._ray.kill(self._actors[actor])
+        self._actors[actor] = self._actor.remote(*self._job, f"ray-{actor}")
+        self._starting[self._actors[actor].pid.remote()] = actor
 
 
 def _gpu_options(device: str, n_workers: int, n_gpus: int) -> dict[str, Any]:
