@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from kd_plugins.doctor.inputs import DoctorInput
+from kd_plugins.doctor.units import rms
 from kd_plugins.structures import read_structures
 from kd_plugins.structures.readers import to_structure
 from kd_plugins.teachers import load_teacher
@@ -19,13 +22,26 @@ QUANTITIES = ("energy", "forces", "stress")
 
 
 @cache
-def labelled(path: Path, teacher: str, most_atoms: int = 120) -> tuple[DoctorInput, ...]:
-    """Return the structures of a file, up to a number of atoms, with a teacher's targets."""
-    return tuple(_label(path, teacher, most_atoms))
+def labelled(
+    path: Path, teacher: str, most_atoms: int = 120, most_force: float = np.inf
+) -> tuple[DoctorInput, ...]:
+    """Return the structures of a file with a teacher's targets.
+
+    Args:
+        path: of the file.
+        teacher: its name.
+        most_atoms: of a structure.
+        most_force: root mean square of its labels, eV/Å.
+    """
+    return tuple(_label(path, teacher, most_atoms, most_force))
 
 
-def _label(path: Path, name: str, most_atoms: int) -> Iterator[DoctorInput]:
-    structures = [one for one in read_structures([path]) if len(one.atoms) <= most_atoms]
+def _label(path: Path, name: str, most_atoms: int, most_force: float) -> Iterator[DoctorInput]:
+    structures = [
+        one
+        for one in read_structures([path])
+        if len(one.atoms) <= most_atoms and rms(one.labels["forces"]) <= most_force
+    ]
     targets = load_teacher(name).predict([one.atoms for one in structures], QUANTITIES)
 
     for one, values in zip(structures, targets, strict=True):

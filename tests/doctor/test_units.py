@@ -116,6 +116,17 @@ def test_no_unit_is_found_with_sound_teachers(teachers: Named) -> None:
                 assert errors([changed(item, "teacher", name, None) for item in held]) == {}
 
 
+def test_no_unit_is_found_with_the_softest_real_teacher(shared_file: SharedFile) -> None:
+    """CHGNet beside molybdenum at rest: 0.41 here, 0.39 in other draws."""
+    pytest.importorskip("chgnet")
+    soft = list(labelled(shared_file(MOLYBDENUM), "chgnet", most_force=1.0))
+    softer = in_unit(soft, "teacher", "forces", 0.95)
+    assert errors(soft) == errors(softer) == {}
+    found = {one.code: one.text for one in compare_with_labels(softer)}
+    assert "forces are 0.391 times the labels" in found["forces-scale"]
+    assert "more likely the teacher is poor" in found["forces-scale"]
+
+
 def shrunk(inputs: list[DoctorInput], size: float, seed: int) -> list[DoctorInput]:
     """Return structures with a teacher that has learned part of energies and forces, with noise."""
     rng = np.random.default_rng(seed)
