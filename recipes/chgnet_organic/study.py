@@ -53,6 +53,7 @@ class Settings:
     seed: int
     teacher: str
     labels: str
+    relaxed_by: str = ""
 
 
 @dataclass(frozen=True)

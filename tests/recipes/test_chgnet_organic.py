@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -19,6 +20,8 @@ from kd_plugins.cli import main
 from kd_plugins.compare import read_experiment
 from kd_plugins.compare.hosts import HOSTS
 from kd_plugins.config import read_config
+from kd_plugins.structures import read_structures
+from kd_plugins.teachers import load_teacher
 from tests.evaluate.test_crystals import DISORDERED
 from tests.hosts import in_one_environment
 from tests.house import ROOT
@@ -33,6 +36,7 @@ SMALL = {
     "seed": 0,
     "teacher": "chgnet+d3",
     "labels": "chgnet",
+    "relaxed_by": "chgnet+d3",
 }
 pytestmark = pytest.mark.slow
 
@@ -178,6 +182,21 @@ def test_every_arm_of_every_experiment_is_a_training(
         read_config(TrainingSettings, settings, name)
     expected = {"table1": 27 * 3, "paper_table1": 27 * 5, "sizes": 24, "mptrj68": 9}
     assert len(experiment.swept_arms) == expected.get(path.stem, len(experiment.arms))
+
+
+def test_crystals_are_deformed_from_rest(study: tuple[Path, Path]) -> None:
+    """In the cells of the experiments, whose atoms are not at rest."""
+    out, x23 = study[0] / "runs" / "organic", study[1]
+    calculator = load_teacher("chgnet+d3").calculator
+    for name in ("co2", "urea"):
+        (relaxed,) = read_structures([out / "relaxed" / f"{name}.extxyz"])
+        (measured,) = read_structures([x23 / f"{name}.cif"])
+        assert np.allclose(relaxed.atoms.cell, measured.atoms.cell, atol=1e-6)
+        largest = [
+            np.linalg.norm(calculator.get_forces(one.atoms), axis=1).max()
+            for one in (relaxed, measured)
+        ]
+        assert largest[0] < 0.06 < 0.3 < largest[1]
 
 
 def test_another_study_is_refused(study: tuple[Path, Path], tmp_path: Path) -> None:
