@@ -74,7 +74,9 @@ def test_engines_write_equal_records(tmp_path: Path, engine: str) -> None:
         tmp_path / "serial"
     )
     assert (report.labelled, report.failed) == (serial.labelled, serial.failed)
-    assert len(list((tmp_path / engine).glob("*.lmdb"))) == 2
+    # Of Ray's the first may have done all before the second runs.
+    n_shards = len(list((tmp_path / engine).glob("*.lmdb")))
+    assert n_shards == 2 or (n_shards == 1 and engine == "ray")
 
 
 def test_labelled_ids_are_skipped(tmp_path: Path) -> None:
