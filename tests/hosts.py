@@ -25,10 +25,5 @@ in_one_environment = pytest.mark.skipif(
     is_installed("fairchem-core"),
     reason="takes minutes, and runs where fairchem-core is not installed, as in .venv-latest",
 )
-"""Of a recipe's whole way: its parts are tested everywhere."""
-
-in_the_other_environment = pytest.mark.skipif(
-    not is_installed("fairchem-core"),
-    reason="takes minutes, and runs where fairchem-core is installed, as in .venv",
-)
-"""Of processes and files, which know no host: so that both environments take equally long."""
+"""Of a recipe's whole way, whose parts are tested everywhere, and of what knows no host: processes,
+files, units."""

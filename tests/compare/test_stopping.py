@@ -23,6 +23,9 @@ from tests.compare.fixtures import (
     write_scripted,
     write_without_training,
 )
+from tests.hosts import in_one_environment
+
+pytestmark = in_one_environment
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from kd_plugins.doctor.examine import compare_with_labels
 from kd_plugins.doctor.inputs import DoctorInput
 from tests.doctor.faults import BOHR, HARTREE, KCAL, KJ, RYDBERG, changed, every, scaled
 from tests.doctor.labelled import COPPER, ORGANIC, SMALL, SharedFile, labelled
-from tests.hosts import is_installed
+from tests.hosts import in_one_environment, is_installed
+
+pytestmark = in_one_environment
 
 ENERGY = {"kcal/mol": KCAL, "kJ/mol": KJ, "Hartree": HARTREE, "Rydberg": RYDBERG}
 FORCES = {

@@ -22,6 +22,7 @@ from ase import Atoms
 from kd_plugins import cli
 from kd_plugins.structures import formats, limits
 from kd_plugins.structures.readers import count_structures, read_structures
+from tests.hosts import in_one_environment
 
 GOOD = b'1\nLattice="3 0 0 0 3 0 0 0 3" pbc="T T T" energy=-1.0\nCu 0.0 0.0 0.0\n'
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
@@ -155,6 +156,7 @@ PACKED_BOMBS = [*((name, ".gz") for name in BOMBS), ("lines.extxyz", ".xz"), ("d
 
 
 @pytest.mark.slow
+@in_one_environment
 @pytest.mark.parametrize(("name", "suffix"), PACKED_BOMBS)
 def test_a_small_file_does_not_fill_the_memory(tmp_path: Path, name: str, suffix: str) -> None:
     """In a process that may take 1.5 GB, and with a way to lift the limit."""

@@ -17,6 +17,7 @@ import pytest
 
 from kd_plugins.structures.mptrj import is_mptrj, read_mptrj
 from kd_plugins.structures.readers import read_structures, to_structure
+from tests.hosts import in_one_environment
 
 SAMPLE = "mptrj/mptrj_format_sample.json"
 
@@ -192,6 +193,7 @@ print(count, (peak() - before) // 1024)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak")
+@in_one_environment
 def test_memory_stays_flat(tmp_path: Path) -> None:
     """60 MB of JSON, which json.load would turn into hundreds, in less than 40."""
     material = json.dumps({f"frame-{index}": frame(200) for index in range(20)})

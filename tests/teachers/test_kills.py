@@ -24,11 +24,11 @@ from kd_plugins.teachers import label
 from kd_plugins.teachers.labelling import LabelRun
 from kd_plugins.teachers.ray_engine import RayEngine
 from kd_plugins.teachers.workers import ProcessEngine
-from tests.hosts import in_the_other_environment
+from tests.hosts import in_one_environment
 from tests.house import ROOT
 from tests.teachers import fixtures
 
-pytestmark = in_the_other_environment
+pytestmark = in_one_environment
 STRIDE = 20
 """New structures a turn."""
 TOTAL = 20 * STRIDE
