@@ -41,7 +41,8 @@ def starts(study: Study, group: str) -> Iterator[LabelledStructure]:
         path = study.out / "relaxed" / f"{crystal.structure_id}.extxyz"
         if not path.is_file():
             found = relax(crystal.atoms, calculator, 0.05, max_steps=500, cell=False)
-            print(f"{crystal.structure_id}: {found.reason} after {found.steps} steps of {by}")
+            if not found.converged:
+                raise SystemExit(f"{crystal.structure_id}: not at rest by {by}, {found.reason}")
             write_bytes(path, to_extxyz(crystal.structure_id, found.atoms, {}))
         yield from read_structures([path])
 
