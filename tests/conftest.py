@@ -6,6 +6,7 @@ of a host that is not installed are left out, which the head of the report says.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,10 @@ torch.set_num_threads(1)
 os.environ.setdefault("HIPPYNN_USE_CUSTOM_KERNELS", "_pytorch_raw")
 os.environ.setdefault("HIPPYNN_PROGRESS", "none")
 os.environ.setdefault("HIPPYNN_WARN_LOW_DISTANCES", "False")
+
+# A forked process that collects a trainer of an earlier test takes its process group down, and
+# waits for ever for threads that it does not have. So it never collects what was there before.
+os.register_at_fork(after_in_child=gc.freeze)
 
 for room in ("core", "store", "doctor"):
     jaxtyping.install_import_hook(f"kd_plugins.{room}", "beartype.beartype")

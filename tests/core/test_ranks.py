@@ -16,6 +16,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 from kd_plugins.core import Crack, Instance
 from kd_plugins.core.reduction import masked_mean
 from tests.core.draws import normal
+from tests.ranks import end_rank
 
 SIZES = ((6, 30), (9, 11), (4, 0))
 """Atoms and edges of each structure; the first rank has the first one, the second the others."""
@@ -79,7 +80,7 @@ def rank_main(rank: int, port: int, path: Path) -> None:
             moved /= 2
     if rank == 0:
         torch.save(both, path)
-    dist.destroy_process_group()
+    end_rank()
 
 
 def test_global_negatives_are_those_of_the_union(tmp_path: Path) -> None:

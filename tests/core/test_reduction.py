@@ -13,6 +13,7 @@ from torch.multiprocessing import spawn
 
 from kd_plugins.core import masked_mean
 from tests.core.draws import normal, permutation
+from tests.ranks import end_rank
 from tests.tolerances import REORDERED
 
 N_ITEMS = 9
@@ -105,7 +106,7 @@ def work(rank: int, folder: str) -> None:
         distributed.all_reduce(gradient)
         results[name] = (loss, gradient / distributed.get_world_size())
     torch.save(results, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    end_rank()
 
 
 @pytest.fixture(scope="module")

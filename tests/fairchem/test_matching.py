@@ -224,7 +224,6 @@ def test_a_wrong_structure_behind_a_note_never_reaches_the_weights(
 
     other_record(targets, "slab1/0")
     settings["timestamp_id"] = "again"
-    tiny.collect_earlier_trainers()
     try:
         with new_trainer_context(config=settings) as context:
             before = tiny.parameters(context.trainer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import logging
 import os
 import traceback
@@ -19,6 +18,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from fairchem.core.common import distutils, gp_utils
 from fairchem.core.common.utils import new_trainer_context
+
+from tests.ranks import end_rank
 
 BACKBONE = {
     "model": "equiformer_v2_backbone",
@@ -200,8 +201,6 @@ def without_weights(terms: dict[str, Any]) -> dict[str, Any]:
 
 def run(settings: dict[str, Any], then: Any = None) -> Any:
     """Run fairchem's own train (or validate) task; return ``then(trainer)``."""
-    if settings["optim"]["num_workers"]:
-        collect_earlier_trainers()
     try:
         return _run(settings, then)
     except BaseException as error:
@@ -211,15 +210,6 @@ def run(settings: dict[str, Any], then: Any = None) -> Any:
         if gp_utils.initialized():
             gp_utils.cleanup_gp()
         distutils.cleanup()  # fairchem leaves its process groups open after an error
-
-
-def collect_earlier_trainers() -> None:
-    """Free trainers that are garbage, before a loader forks its workers.
-
-    A worker that collects one destroys its process group, and waits for ever for threads that only
-    the first process has.
-    """
-    gc.collect()
 
 
 def _run(settings: dict[str, Any], then: Any) -> Any:
@@ -241,11 +231,7 @@ def _forget_trainer(error: BaseException | None) -> None:
 
 
 def run_rank(rank: int, port: int, settings: dict[str, Any], then: Any = None) -> None:
-    """Run one of several ranks in a process of its own, and end that process.
-
-    Nothing is taken down: a process group of torch 2.4 may wait for a thread that waits for the
-    interpreter, which is the one taking it down.
-    """
+    """Run one of several ranks in a process of its own, and end that process."""
     torch.set_num_threads(1)
     os.environ.update(
         MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank)
@@ -255,9 +241,8 @@ def run_rank(rank: int, port: int, settings: dict[str, Any], then: Any = None) -
         context.task.run()
         if then is not None:
             then(context.trainer)
-        distutils.synchronize()
         logging.shutdown()
-        os._exit(0)
+        end_rank()
 
 
 def parameters(trainer: Any) -> dict[str, torch.Tensor]:
