@@ -19,6 +19,7 @@ from kd_plugins.config import read_config
 from kd_plugins.fairchem.settings import DistillSettings
 from kd_plugins.structures.readers import LabelledStructure, read_structures
 from kd_plugins.teachers import label, load_teacher
+from tests.hosts import in_one_environment
 from tests.house import ROOT
 from tests.teachers import fixtures
 
@@ -63,6 +64,7 @@ def test_python_of_the_store_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(compile(block, "docs/targets.md", "exec"), {})
 
 
+@in_one_environment
 def test_python_of_chgnet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On what the command above it labels, and the student is then CHGNet's alone."""
     pytest.importorskip("chgnet")
@@ -84,6 +86,7 @@ def test_python_of_chgnet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert np.abs(after - taught).mean() < 0.3 * np.abs(before - taught).mean()
 
 
+@in_one_environment
 def test_python_of_hippynn_runs(
     shared_file: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
