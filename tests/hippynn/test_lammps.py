@@ -1,9 +1,16 @@
-"""The object for LAMMPS, called as LAMMPS calls it, has the energies and forces of ASE."""
+"""The object for LAMMPS has the energies and forces of ASE.
+
+Called as LAMMPS calls it; and by LAMMPS, where PATH has an `lmp` with ML-IAP and Python, and
+PYTHONPATH its Python package.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import pickle
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,11 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import bulk
+from ase.md.verlet import VelocityVerlet
 from ase.neighborlist import primitive_neighbor_list
 from hippynn.graphs import GraphModule
 
@@ -181,6 +190,55 @@ def test_two_elements_are_numbered_as_the_input_says(unit: str, tmp_path: Path) 
     atoms = rattled(bulk("CuMo", "cesiumchloride", 3.0) * (2, 1, 1))
     own = ElementsCalculator(model.energy, en_unit=ENERGY_UNITS[unit])
     assert_equal_to_ase(folder, atoms, own)
+
+
+def lammps_with_python() -> str:
+    """Return the command of a LAMMPS that can run the object, or skip."""
+    command = shutil.which("lmp")
+    if command is None or importlib.util.find_spec("lammps") is None:
+        pytest.skip("no lmp in PATH, or no Python package of LAMMPS")
+    found = subprocess.run([command, "-h"], capture_output=True, text=True).stdout.split()
+    if not {"ML-IAP", "PYTHON"} <= set(found):
+        pytest.skip("lmp has no ML-IAP or no PYTHON")
+    return command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [1, 2])
+def test_ten_steps_of_lammps_are_those_of_ase(layers: int, tmp_path: Path) -> None:
+    """From LAMMPS' own velocities, by the input that was written; with two layers ghosts count."""
+    command = lammps_with_python()
+    model = fixtures.make_hipnn(layers=layers, elements=(42, 29))
+    strengthen(model, 20)
+    folder = tmp_path / "lammps"
+    write_lammps(folder, GraphModule(fixtures.input_nodes(model), [model.energy]), dtype="float64")
+    atoms = rattled(bulk("CuMo", "cesiumchloride", 3.0) * (3, 3, 3))
+    symbols = pickle.loads((folder / OBJECT).read_bytes()).element_types
+    ase.io.write(folder / "structure.data", atoms, format="lammps-data", specorder=symbols)
+
+    dump = (
+        "write_dump all custom {}.dump id element x y z vx vy vz fx fy fz modify sort id "
+        f"element {' '.join(symbols)} format float %20.15g\n"
+    )
+    further = f"{dump.format('start')}run 10\n{dump.format('end')}"
+    (folder / "ten.lammps").write_text(f"include {INPUT}\n{further}")
+    words = [command, "-var", "steps", "0", "-in", "ten.lammps", "-log", "none"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+    start, end = (ase.io.read(folder / f"{name}.dump") for name in ("start", "end"))
+    assert isinstance(start, Atoms) and isinstance(end, Atoms)
+    own = start.copy()
+    # The input has masses of six digits.
+    own.set_masses([float(f"{mass:.6g}") for mass in own.get_masses()])
+    own.set_velocities(start.get_velocities())
+    own.calc = ElementsCalculator(model.energy, en_unit=ENERGY_UNITS["eV"])
+    assert np.abs(start.get_forces() - own.get_forces()).max() < FLOAT32
+    VelocityVerlet(own, units.fs).run(10)
+    assert np.abs(end.positions - start.positions).max() > 0.01
+    assert np.abs(end.positions - own.positions).max() < 1e-5
+    assert np.abs(end.get_forces() - own.get_forces()).max() < FLOAT32
 
 
 def test_without_lammps_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

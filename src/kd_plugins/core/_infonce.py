@@ -394,7 +394,8 @@ class _Gradients:
         if self.needed[2]:
             key_scale += (slope @ factor) / logits.key_scale
         if self.needed[3]:
-            anchor_scale[block] = slope.sum(dim=0) * factor / logits.anchor_scale[block]
+            of_sums = _over_keys(torch.sum, slope)
+            anchor_scale[block] = of_sums * factor / logits.anchor_scale[block]
 
 
 # ----------------------------------------------------------------------------------------------
