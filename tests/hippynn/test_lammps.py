@@ -234,6 +234,7 @@ def test_ten_steps_of_lammps_are_those_of_ase(layers: int, tmp_path: Path) -> No
     own.set_masses([float(f"{mass:.6g}") for mass in own.get_masses()])
     own.set_velocities(start.get_velocities())
     own.calc = ElementsCalculator(model.energy, en_unit=ENERGY_UNITS["eV"])
+    own.calc.to(torch.float64)
     assert np.abs(start.get_forces() - own.get_forces()).max() < FLOAT32
     VelocityVerlet(own, units.fs).run(10)
     assert np.abs(end.positions - start.positions).max() > 0.01
@@ -242,9 +243,9 @@ def test_ten_steps_of_lammps_are_those_of_ase(layers: int, tmp_path: Path) -> No
 
 
 def test_without_lammps_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lammps", None)
-    for name in [name for name in sys.modules if name.startswith("hippynn.interfaces.lammps")]:
+    for name in [one for one in sys.modules if one.startswith(("lammps.", "hippynn.interfaces."))]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lammps", None)
     model = fixtures.make_hipnn()
     graph = GraphModule(fixtures.input_nodes(model), [model.energy])
     with pytest.raises(ImportError, match="lammps=True needs the Python package of LAMMPS"):
