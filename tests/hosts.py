@@ -27,3 +27,9 @@ in_one_environment = pytest.mark.skipif(
 )
 """Of a recipe's whole way, whose parts are tested everywhere, and of what knows no host: processes,
 files, units."""
+
+in_the_other_environment = pytest.mark.skipif(
+    not is_installed("fairchem-core"),
+    reason="takes a minute, and runs where fairchem-core is installed, as in .venv",
+)
+"""Of what knows no host, too, so that both environments take the same time."""

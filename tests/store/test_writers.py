@@ -16,6 +16,7 @@ import pytest
 from kd_plugins.store import ShardBusy, StoreError
 from kd_plugins.store._lmdb import ShardWriter
 from kd_plugins.store.store import TargetStore
+from tests.hosts import in_the_other_environment
 from tests.store.fixtures import (
     MANIFEST,
     OTHER_MANIFEST,
@@ -25,6 +26,8 @@ from tests.store.fixtures import (
     in_another_process,
     record,
 )
+
+pytestmark = in_the_other_environment
 
 
 def test_a_refused_second_command_leaves_the_manifest_of_the_first(tmp_path: Path) -> None:
