@@ -176,6 +176,15 @@ def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
     assert teacher.sizes[:4] == [2, 2, 2, 2]
 
 
+def test_large_structures_do_not_make_batches_of_small_ones_smaller(tmp_path: Path) -> None:
+    """What memory holds is atoms: 3 structures of 64 and 40 of 4."""
+    teacher = Batching(memory=110)
+    large = [LabelledStructure(f"large-{n}", bulk("Cu") * (4, 4, 4)) for n in range(3)]
+    report = label([*large, *fixtures.copper_cells(40)], teacher, tmp_path, progress=False)
+    assert (report.labelled, report.failed) == (43, {})
+    assert teacher.sizes[:4] == [1, 1, 6, 8]
+
+
 def test_structure_too_large_for_the_memory_fails_alone(tmp_path: Path) -> None:
     large = LabelledStructure("large", bulk("Cu") * (4, 4, 4))
     structures = [*fixtures.copper_cells(6), large]

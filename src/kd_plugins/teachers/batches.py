@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class Worker:
         self.teacher, self.store = teacher, store
         self.quantities = tuple(store.manifest.dtypes)
         self.batch_size = max(1, teacher.batch_size)
+        self.most_atoms = math.inf  # in a batch, once memory has run out
         self.device = teacher.device
         self.writer = store.writer(shard)
 
@@ -96,16 +98,25 @@ class Worker:
         """Yield each structure with its prediction or failure, batch by batch of the teacher."""
         done = 0
         while done < len(structures):
-            # The batch size is read each time, because running out of memory halves it.
             batch = structures[done : done + self.batch_size]
+            batch = batch[: self._count_that_fit([one.atoms for one in batch])]
             predicted = self._predict([one.atoms for one in batch])
             yield from zip(batch, predicted, strict=True)
             done += len(batch)
 
-    def _predict(self, batch: Sequence[Atoms]) -> list[Prediction | Failure]:
-        """Predict a batch; if that fails, its structures one by one, or half of them at a time.
+    def _count_that_fit(self, structures: Sequence[Atoms]) -> int:
+        """Return how many of the first structures are a batch, at least one."""
+        n_atoms = 0
+        for count, atoms in enumerate(structures):
+            n_atoms += len(atoms)
+            if count and n_atoms > self.most_atoms:
+                return count
+        return len(structures)
 
-        Halves are for a GPU without enough memory, and then for all later batches too.
+    def _predict(self, batch: Sequence[Atoms]) -> list[Prediction | Failure]:
+        """Predict a batch; if that fails, its structures one by one.
+
+        Where a GPU lacks memory, half of the atoms at a time, and no later batch has more.
 
         Raises:
             TeacherError: if the teacher as a whole does not work.
@@ -128,11 +139,13 @@ class Worker:
         if len(batch) == 1:
             return [failure]
 
-        size = 1
         if is_memory:
-            size = self.batch_size = (len(batch) + 1) // 2
-        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-        return [one for part in parts for one in self._predict(part)]
+            self.most_atoms = sum(map(len, batch)) / 2
+        predicted = []
+        while len(predicted) < len(batch):
+            rest = batch[len(predicted) :]
+            predicted += self._predict(rest[: self._count_that_fit(rest) if is_memory else 1])
+        return predicted
 
     def _check_length(self, predicted: Sequence[Prediction], expected: int) -> None:
         if len(predicted) != expected:
