@@ -96,13 +96,13 @@ class Worker:
         self, structures: Sequence[LabelledStructure]
     ) -> Iterator[tuple[LabelledStructure, Prediction | Failure]]:
         """Yield each structure with its prediction or failure, batch by batch of the teacher."""
+        atoms = [one.atoms for one in structures]
         done = 0
-        while done < len(structures):
-            batch = structures[done : done + self.batch_size]
-            batch = batch[: self._count_that_fit([one.atoms for one in batch])]
-            predicted = self._predict([one.atoms for one in batch])
-            yield from zip(batch, predicted, strict=True)
-            done += len(batch)
+        while done < len(atoms):
+            count = self._count_that_fit(atoms[done : done + self.batch_size])
+            batch = slice(done, done + count)
+            yield from zip(structures[batch], self._predict(atoms[batch]), strict=True)
+            done += count
 
     def _count_that_fit(self, structures: Sequence[Atoms]) -> int:
         """Return how many of the first structures are a batch, at least one."""
